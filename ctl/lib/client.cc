@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// See client.h. httplib does not say why a connection failed, so the socket is tried once before: whether the daemon runs is
+// the first thing a user must know.
+#include "lib/client.h"
+
+#include "lib/http.h"
+
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace lockstep {
+
+using nlohmann::json;
+
+namespace {
+
+httplib::Client connection(const std::string &socket, unsigned timeout_s)
+{
+	httplib::Client http(socket);
+	http.set_address_family(AF_UNIX);
+	http.set_connection_timeout(5);
+	http.set_read_timeout(time_t(timeout_s));
+	http.set_write_timeout(10);
+	return http;
+}
+
+Error error_of(const json &body, int http_status)
+{
+	auto status = body.is_object() ? body.find("status") : body.end();
+	auto message = body.is_object() ? body.find("message") : body.end();
+	if (!body.is_object() || status == body.end() || !status->is_number_integer() || message == body.end() || !message->is_string())
+		return failed("lockstepd answered with HTTP status " + std::to_string(http_status));
+	int s = *status;
+	bool known = s == int(Status::usage) || s == int(Status::not_found) || s == int(Status::forbidden);
+	return {known ? Status(s) : Status::failed, *message};
+}
+
+Result<json> result_of(const httplib::Result &response, unsigned timeout_s)
+{
+	if (!response && response.error() == httplib::Error::Read)
+		return failed("lockstepd does not answer (waited up to " + std::to_string(timeout_s) +
+			      " s): see its log with `journalctl -u lockstepd`");
+	if (!response)
+		return failed("talking to lockstepd failed: " + httplib::to_string(response.error()));
+	json body = json::parse(response->body, nullptr, false);
+	if (response->status != 200)
+		return error_of(body, response->status);
+	if (body.is_discarded())
+		return failed("lockstepd sent an answer that is no JSON");
+	return body;
+}
+
+}    // namespace
+
+Done Client::reachable() const
+{
+	sockaddr_un address{};
+	address.sun_family = AF_UNIX;
+	if (socket_.empty() || socket_.size() >= sizeof address.sun_path)
+		return usage_error("the socket path " + socket_ + " is empty or too long");
+	std::memcpy(address.sun_path, socket_.data(), socket_.size());
+	int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return failed(std::string("cannot create a socket: ") + std::strerror(errno));
+	int error = connect(fd, reinterpret_cast<sockaddr *>(&address), sizeof address) ? errno : 0;
+	close(fd);
+	switch (error) {
+	case 0: return Nothing{};
+	case ENOENT:
+	case ECONNREFUSED:
+	case ENOTDIR: return failed("lockstepd is not running on this host: start it with `systemctl start lockstepd`");
+	case EACCES:
+	case EPERM: return failed("may not connect to " + socket_ + ": run this as root");
+	default: return failed("cannot connect to " + socket_ + ": " + std::strerror(error));
+	}
+}
+
+Result<json> Client::get(const std::string &path, unsigned timeout_s) const
+{
+	if (Done can = reachable(); !can)
+		return can.error();
+	return result_of(connection(socket_, timeout_s).Get(path), timeout_s);
+}
+
+Result<json> Client::post(const std::string &path, const json &body, unsigned timeout_s) const
+{
+	if (Done can = reachable(); !can)
+		return can.error();
+	// Arguments may hold any bytes; the daemon then refuses the name, not this program.
+	std::string text = body.dump(-1, ' ', false, json::error_handler_t::replace);
+	return result_of(connection(socket_, timeout_s).Post(path, text, "application/json"), timeout_s);
+}
+
+Result<json> Client::del(const std::string &path, unsigned timeout_s) const
+{
+	if (Done can = reachable(); !can)
+		return can.error();
+	return result_of(connection(socket_, timeout_s).Delete(path), timeout_s);
+}
+
+std::string url_encode(std::string_view text)
+{
+	static const char hex[] = "0123456789ABCDEF";
+	std::string out;
+	for (char ch : text) {
+		auto c = static_cast<unsigned char>(ch);
+		bool plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '.' || c == '_' || c == '-';
+		if (plain) {
+			out += ch;
+		} else {
+			out += '%';
+			out += hex[c >> 4];
+			out += hex[c & 15];
+		}
+	}
+	return out;
+}
+
+}    // namespace lockstep

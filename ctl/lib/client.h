@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// A client of the daemon's API on its unix socket. Every call is one request; errors carry the daemon's message and status,
+// or say why the daemon cannot be asked.
+#pragma once
+
+#include "lib/error.h"
+
+#include <nlohmann/json.hpp>
+
+#include <string>
+#include <string_view>
+
+namespace lockstep {
+
+inline constexpr const char *DEFAULT_SOCKET = "/run/lockstep/lockstepd.sock";
+
+class Client {
+public:
+	explicit Client(std::string socket) : socket_(std::move(socket)) {}
+
+	// timeout_s: how long the daemon may take to answer.
+	Result<nlohmann::json> get(const std::string &path, unsigned timeout_s = 30) const;
+	Result<nlohmann::json> post(const std::string &path, const nlohmann::json &body, unsigned timeout_s = 150) const;
+	Result<nlohmann::json> del(const std::string &path, unsigned timeout_s = 150) const;
+
+private:
+	Done reachable() const;
+	std::string socket_;
+};
+
+std::string url_encode(std::string_view text);
+
+}    // namespace lockstep

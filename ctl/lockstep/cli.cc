@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// See cli.h: parsing, running the chosen command, reporting its error; and the small things all commands print alike.
+#include "lockstep/cli.h"
+
+#include "lib/table.h"
+#include "lib/units.h"
+
+#include <algorithm>
+
+namespace lockstep::cli {
+
+namespace {
+
+// CLI11 reports over several lines; we promise one.
+std::string one_line(std::string text)
+{
+	while (!text.empty() && text.back() == '\n')
+		text.pop_back();
+	std::replace(text.begin(), text.end(), '\n', ' ');
+	return text;
+}
+
+int parse_error(const CLI::App &app, const CLI::ParseError &e, Context &context)
+{
+	if (e.get_exit_code() == int(CLI::ExitCodes::Success))
+		return app.exit(e, context.out, context.err);    // --help
+	context.err << "lockstep: " << one_line(e.what()) << ": see `lockstep --help`\n";
+	return int(Status::usage);
+}
+
+}    // namespace
+
+int run(const std::vector<std::string> &args, Context &context)
+{
+	CLI::App app("Shared, replicated storage made of the local disks of a pool of hosts", "lockstep");
+	app.set_help_all_flag("--help-all", "Show the options of all commands");
+	app.require_subcommand(1);
+	app.add_option("--socket", context.socket, "Path of the daemon's socket")->capture_default_str();
+	Action action;
+	add_cluster(app, context, action);
+	add_volume(app, context, action);
+	add_status(app, context, action);
+	try {
+		std::vector<std::string> reversed(args.rbegin(), args.rend());    // CLI11 takes them from the back
+		app.parse(reversed);
+	} catch (const CLI::ParseError &e) {
+		return parse_error(app, e, context);
+	}
+	if (!context.is_root) {
+		context.err << "lockstep: must be run as root\n";
+		return int(Status::failed);
+	}
+	Done done = action();
+	context.out.flush();
+	if (done)
+		return int(Status::ok);
+	context.err << "lockstep: " << one_line(done.error().message) << "\n";
+	return int(done.error().status);
+}
+
+std::string shown(const json &value)
+{
+	if (value.is_null())
+		return "-";
+	std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+	return text.empty() ? "-" : text;
+}
+
+std::string joined(const json &list, const char *separator)
+{
+	std::string text;
+	for (const json &item : list)
+		text += (text.empty() ? "" : separator) + shown(item);
+	return text;
+}
+
+std::string host_address(const json &host)
+{
+	std::string text = joined(host["addresses"]);
+	return host["port"] == 7788 ? text : text + " port " + host["port"].dump();
+}
+
+std::string since(const json &host, uint64_t now_ms)
+{
+	uint64_t since_ms = host["since_ms"];
+	return now_ms > since_ms ? format_seconds((now_ms - since_ms) / 1000) : "0 s";
+}
+
+void print_json(Context &context, const json &value) { context.out << value.dump(2) << "\n"; }
+
+Result<json> cluster_status(const Context &context, const std::string &volume)
+{
+	Result<json> status = context.client().get(volume.empty() ? "/v1/status" : "/v1/status?volume=" + url_encode(volume));
+	if (status && (*status)["cluster"].is_null())
+		return forbidden("this host is in no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`");
+	return status;
+}
+
+}    // namespace lockstep::cli

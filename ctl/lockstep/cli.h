@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The command line as a function, so that tests run it in their own process. Each command group is a file: cluster.cc
+// (cluster, host, pool), volume.cc, status.cc (status, wait-sync).
+//
+// A command asks the daemon on this host and prints: tables for people, or with --json what the API answered. What went wrong
+// is one line on stderr; the exit status says of what kind it is (lib/error.h).
+#pragma once
+
+#include "lib/client.h"
+#include "lib/error.h"
+
+#include <CLI/CLI.hpp>
+
+#include <functional>
+#include <ostream>
+#include <string>
+#include <vector>
+
+namespace lockstep::cli {
+
+struct Context {
+	std::ostream &out;
+	std::ostream &err;
+	std::string socket = DEFAULT_SOCKET;
+	bool is_root = true;
+	std::function<uint64_t()> now_ms = {};  // Unix time
+	Client client() const { return Client(socket); }
+};
+
+// What the chosen subcommand does; set while parsing, run afterwards.
+using Action = std::function<Done()>;
+
+void add_cluster(CLI::App &app, Context &context, Action &action);
+void add_volume(CLI::App &app, Context &context, Action &action);
+void add_status(CLI::App &app, Context &context, Action &action);
+
+// args: without the program's name. Returns the exit status.
+int run(const std::vector<std::string> &args, Context &context);
+
+// ---- shared by the command groups ----
+
+using nlohmann::json;
+
+// "-" for null or an empty text.
+std::string shown(const json &value);
+std::string joined(const json &list, const char *separator = ", ");
+std::string host_address(const json &host);                     // "10.77.2.1", with the port if it is not the default one
+std::string since(const json &host, uint64_t now_ms);           // "2 h 5 min"
+void print_json(Context &context, const json &value);
+// The cluster's status; an error if there is no cluster yet.
+Result<json> cluster_status(const Context &context, const std::string &volume = "");
+
+}    // namespace lockstep::cli

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// lockstep cluster init|join, host list, pool create|list.
+#include "lockstep/cli.h"
+
+#include "lib/table.h"
+#include "lib/units.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+
+namespace lockstep::cli {
+
+namespace {
+
+// ADDRESS, ADDRESS:PORT, [V6] or [V6]:PORT. A bare IPv6 address has more than one colon and no port.
+Result<json> parse_address(const std::string &text)
+{
+	std::string address = text, port;
+	if (text.starts_with("[")) {
+		size_t end = text.find(']');
+		if (end == text.npos || (end + 1 < text.size() && text[end + 1] != ':'))
+			return usage_error("\"" + text + "\" is no address: write ADDRESS or ADDRESS:PORT");
+		address = text.substr(1, end - 1);
+		port = end + 1 < text.size() ? text.substr(end + 2) : "";
+		if (end + 1 < text.size() && port.empty())
+			port = "?";
+	} else if (size_t colon = text.find(':'); colon != text.npos && text.find(':', colon + 1) == text.npos) {
+		address = text.substr(0, colon);
+		port = text.substr(colon + 1);
+		if (port.empty())
+			port = "?";
+	}
+	json body = {{"address", address}};
+	bool digits = port.size() <= 5 && port.find_first_not_of("0123456789") == port.npos;
+	if (address.empty() || (!port.empty() && (!digits || std::stoul(port) < 1 || std::stoul(port) > 65535)))
+		return usage_error("\"" + text + "\" is no address: write ADDRESS or ADDRESS:PORT");
+	if (!port.empty())
+		body["port"] = unsigned(std::stoul(port));
+	return body;
+}
+
+Done init(Context &context, const std::string &name)
+{
+	Result<json> answer = context.client().post("/v1/cluster/init", {{"name", name}});
+	if (!answer)
+		return answer.error();
+	context.out << fmt::format("cluster {} is there; add hosts with `lockstep cluster join` on each of them\n", name);
+	return Nothing{};
+}
+
+Done join(Context &context, const std::string &address)
+{
+	Result<json> body = parse_address(address);
+	if (!body)
+		return body.error();
+	Result<json> answer = context.client().post("/v1/cluster/join", *body);
+	if (!answer)
+		return answer.error();
+	context.out << fmt::format("this host is now part of cluster {}\n", answer->value("cluster", ""));
+	return Nothing{};
+}
+
+Done host_list(Context &context, bool as_json)
+{
+	Result<json> status = cluster_status(context);
+	if (!status)
+		return status.error();
+	const json &hosts = (*status)["hosts"];
+	if (as_json) {
+		print_json(context, hosts);
+		return Nothing{};
+	}
+	Table table({"HOST", "ID", "STATUS", "SINCE", "ADDRESSES"});
+	table.right(1);
+	for (const json &h : hosts)
+		table.row({shown(h["name"]), h["id"].dump(), shown(h["status"]), since(h, context.now_ms()), host_address(h)});
+	context.out << table.text();
+	return Nothing{};
+}
+
+Done pool_create(Context &context, const json &body)
+{
+	Result<json> answer = context.client().post("/v1/pools", body);
+	if (!answer)
+		return answer.error();
+	context.out << fmt::format("pool {} is there on host {}\n", body["name"].get<std::string>(), answer->value("host", ""));
+	return Nothing{};
+}
+
+Done pool_list(Context &context, bool as_json)
+{
+	Result<json> status = cluster_status(context);
+	if (!status)
+		return status.error();
+	const json &pools = (*status)["pools"];
+	if (as_json) {
+		print_json(context, pools);
+		return Nothing{};
+	}
+	Table table({"POOL", "HOST", "KIND", "LVM", "SIZE", "FREE", "PROMISED", "ROOM FOR"});
+	for (size_t column : {4, 5, 6, 7})
+		table.right(column);
+	for (const json &p : pools) {
+		std::string lvm = p["vg"];
+		if (p["thin_lv"] != "")
+			lvm += "/" + p["thin_lv"].get<std::string>();
+		table.row({shown(p["name"]), shown(p["host"]), shown(p["kind"]), lvm, format_bytes(p["size_bytes"]),
+			   format_bytes(p["free_bytes"]), format_bytes(p["reserved_bytes"]), format_bytes(p["available_bytes"])});
+	}
+	context.out << (table.empty() ? "no pools yet: create one with `lockstep pool create NAME --vg VG`\n" : table.text());
+	return Nothing{};
+}
+
+void add_pool(CLI::App &app, Context &context, Action &action)
+{
+	struct Options {
+		std::string name, vg, thin, host;
+		bool as_json = false;
+	};
+	auto o = std::make_shared<Options>();
+	CLI::App *pool = app.add_subcommand("pool", "LVM volume groups and thin pools that hold replicas")->require_subcommand(1);
+	CLI::App *create = pool->add_subcommand("create", "Make a volume group or thin pool of a host known to the cluster");
+	create->add_option("NAME", o->name, "Name of the pool; hosts that share volumes use the same name")->required();
+	create->add_option("--vg", o->vg, "LVM volume group")->required();
+	create->add_option("--thin", o->thin, "Thin pool LV in the volume group (default: thick LVs)");
+	create->add_option("--host", o->host, "Host that has it (default: this one)");
+	create->callback([=, &context, &action] {
+		json body = {{"name", o->name}, {"vg", o->vg}};
+		if (!o->thin.empty())
+			body["thin"] = o->thin;
+		if (!o->host.empty())
+			body["host"] = o->host;
+		action = [=, &context] { return pool_create(context, body); };
+	});
+	CLI::App *list = pool->add_subcommand("list", "List the pools of all hosts");
+	list->add_flag("--json", o->as_json, "Print JSON");
+	list->callback([=, &context, &action] { action = [=, &context] { return pool_list(context, o->as_json); }; });
+}
+
+}    // namespace
+
+void add_cluster(CLI::App &app, Context &context, Action &action)
+{
+	struct Options {
+		std::string name = "lockstep", address;
+		bool as_json = false;
+	};
+	auto o = std::make_shared<Options>();
+	CLI::App *cluster = app.add_subcommand("cluster", "Form a cluster")->require_subcommand(1);
+	CLI::App *init_command = cluster->add_subcommand("init", "Make this host the first one of a new cluster");
+	init_command->add_option("--name", o->name, "Name of the cluster")->capture_default_str();
+	init_command->callback([=, &context, &action] { action = [=, &context] { return init(context, o->name); }; });
+	CLI::App *join_command = cluster->add_subcommand("join", "Make this host part of an existing cluster");
+	join_command->add_option("ADDRESS", o->address, "ADDRESS[:PORT] of any host of the cluster")->required();
+	join_command->callback([=, &context, &action] { action = [=, &context] { return join(context, o->address); }; });
+
+	CLI::App *host = app.add_subcommand("host", "The hosts of the cluster")->require_subcommand(1);
+	CLI::App *list = host->add_subcommand("list", "List the hosts");
+	list->add_flag("--json", o->as_json, "Print JSON");
+	list->callback([=, &context, &action] { action = [=, &context] { return host_list(context, o->as_json); }; });
+
+	add_pool(app, context, action);
+}
+
+}    // namespace lockstep::cli

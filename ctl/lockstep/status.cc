@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// lockstep status and wait-sync. The status tells first whether all is well, then what is not and what is being done about
+// it, replica by replica, with how much is missing and how long it will take.
+#include "lockstep/cli.h"
+
+#include "lib/table.h"
+#include "lib/units.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+
+namespace lockstep::cli {
+
+namespace {
+
+constexpr unsigned POLL_MS = 1000;
+
+std::string counted(size_t n, const char *what) { return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s"); }
+
+// "2 ok, 1 syncing", worst first.
+std::string health_counts(const json &volumes)
+{
+	std::map<std::string, size_t> counts;
+	for (const json &v : volumes)
+		counts[v["health"]]++;
+	std::string text;
+	for (const char *h : {"offline", "frozen", "degraded", "syncing", "creating", "deleting", "ok"})
+		if (counts[h])
+			text += fmt::format("{}{} {}", text.empty() ? "" : ", ", counts[h], h);
+	return text;
+}
+
+std::string headline(const json &status)
+{
+	const json &hosts = status["hosts"], &volumes = status["volumes"];
+	auto away = size_t(std::count_if(hosts.begin(), hosts.end(), [](const json &h) { return h["status"] != "online"; }));
+	std::string text = fmt::format("cluster {}: {}", shown(status["cluster"]["name"]), counted(hosts.size(), "host"));
+	text += away ? fmt::format(" ({} OFFLINE)", away) : std::string(hosts.size() == 1 ? " (online)" : " (all online)");
+	text += ", " + counted(volumes.size(), "volume");
+	if (!volumes.empty())
+		text += " (" + health_counts(volumes) + ")";
+	return text;
+}
+
+std::string replica_text(const json &r)
+{
+	std::string state = r["state"];
+	bool online = r["online"];
+	std::string text = shown(r["host"]) + " " + state;
+	if (state != "insync" && r["sync_percent"].is_number())
+		text += fmt::format(" {:.1f} %", r["sync_percent"].get<double>());
+	if (state != "insync" && r["dirty_bytes"].is_number() && r["dirty_bytes"] != 0)
+		text += ", " + format_bytes(r["dirty_bytes"]) + " to copy";
+	if (r["rate_bytes_s"].is_number())
+		text += ", " + format_bytes(r["rate_bytes_s"]) + "/s";
+	if (r["eta_s"].is_number())
+		text += ", " + format_seconds(r["eta_s"]) + " left";
+	return online ? text : text + " (host offline)";
+}
+
+// A volume's rows: what is the same for all replicas stands in the first.
+void volume_rows(Table &table, const json &v)
+{
+	std::vector<std::string> row = {shown(v["name"]),    shown(v["health"]), format_bytes(v["size_bytes"]),
+					shown(v["primary"]), shown(v["opener"])};
+	for (const json &r : v["replicas"]) {
+		row.push_back(replica_text(r));
+		table.row(row);
+		row = std::vector<std::string>(5);
+	}
+	if (v["replicas"].empty())
+		table.row(row);
+}
+
+std::string problems(const json &status)
+{
+	std::string text;
+	auto add = [&](const std::string &line) { text += "  ! " + line + "\n"; };
+	if (!status["cluster"]["quorum"].get<bool>())
+		add("no quorum: this host hears of no leader, changes wait; volumes that serve go on serving");
+	if (std::string e = status.value("module_error", ""); !e.empty())
+		add(e);
+	for (const json &h : status["hosts"])
+		if (h["status"] != "online")
+			add(fmt::format("host {} is offline", shown(h["name"])));
+	for (const json &v : status["volumes"])
+		if (v["health"] != "ok")
+			add(fmt::format("volume {} is {}{}", shown(v["name"]), shown(v["health"]),
+					shown(v["reason"]) == "-" ? "" : ": " + shown(v["reason"])));
+	return text;
+}
+
+void print_status(Context &context, const json &status)
+{
+	std::string trouble = problems(status);
+	context.out << headline(status) << "\n" << trouble << "\n";
+	std::string leader = status["cluster"]["leader"].is_string() ? status["cluster"]["leader"].get<std::string>() : "";
+	Table hosts({"HOST", "STATUS", "SINCE", "ADDRESSES", ""});
+	for (const json &h : status["hosts"])
+		hosts.row({shown(h["name"]), h["status"] == "online" ? "online" : "OFFLINE", since(h, context.now_ms()), host_address(h),
+			   h["name"] == leader ? "leader" : ""});
+	context.out << hosts.text();
+	if (status["volumes"].empty())
+		return;
+	Table volumes({"VOLUME", "HEALTH", "SIZE", "PRIMARY", "OPEN ON", "REPLICAS"});
+	volumes.right(2);
+	for (const json &v : status["volumes"])
+		volume_rows(volumes, v);
+	context.out << "\n" << volumes.text();
+}
+
+void print_volume(Context &context, const json &v)
+{
+	context.out << fmt::format("volume {}: {}{}\n\n", shown(v["name"]), shown(v["health"]),
+				   shown(v["reason"]) == "-" ? "" : ", " + shown(v["reason"]));
+	Table facts({"device", shown(v["device"])});
+	facts.row({"size", format_bytes(v["size_bytes"])});
+	facts.row({"redundancy", shown(v["redundancy"])});
+	facts.row({"primary", shown(v["primary"])});
+	facts.row({"open on", shown(v["opener"])});
+	const json &record = v["record"];
+	facts.row({"record", fmt::format("version {}, term {}, incarnation {}", record["version"].get<uint64_t>(), record["term"].get<uint64_t>(),
+					 record["incarnation"].get<uint64_t>())});
+	facts.row({"uuid", shown(v["uuid"])});
+	if (v.contains("pending_hosts"))
+		facts.row({"to be removed on", joined(v["pending_hosts"])});
+	Table replicas({"REPLICA", "POOL", "LV"});
+	for (const json &r : v["replicas"])
+		replicas.row({replica_text(r), shown(r["pool"]), shown(r["lv_path"])});
+	context.out << facts.text() << "\n" << replicas.text();
+}
+
+Done status(Context &context, const std::string &volume, bool as_json)
+{
+	Result<json> answer = as_json && volume.empty() ? context.client().get("/v1/status") : cluster_status(context, volume);
+	if (!answer)
+		return answer.error();
+	if (as_json)
+		print_json(context, *answer);
+	else if (volume.empty())
+		print_status(context, *answer);
+	else
+		for (const json &v : (*answer)["volumes"])
+			print_volume(context, v);
+	return Nothing{};
+}
+
+// ---- wait-sync -----------------------------------------------------------------------------------------------------
+
+// What is not in sync yet, one text a replica.
+std::vector<std::string> missing(const json &volumes)
+{
+	std::vector<std::string> list;
+	for (const json &v : volumes) {
+		if (v["phase"] != "ready") {
+			list.push_back(fmt::format("volume {} is {}", shown(v["name"]), shown(v["phase"])));
+			continue;
+		}
+		for (const json &r : v["replicas"])
+			if (r["state"] != "insync" || !r["online"].get<bool>())
+				list.push_back(fmt::format("volume {}: {}", shown(v["name"]), replica_text(r)));
+	}
+	return list;
+}
+
+// The named volumes, or all that are not being deleted.
+Result<json> chosen(const json &status, const std::vector<std::string> &names)
+{
+	json volumes = json::array();
+	for (const json &v : status["volumes"])
+		if (names.empty() && v["phase"] != "deleting")
+			volumes.push_back(v);
+	for (const std::string &name : names) {
+		json found;
+		for (const json &v : status["volumes"])
+			if (v["name"] == name && (found.is_null() || v["phase"] != "deleting"))
+				found = v;
+		if (found.is_null() || found["phase"] == "deleting")
+			return not_found("there is no volume named " + name);
+		volumes.push_back(found);
+	}
+	return volumes;
+}
+
+Done wait_sync(Context &context, const std::vector<std::string> &names, double timeout_s)
+{
+	const uint64_t begin_ms = context.now_ms(), limit_ms = uint64_t(timeout_s * 1000);
+	Result<json> status = cluster_status(context);
+	for (;;) {
+		if (!status)
+			return status.error();
+		Result<json> volumes = chosen(*status, names);
+		if (!volumes)
+			return volumes.error();
+		std::vector<std::string> lacking = missing(*volumes);
+		if (lacking.empty()) {
+			context.out << fmt::format("{} in sync\n", counted(volumes->size(), "volume"));
+			return Nothing{};
+		}
+		uint64_t waited_ms = context.now_ms() - begin_ms;
+		if (limit_ms && waited_ms >= limit_ms) {
+			std::string text = lacking[0];
+			for (size_t i = 1; i < lacking.size(); i++)
+				text += "; " + lacking[i];
+			return failed(fmt::format("not in sync after {}: {}", format_seconds(waited_ms / 1000), text));
+		}
+		uint64_t poll_ms = limit_ms ? std::min<uint64_t>(POLL_MS, limit_ms - waited_ms) : POLL_MS;
+		status = context.client().get(fmt::format("/v1/wait?index={}&ms={}", (*status)["applied"].get<uint64_t>(), poll_ms));
+	}
+}
+
+}    // namespace
+
+void add_status(CLI::App &app, Context &context, Action &action)
+{
+	struct Options {
+		std::string volume;
+		std::vector<std::string> volumes;
+		bool as_json = false;
+		double timeout_s = 0;
+	};
+	auto o = std::make_shared<Options>();
+	CLI::App *status_command = app.add_subcommand("status", "Health of the cluster, its hosts and volumes");
+	status_command->add_option("VOLUME", o->volume, "Only this volume, in detail");
+	status_command->add_flag("--json", o->as_json, "Print JSON");
+	status_command->callback([=, &context, &action] { action = [=, &context] { return status(context, o->volume, o->as_json); }; });
+	CLI::App *wait_command = app.add_subcommand("wait-sync", "Wait until all replicas are in sync");
+	wait_command->add_option("VOLUME", o->volumes, "Only these volumes");
+	wait_command->add_option("--timeout", o->timeout_s, "Give up after so many seconds, with exit status 10 (default: never)")
+		->check(CLI::Range(0.001, 1e7));
+	wait_command->callback([=, &context, &action] { action = [=, &context] { return wait_sync(context, o->volumes, o->timeout_s); }; });
+}
+
+}    // namespace lockstep::cli

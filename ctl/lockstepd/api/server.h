@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The API of the daemon: HTTP + JSON below /v1 on a unix socket.
+//
+// cpp-httplib accepts and answers on threads of its own. A handler checks the request, asks the daemon by the functions of
+// ApiBackend (which post to the main loop and wait for it) and, where the command is to return only when its effect is
+// real, waits until the applied State shows it. The main loop tells the server when the State has moved on (changed()) and
+// what hosts report about themselves (soft()); neither call blocks.
+//
+//   GET    /v1/status            cluster, hosts, pools, volumes; ?volume=NAME only that volume (3 if unknown)
+//   POST   /v1/cluster/init      {name}
+//   POST   /v1/cluster/join      {address, port}
+//   POST   /v1/pools             {name, vg, thin(o), host(o: name)}
+//   POST   /v1/volumes           {name, size_bytes, redundancy(o), pool(o), hosts(o: names)}
+//   DELETE /v1/volumes/NAME
+//   GET    /v1/wait?index=N&ms=M long poll: the status once State::applied is above N, or after M ms (at most 30,000)
+//
+// Errors: {"status":2|3|5|10,"message":"one line"} with HTTP 400, 404, 409 or 503. Requests are bounded: 64 KiB of body,
+// MAX_THREADS at a time.
+//
+// Soft state. soft(host, report) brings what one host says about itself, this host included; the newest replaces the one
+// before. All fields are optional (what is missing is shown as unknown):
+//   {"volumes": {"<vid>": {
+//        "role": "idle"|"activating"|"active"|"draining",            enum lks_role
+//        "has_replica": bool, "admitted": bool, "failed": bool, "lv_path": "/dev/vg/lv",
+//        "has_device": bool, "openers": n, "writers": n, "pending": n, "oldest_ms": n,
+//        "version": n, "term": n, "hot_extents": n, "written_extents": n,
+//        "peers": {"<host id>": {"sync_state": "member"|"away"|"running"|"joining"|"lost", "dirty_blocks": n}}
+//   }}}
+// "peers" counts from the primary only. Send a report when something in it changed, while a resync runs once a second, and
+// drop it by soft(host, nullptr) when the host's link is lost.
+//
+// Context: start() and stop() from one thread; changed() and soft() from any, they do not block.
+#pragma once
+
+#include "lib/error.h"
+#include "lockstepd/cluster/state.h"
+
+#include <nlohmann/json.hpp>
+
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace lockstep {
+
+// What this host knows beside the State.
+struct LocalFacts {
+	std::string host_name;             // from the configuration
+	HostId host = 0;                   // 0: in no cluster
+	HostId leader = 0;                 // 0: none known, that is, no quorum
+	std::string module_error;          // empty: lockstep.ko is loaded and answers; else one line with what to do
+};
+
+// All of these are called on the API's threads and may block; none longer than CALL_TIMEOUT (state, local: at once).
+constexpr unsigned CALL_TIMEOUT_MS = 15000;
+struct ApiBackend {
+	std::function<LocalFacts()> local;
+	std::function<std::shared_ptr<const State>()> state;            // a copy of the applied State; may be cached by index
+	// Through the leader, whichever host it is. The value is apply()'s answer with ok; its refusals come as errors, as do
+	// "no quorum" and a time-out (then the entry may still be applied later).
+	std::function<Result<nlohmann::json>(const nlohmann::json &entry)> propose;
+	// Returns when the local State is at least as new as anything committed before the call. Fails without quorum.
+	std::function<Done()> barrier;
+	std::function<Result<nlohmann::json>(const std::string &cluster_name)> init;
+	std::function<Result<nlohmann::json>(const std::string &address, unsigned port)> join;
+	// Checks VG and thin LV on that host (forwards if it is another one), then proposes pool.add. thin_lv empty: thick.
+	std::function<Result<nlohmann::json>(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv)>
+		pool_create;
+};
+
+struct ApiOptions {
+	std::string socket;                // path; a stale file is removed, a live daemon is an error. Mode 0600
+	unsigned effect_timeout_ms = 60000;    // how long a command waits for its effect before it fails and is rolled back
+};
+
+class ApiServer {
+public:
+	ApiServer(ApiBackend backend, ApiOptions options);
+	~ApiServer();                              // stop()
+	ApiServer(const ApiServer &) = delete;
+	ApiServer &operator=(const ApiServer &) = delete;
+
+	Done start();                              // binds, then serves on threads of its own
+	// Waits for handlers, hence for backend calls in progress: not to be called on the thread that completes those, unless
+	// they fail at once by then. Waits for effects end at once. Removes the socket.
+	void stop();
+	void changed(uint64_t applied);            // the State has moved on to this index
+	void soft(HostId host, const nlohmann::json &report);
+
+private:
+	struct Impl;
+	std::unique_ptr<Impl> impl_;
+};
+
+// The answer of /v1/status; pure. soft: "<host id>" -> report as above, with "peers" entries that may have "rate_blocks_s"
+// (measured by the server, see meter.h). Shape:
+//   {"applied": n, "message": "no cluster yet: ..." (only then), "this_host": name,
+//    "cluster": {name, uuid, leader (host name or null), quorum: bool} or null,
+//    "hosts":   [{id, name, addresses, port, status: "online"|"offline", since_ms, level}],
+//    "pools":   [{name, host, kind, vg, thin_lv, size_bytes, free_bytes, reserved_bytes, available_bytes}],
+//    "volumes": [{name, uuid, vid, minor, device, size_bytes, redundancy, class, phase, failure(o),
+//                 health: "ok"|"degraded"|"syncing"|"frozen"|"offline"|"creating"|"deleting", reason: why not ok,
+//                 primary (host name or null), opener (host name or null),
+//                 record: {version, term, incarnation, session_serial}, pending_hosts: [names] (only deleting),
+//                 devices: [host names],
+//                 replicas: [{host, pool, lv_path, md_offset, state: "insync"|"suspect"|"stale"|"failed"|"syncing",
+//                             online, dirty_bytes, sync_percent, eta_s, rate_bytes_s (the last four null if unknown)}]}]}
+nlohmann::json status_json(const State &state, const LocalFacts &local, const nlohmann::json &soft);
+
+}    // namespace lockstep

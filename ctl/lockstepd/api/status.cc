@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// What users see of the cluster: the agreed State, completed by what hosts report about themselves. The State decides who is
+// in sync; reports only add percentages, rates and paths, and are never needed to answer.
+//
+// Health of a volume, worst first:
+//   offline   no host with a replica in sync is online: nothing can serve
+//   frozen    requests wait: for a primary, or a replica that is away
+//   syncing   it serves; every replica that is behind is being resynced
+//   degraded  it serves with fewer replicas than it should have
+//   ok
+#include "lockstepd/api/server.h"
+
+#include "lockstepd/api/soft.h"
+
+#include <algorithm>
+
+namespace lockstep {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr uint64_t FROZEN_AFTER_MS = 5000;    // a request this old means that it is frozen, not slow
+
+// What the host says about the volume; an empty object if nothing.
+const json &report_of(const json &soft, HostId host, uint32_t vid)
+{
+	return soft_object(soft_object(soft_object(soft, std::to_string(host)), "volumes"), std::to_string(vid));
+}
+
+// What the primary says about the replica on the host.
+const json &peer_report(const json &soft, const Volume &v, HostId host)
+{
+	return soft_object(soft_object(report_of(soft, v.primary, v.vid), "peers"), std::to_string(host));
+}
+
+json name_or_null(const State &s, HostId host) { return host ? json(s.host_name(host)) : json(nullptr); }
+
+json replica_json(const State &s, const Volume &v, const Replica &r, const json &soft)
+{
+	const json &own = report_of(soft, r.host, v.vid);
+	const json &peer = peer_report(soft, v, r.host);
+	std::string sync_state = soft_text(peer, "sync_state");
+	bool running = !r.in_sync() && s.online(r.host) && (sync_state == "running" || sync_state == "joining");
+	json j = {{"host", s.host_name(r.host)},
+		  {"pool", r.pool},
+		  {"lv_path", soft_text(own, "lv_path")},
+		  {"md_offset", r.md_offset},
+		  {"state", running ? "syncing" : to_string(r.state)},
+		  {"online", s.online(r.host)},
+		  {"since_version", r.since},
+		  {"dirty_bytes", nullptr},
+		  {"sync_percent", nullptr},
+		  {"rate_bytes_s", nullptr},
+		  {"eta_s", nullptr}};
+	if (r.clean()) {
+		j["dirty_bytes"] = 0;
+		j["sync_percent"] = 100.0;
+		return j;
+	}
+	auto dirty = peer.find("dirty_blocks");
+	if (r.state == ReplicaState::suspect || dirty == peer.end() || !dirty->is_number_unsigned())
+		return j;
+	uint64_t dirty_bytes = std::min(dirty->get<uint64_t>() * v.block_size, v.size_bytes);
+	j["dirty_bytes"] = dirty_bytes;
+	// Rounded down to a tenth, so that it never says 100 while something is missing.
+	uint64_t permille = uint64_t((long double)(v.size_bytes - dirty_bytes) * 1000 / v.size_bytes);
+	j["sync_percent"] = double(dirty_bytes ? std::min<uint64_t>(permille, 999) : permille) / 10;
+	if (uint64_t rate = soft_number(peer, "rate_blocks_s"); running && rate) {
+		j["rate_bytes_s"] = rate * v.block_size;
+		j["eta_s"] = (dirty->get<uint64_t>() + rate - 1) / rate;
+	}
+	return j;
+}
+
+struct Health {
+	const char *word;
+	std::string reason;
+};
+
+std::string hosts_text(const State &s, const std::vector<HostId> &hosts)
+{
+	std::string text;
+	for (HostId h : hosts)
+		text += (text.empty() ? "" : ", ") + s.host_name(h);
+	return text;
+}
+
+// Why nothing serves although a replica in sync is there; empty if it serves or could.
+std::string why_frozen(const State &s, const Volume &v, const json &soft)
+{
+	if (v.primary && !s.online(v.primary))
+		return "its primary " + s.host_name(v.primary) + " is offline, another is being chosen";
+	if (v.primary) {
+		uint64_t oldest_ms = soft_number(report_of(soft, v.primary, v.vid), "oldest_ms");
+		for (const Opener &o : v.openers)
+			oldest_ms = std::max(oldest_ms, soft_number(report_of(soft, o.host, v.vid), "oldest_ms"));
+		return oldest_ms < FROZEN_AFTER_MS ? "" : "a request has been waiting for " + std::to_string(oldest_ms / 1000) + " s";
+	}
+	std::vector<HostId> away;
+	for (const Replica &r : v.replicas) {
+		if (r.clean() && s.online(r.host))
+			return v.openers.empty() ? "" : "a primary is being chosen";
+		if (r.clean())
+			away.push_back(r.host);
+	}
+	if (!away.empty())
+		return "only " + hosts_text(s, away) + " can serve: bring that host back";
+	return "all replicas in sync restarted unclean, one is being chosen";
+}
+
+Health health(const State &s, const Volume &v, const json &soft, const json &replicas)
+{
+	if (v.phase == Phase::creating)
+		return {"creating", "its replicas are being made"};
+	if (v.phase == Phase::deleting)
+		return {"deleting", v.failure};
+	std::vector<HostId> in_sync, away, behind, failed;
+	bool online = false, all_behind_run = true;
+	for (size_t i = 0; i < v.replicas.size(); i++) {
+		const Replica &r = v.replicas[i];
+		online = online || (r.in_sync() && s.online(r.host));
+		if (r.in_sync())
+			in_sync.push_back(r.host);
+		if (r.state == ReplicaState::failed)
+			failed.push_back(r.host);
+		else if (!s.online(r.host))
+			away.push_back(r.host);
+		else if (!r.clean())
+			behind.push_back(r.host);
+		if (!r.clean() && replicas[i]["state"] != "syncing")
+			all_behind_run = false;
+	}
+	if (!online)
+		return {"offline", "no host with a replica in sync is online: bring back " + hosts_text(s, in_sync)};
+	if (std::string why = why_frozen(s, v, soft); !why.empty())
+		return {"frozen", why};
+	std::string reason;
+	auto add = [&](const std::vector<HostId> &hosts, const char *what) {
+		if (!hosts.empty())
+			reason += (reason.empty() ? "" : "; ") + std::string(what) + " " + hosts_text(s, hosts);
+	};
+	add(failed, "failed disk on");
+	add(away, "offline:");
+	add(behind, all_behind_run ? "resync of" : "out of sync:");
+	if (reason.empty())
+		return {"ok", ""};
+	return {away.empty() && failed.empty() && all_behind_run ? "syncing" : "degraded", reason};
+}
+
+json volume_json(const State &s, const Volume &v, const json &soft)
+{
+	json replicas = json::array(), devices = json::array(), pending = json::array();
+	for (const Replica &r : v.replicas)
+		replicas.push_back(replica_json(s, v, r, soft));
+	for (HostId h : v.devices)
+		devices.push_back(s.host_name(h));
+	std::set<HostId> has_something = v.devices;
+	for (const Replica &r : v.replicas)
+		has_something.insert(r.host);
+	Health h = health(s, v, soft, replicas);
+	json j = {{"name", v.name},
+		  {"uuid", v.uuid},
+		  {"vid", v.vid},
+		  {"minor", v.minor},
+		  {"device", "/dev/lockstep/" + v.name},
+		  {"size_bytes", v.size_bytes},
+		  {"block_size", v.block_size},
+		  {"redundancy", v.redundancy},
+		  {"class", "exclusive"},
+		  {"phase", to_string(v.phase)},
+		  {"health", h.word},
+		  {"reason", h.reason},
+		  {"primary", name_or_null(s, v.primary)},
+		  {"opener", name_or_null(s, v.openers.empty() ? HostId(0) : v.openers[0].host)},
+		  {"record",
+		   {{"version", v.version}, {"term", v.term}, {"incarnation", v.incarnation}, {"session_serial", v.session_serial}}},
+		  {"devices", devices},
+		  {"replicas", replicas}};
+	if (!v.failure.empty())
+		j["failure"] = v.failure;
+	if (v.phase == Phase::deleting) {
+		for (HostId host : has_something)
+			pending.push_back(s.host_name(host));
+		j["pending_hosts"] = pending;
+	}
+	return j;
+}
+
+}    // namespace
+
+json status_json(const State &s, const LocalFacts &local, const json &soft)
+{
+	json j = {{"applied", s.applied},          {"this_host", local.host_name},  {"module_error", local.module_error}, {"cluster", nullptr},
+		  {"hosts", json::array()}, {"pools", json::array()}, {"volumes", json::array()}};
+	if (!s.initialized() || !local.host) {
+		j["message"] = "no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`";
+		return j;
+	}
+	j["cluster"] = {{"name", s.name}, {"uuid", s.uuid}, {"leader", name_or_null(s, local.leader)}, {"quorum", local.leader != 0}};
+	for (const auto &[id, h] : s.hosts)
+		j["hosts"].push_back({{"id", h.id},
+				      {"name", h.name},
+				      {"uuid", h.uuid},
+				      {"addresses", h.addresses},
+				      {"port", h.port},
+				      {"status", h.online ? "online" : "offline"},
+				      {"since_ms", h.since_ms},
+				      {"level", h.level}});
+	for (const auto &[key, p] : s.pools)
+		j["pools"].push_back({{"name", p.name},
+				      {"host", s.host_name(p.host)},
+				      {"kind", to_string(p.kind)},
+				      {"vg", p.vg},
+				      {"thin_lv", p.thin_lv},
+				      {"size_bytes", p.size_bytes},
+				      {"free_bytes", p.free_bytes},
+				      {"reserved_bytes", pool_reserved(s, p)},
+				      {"available_bytes", pool_available(s, p)}});
+	std::vector<const Volume *> by_name;
+	for (const auto &[vid, v] : s.volumes)
+		by_name.push_back(&v);
+	std::sort(by_name.begin(), by_name.end(),
+		  [](const Volume *a, const Volume *b) { return std::tie(a->name, a->vid) < std::tie(b->name, b->vid); });
+	for (const Volume *v : by_name)
+		j["volumes"].push_back(volume_json(s, *v, soft));
+	return j;
+}
+
+}    // namespace lockstep

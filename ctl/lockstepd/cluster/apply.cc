@@ -1,0 +1,596 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The commands for the cluster, hosts, pools and the life of volumes; see the table in state.h.
+#include "lockstepd/cluster/internal.h"
+
+#include "lib/units.h"
+#include "lib/uuid.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace lockstep {
+
+using nlohmann::json;
+
+namespace cluster {
+
+// ---- fields --------------------------------------------------------------------------------------------------------
+
+Fields::Fields(const json &object) : object_(object)
+{
+	if (!object.is_object())
+		refuse(usage_error("the entry is not an object"));
+}
+
+const json &Fields::at(const char *name) const
+{
+	auto it = object_.find(name);
+	if (it == object_.end())
+		refuse(usage_error(std::string("the field \"") + name + "\" is missing"));
+	return *it;
+}
+
+uint64_t Fields::number(const char *name, uint64_t most) const
+{
+	const json &v = at(name);
+	bool fits = v.is_number_unsigned() || (v.is_number_integer() && v.get<int64_t>() >= 0);
+	if (!fits || v.get<uint64_t>() > most)
+		refuse(usage_error(std::string("the field \"") + name + "\" is not a number from 0 to " + std::to_string(most)));
+	return v.get<uint64_t>();
+}
+
+uint64_t Fields::number_or(const char *name, uint64_t otherwise, uint64_t most) const
+{
+	return has(name) ? number(name, most) : otherwise;
+}
+
+bool Fields::flag(const char *name) const
+{
+	const json &v = at(name);
+	if (!v.is_boolean())
+		refuse(usage_error(std::string("the field \"") + name + "\" is not true or false"));
+	return v.get<bool>();
+}
+
+namespace {
+
+std::string printable(const json &v, const char *name, size_t most)
+{
+	const std::string *s = v.is_string() ? v.get_ptr<const std::string *>() : nullptr;
+	auto plain = [](char c) { return c >= 0x20 && c < 0x7f; };
+	if (!s || s->size() > most || !std::all_of(s->begin(), s->end(), plain))
+		refuse(usage_error(std::string("the field \"") + name + "\" is not a text of at most " + std::to_string(most) +
+				   " ASCII characters"));
+	return *s;
+}
+
+}    // namespace
+
+std::string Fields::text(const char *name, size_t most) const { return printable(at(name), name, most); }
+
+std::string Fields::message(const char *name) const
+{
+	const json &v = at(name);
+	if (!v.is_string())
+		refuse(usage_error(std::string("the field \"") + name + "\" is not a text"));
+	std::string s = v.get<std::string>().substr(0, 1000);
+	for (char &c : s)
+		if (c < 0x20 || c >= 0x7f)
+			c = c == '\n' || c == '\t' ? ' ' : '?';
+	return s;
+}
+
+std::string Fields::name(const char *name) const
+{
+	std::string s = text(name);
+	if (!valid_name(s))
+		refuse(usage_error("\"" + s + "\" is no valid name: use up to 63 letters, digits, \".\", \"_\" and \"-\", beginning with a letter or digit"));
+	return s;
+}
+
+std::string Fields::uuid(const char *name) const
+{
+	std::string s = text(name);
+	if (!valid_uuid(s))
+		refuse(usage_error("\"" + s + "\" is no UUID"));
+	return s;
+}
+
+HostId Fields::host(const char *name) const
+{
+	uint64_t n = number(name, LKS_MAX_HOSTS);
+	if (!n)
+		refuse(usage_error(std::string("the field \"") + name + "\" is 0, hosts are 1 to 64"));
+	return HostId(n);
+}
+
+std::vector<HostId> Fields::hosts(const char *name) const
+{
+	const json &list = at(name);
+	if (!list.is_array() || list.size() > LKS_MAX_HOSTS)
+		refuse(usage_error(std::string("the field \"") + name + "\" is not a list of hosts"));
+	std::set<HostId> ids;
+	for (const json &v : list) {
+		bool fits = v.is_number_integer() && v.get<int64_t>() >= 1 && v.get<int64_t>() <= LKS_MAX_HOSTS;
+		if (!fits || !ids.insert(v.get<HostId>()).second)
+			refuse(usage_error(std::string("the field \"") + name + "\" is not a list of distinct hosts"));
+	}
+	return {ids.begin(), ids.end()};
+}
+
+std::vector<std::string> Fields::texts(const char *name, size_t most) const
+{
+	const json &list = at(name);
+	if (!list.is_array() || list.empty() || list.size() > most)
+		refuse(usage_error(std::string("the field \"") + name + "\" is not a list of 1 to " + std::to_string(most) + " texts"));
+	std::vector<std::string> texts;
+	for (const json &v : list) {
+		texts.push_back(printable(v, name, 64));
+		if (texts.back().empty())
+			refuse(usage_error(std::string("the field \"") + name + "\" holds an empty text"));
+	}
+	return texts;
+}
+
+Fields Fields::object(const char *name) const { return Fields(at(name)); }
+
+// ---- what all commands use -----------------------------------------------------------------------------------------
+
+json done(bool changed) { return {{"ok", true}, {"changed", changed}}; }
+
+const Host &host_of(const State &state, const Fields &f)
+{
+	HostId id = f.host();
+	const Host *host = state.host(id);
+	if (!host)
+		refuse(not_found("the cluster has no host " + std::to_string(id)));
+	return *host;
+}
+
+const Volume &volume_of(const State &state, const Fields &f)
+{
+	uint64_t vid = f.number("vid", UINT32_MAX);
+	const Volume *volume = state.volume(uint32_t(vid));
+	if (!volume)
+		refuse(not_found("there is no volume with vid " + std::to_string(vid)));
+	return *volume;
+}
+
+void replace(State &state, Volume next)
+{
+	if (std::string broken = check_volume(next); !broken.empty())
+		refuse(failed("volume " + next.name + ": the change would break an invariant: " + broken));
+	uint32_t vid = next.vid;
+	state.volumes.at(vid) = std::move(next);
+}
+
+namespace {
+
+void remember_failure(State &state, const Volume &v, const std::string &message)
+{
+	state.failures[v.vid] = {v.name, message, int(Status::failed)};
+	while (state.failures.size() > MAX_FAILURES)
+		state.failures.erase(state.failures.begin());
+}
+
+// A tombstone vanishes when no host has anything of it any more.
+bool bury(State &state, uint32_t vid)
+{
+	const Volume &v = state.volumes.at(vid);
+	if (!v.replicas.empty() || !v.devices.empty())
+		return false;
+	state.volumes.erase(vid);
+	return true;
+}
+
+void make_tombstone(State &state, const Volume &v, const std::string &failure)
+{
+	Volume next = v;
+	next.phase = Phase::deleting;
+	next.failure = failure;
+	next.primary = 0;
+	next.openers.clear();
+	next.version++;
+	replace(state, std::move(next));
+}
+
+}    // namespace
+
+void roll_back(State &state, const Volume &v, const std::string &message)
+{
+	Volume copy = v;
+	make_tombstone(state, copy, message);
+	remember_failure(state, copy, message);
+}
+
+namespace {
+
+// ---- cluster and hosts ---------------------------------------------------------------------------------------------
+
+Host host_fields(const Fields &f, uint64_t now_ms)
+{
+	Host h;
+	h.uuid = f.uuid("uuid");
+	h.name = f.name("name");
+	h.addresses = f.texts("addresses", MAX_ADDRESSES);
+	h.port = unsigned(f.number_or("port", DEFAULT_PORT, MAX_PORT));
+	h.level = uint32_t(f.number_or("level", LEVEL, UINT32_MAX));
+	h.since_ms = now_ms;
+	return h;
+}
+
+json host_answer(const Host &h, bool changed)
+{
+	json answer = done(changed);
+	answer["host"] = h.id;
+	answer["raft_id"] = h.raft_id;
+	return answer;
+}
+
+// Two hosts that claim one address would be dialled as each other.
+void refuse_shared_address(const State &state, const Host &h)
+{
+	for (const auto &[id, other] : state.hosts)
+		for (const std::string &a : other.addresses)
+			if (id != h.id && other.port == h.port && std::count(h.addresses.begin(), h.addresses.end(), a))
+				refuse(forbidden("address " + a + " port " + std::to_string(h.port) + " belongs to host " + other.name +
+						 " already: give " + h.name + " an address of its own"));
+}
+
+json add_host(State &state, Host h)
+{
+	if (const Host *known = state.host_with_uuid(h.uuid))
+		return host_answer(*known, false);
+	if (const Host *known = state.host_named(h.name))
+		refuse(forbidden("the cluster has a host named " + h.name + " already (host " + std::to_string(known->id) +
+				 "): set another name in lockstep.yaml"));
+	if (state.next_host > LKS_MAX_HOSTS)
+		refuse(forbidden("host " + h.name + " cannot join: all " + std::to_string(LKS_MAX_HOSTS) + " host ids have been used"));
+	refuse_shared_address(state, h);
+	h.id = HostId(state.next_host++);
+	h.raft_id = state.next_raft_id++;
+	state.hosts[h.id] = h;
+	return host_answer(h, true);
+}
+
+json cluster_init(State &state, const Fields &f)
+{
+	std::string uuid = f.uuid("uuid"), name = f.name("name");
+	Host h = host_fields(f.object("host"), f.number("now_ms"));
+	if (state.initialized() && state.uuid != uuid)
+		refuse(forbidden("this is cluster " + state.name + " already"));
+	if (state.initialized())
+		return host_answer(state.hosts.begin()->second, false);
+	state.uuid = uuid;
+	state.name = name;
+	return add_host(state, std::move(h));
+}
+
+json host_set(State &state, const Fields &f)
+{
+	Host next = host_of(state, f);
+	next.addresses = f.texts("addresses", MAX_ADDRESSES);
+	next.port = unsigned(f.number_or("port", next.port, MAX_PORT));
+	refuse_shared_address(state, next);
+	bool changed = next != *state.host(next.id);
+	state.hosts[next.id] = next;
+	return done(changed);
+}
+
+json host_status(State &state, const Fields &f)
+{
+	HostId id = host_of(state, f).id;
+	bool online = f.flag("online");
+	uint64_t now_ms = f.number("now_ms");
+	Host &h = state.hosts[id];
+	if (h.online == online)
+		return done(false);
+	h.online = online;
+	h.since_ms = now_ms;
+	return done();
+}
+
+// ---- pools ---------------------------------------------------------------------------------------------------------
+
+constexpr uint64_t MAX_POOL_BYTES = 1ull << 60;
+
+std::string lvm_name(const Fields &f, const char *field)
+{
+	std::string s = f.text(field, 127);
+	auto fits = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '+' || c == '_' || c == '.' || c == '-'; };
+	if (s.empty() || s[0] == '-' || !std::all_of(s.begin(), s.end(), fits))
+		refuse(usage_error("\"" + s + "\" is no valid LVM name"));
+	return s;
+}
+
+void pool_numbers(const Fields &f, Pool &p)
+{
+	p.size_bytes = f.number("size_bytes", MAX_POOL_BYTES);
+	p.free_bytes = f.number("free_bytes", MAX_POOL_BYTES);
+	if (!p.size_bytes || p.free_bytes > p.size_bytes)
+		refuse(usage_error("pool " + p.name + ": its size is 0, or less than what is free"));
+}
+
+json pool_add(State &state, const Fields &f)
+{
+	const Host &h = host_of(state, f);
+	Pool p;
+	p.name = f.name("name");
+	p.host = h.id;
+	std::string kind = f.text("kind");
+	if (kind != "thick" && kind != "thin")
+		refuse(usage_error("pool " + p.name + ": its kind must be thick or thin"));
+	p.kind = kind == "thick" ? PoolKind::thick : PoolKind::thin;
+	p.vg = lvm_name(f, "vg");
+	if (p.kind == PoolKind::thin)
+		p.thin_lv = lvm_name(f, "thin_lv");
+	pool_numbers(f, p);
+	for (const auto &[key, known] : state.pools) {
+		if (known.host != p.host)
+			continue;
+		bool same_place = known.vg == p.vg && known.thin_lv == p.thin_lv;
+		if (known.name == p.name && same_place)
+			return done(false);
+		if (known.name == p.name)
+			refuse(forbidden("host " + h.name + " has a pool named " + p.name + " already, on " + known.vg +
+					 (known.thin_lv.empty() ? "" : "/" + known.thin_lv)));
+		// A thin pool inside a volume group that is a thick pool is fine: LVM keeps them apart.
+		if (same_place)
+			refuse(forbidden(p.vg + (p.thin_lv.empty() ? "" : "/" + p.thin_lv) + " on host " + h.name + " is pool " +
+					 known.name + " already"));
+	}
+	state.pools[{p.name, p.host}] = p;
+	return done();
+}
+
+json pool_report(State &state, const Fields &f)
+{
+	const Host &h = host_of(state, f);
+	std::string name = f.name("name");
+	const Pool *known = state.pool(name, h.id);
+	if (!known)
+		refuse(not_found("host " + h.name + " has no pool named " + name));
+	Pool next = *known;
+	pool_numbers(f, next);
+	bool changed = next != *known;
+	state.pools[{next.name, next.host}] = next;
+	return done(changed);
+}
+
+// ---- volumes -------------------------------------------------------------------------------------------------------
+
+uint32_t free_minor(const State &state)
+{
+	std::set<uint32_t> used;
+	for (const auto &[vid, v] : state.volumes)
+		used.insert(v.minor);
+	uint32_t minor = 0;
+	for (uint32_t m : used) {
+		if (m != minor)
+			break;
+		minor++;
+	}
+	return minor;
+}
+
+Wanted wanted_fields(const Fields &f)
+{
+	Wanted w;
+	w.name = f.text("name");
+	if (!valid_volume_name(w.name))
+		refuse(usage_error("\"" + w.name + "\" is no valid volume name: use up to 127 letters, digits, \".\", \"_\" and \"-\", "
+				   "beginning with a letter or digit"));
+	w.size_bytes = f.number("size_bytes");
+	if (!w.size_bytes)
+		refuse(usage_error("volume " + w.name + ": its size is 0"));
+	if (w.size_bytes % 4096)
+		refuse(usage_error("volume " + w.name + ": its size must be a multiple of 4096 bytes, " + std::to_string(w.size_bytes) +
+				   " is not"));
+	if (w.size_bytes > MAX_VOLUME_BYTES)
+		refuse(usage_error("volume " + w.name + ": its size is above the limit of " + format_bytes(MAX_VOLUME_BYTES)));
+	w.block_size = uint32_t(f.number_or("block_size", LKS_BLOCK_DEFAULT, LKS_BLOCK_MAX));
+	if (w.block_size < LKS_BLOCK_MIN || (w.block_size & (w.block_size - 1)))
+		refuse(usage_error("volume " + w.name + ": its block size must be a power of two from 4 KiB to 1 MiB"));
+	w.pool = f.name("pool");
+	if (f.has("hosts"))
+		w.hosts = f.hosts("hosts");
+	w.redundancy = unsigned(f.number_or("redundancy", w.hosts.empty() ? DEFAULT_REDUNDANCY : w.hosts.size(), UINT32_MAX));
+	if (w.redundancy < 1 || w.redundancy > LKS_MAX_REPLICAS)
+		refuse(usage_error("volume " + w.name + ": its redundancy must be 1 to " + std::to_string(LKS_MAX_REPLICAS)));
+	if (!w.hosts.empty() && w.hosts.size() != w.redundancy)
+		refuse(usage_error("volume " + w.name + ": redundancy " + std::to_string(w.redundancy) + " needs as many hosts, " +
+				   std::to_string(w.hosts.size()) + " named"));
+	if (f.has("class") && f.text("class") != "exclusive")
+		refuse(usage_error("volume " + w.name + ": only class exclusive is supported yet"));
+	return w;
+}
+
+json volume_create(State &state, const Fields &f)
+{
+	Wanted w = wanted_fields(f);
+	std::string uuid = f.uuid("uuid");
+	if (const Volume *known = state.volume_named(w.name))
+		refuse(forbidden("there is a volume named " + w.name + " already" +
+				 (known->phase == Phase::creating ? ", just being created" : "") + ": choose another name"));
+	for (const auto &[vid, v] : state.volumes)
+		if (v.uuid == uuid)
+			refuse(forbidden("volume " + w.name + ": its UUID belongs to volume " + v.name));
+	std::vector<HostId> hosts = place(state, w);
+	Volume v;
+	v.minor = free_minor(state);
+	if (v.minor >= LKS_MAX_MINORS)
+		refuse(forbidden("volume " + w.name + ": all " + std::to_string(LKS_MAX_MINORS) + " device numbers are in use"));
+	if (state.next_vid == UINT32_MAX)
+		refuse(forbidden("volume " + w.name + ": all volume ids have been used"));
+	v.vid = state.next_vid;
+	v.uuid = uuid;
+	v.name = w.name;
+	v.size_bytes = w.size_bytes;
+	v.block_size = w.block_size;
+	v.redundancy = w.redundancy;
+	for (HostId h : hosts)
+		v.replicas.push_back({.host = h, .since = v.version, .pool = w.pool, .md_offset = w.size_bytes});
+	if (std::string broken = check_volume(v); !broken.empty())
+		refuse(failed("volume " + v.name + ": " + broken));
+	state.next_vid++;
+	json answer = done();
+	answer["vid"] = v.vid;
+	answer["minor"] = v.minor;
+	answer["hosts"] = hosts;
+	state.volumes[v.vid] = std::move(v);
+	return answer;
+}
+
+json replica_created(State &state, const Fields &f)
+{
+	const Host &h = host_of(state, f);
+	Volume next = volume_of(state, f);
+	if (next.phase == Phase::deleting)
+		refuse(forbidden("volume " + next.name + " is being deleted"));
+	Replica *r = next.replica(h.id);
+	if (!r)
+		refuse(not_found("volume " + next.name + " has no replica on host " + h.name));
+	bool changed = !r->created;
+	r->created = true;
+	if (std::all_of(next.replicas.begin(), next.replicas.end(), [](const Replica &x) { return x.created; }))
+		next.phase = Phase::ready;
+	json answer = done(changed);
+	answer["phase"] = to_string(next.phase);
+	replace(state, std::move(next));
+	return answer;
+}
+
+json replica_failed(State &state, const Fields &f)
+{
+	const Host &h = host_of(state, f);
+	const Volume &v = volume_of(state, f);
+	std::string message = f.message("message");
+	if (v.phase == Phase::deleting)
+		return done(false);
+	if (v.phase != Phase::creating)
+		refuse(forbidden("volume " + v.name + " is no longer being created"));
+	if (!v.replica(h.id))
+		refuse(not_found("volume " + v.name + " has no replica on host " + h.name));
+	roll_back(state, v, "volume " + v.name + " could not be created on host " + h.name + ": " + message);
+	return done();
+}
+
+json volume_abort(State &state, const Fields &f)
+{
+	const Volume &v = volume_of(state, f);
+	std::string message = f.message("message");
+	if (v.phase == Phase::deleting)
+		return done(false);
+	if (v.phase != Phase::creating)
+		refuse(forbidden("volume " + v.name + " has been created meanwhile"));
+	roll_back(state, v, message);
+	return done();
+}
+
+json volume_delete(State &state, const Fields &f)
+{
+	std::string name = f.has("vid") ? "" : f.text("name");
+	const Volume *v = f.has("vid") ? &volume_of(state, f) : state.volume_named(name);
+	if (!v)
+		refuse(not_found("there is no volume named " + name));
+	json answer = done(v->phase != Phase::deleting);
+	answer["vid"] = v->vid;
+	if (v->phase == Phase::deleting)
+		return answer;
+	if (!v->openers.empty())
+		refuse(forbidden("volume " + v->name + " is open on host " + state.host_name(v->openers[0].host) +
+				 ": close it there before deleting it"));
+	if (v->phase == Phase::creating)
+		roll_back(state, *v, "volume " + v->name + " was deleted while it was being created");
+	else
+		make_tombstone(state, Volume(*v), "");
+	return answer;
+}
+
+json replica_deleted(State &state, const Fields &f)
+{
+	HostId host = host_of(state, f).id;
+	uint32_t vid = uint32_t(f.number("vid", UINT32_MAX));
+	const Volume *v = state.volume(vid);
+	json answer = done(false);
+	answer["gone"] = !v;
+	if (!v)
+		return answer;
+	if (v->phase != Phase::deleting)
+		refuse(forbidden("volume " + v->name + " is not being deleted"));
+	Volume next = *v;
+	size_t replicas = std::erase_if(next.replicas, [&](const Replica &r) { return r.host == host; });
+	answer["changed"] = replicas + next.devices.erase(host) > 0;
+	replace(state, std::move(next));
+	answer["gone"] = bury(state, vid);
+	return answer;
+}
+
+json device_ready(State &state, const Fields &f)
+{
+	HostId host = host_of(state, f).id;
+	Volume next = volume_of(state, f);
+	if (next.phase != Phase::ready)
+		refuse(forbidden("volume " + next.name + " is " + to_string(next.phase)));
+	bool changed = next.devices.insert(host).second;
+	replace(state, std::move(next));
+	return done(changed);
+}
+
+json dispatch(State &state, const json &entry)
+{
+	Fields f(entry);
+	std::string op = f.text("op");
+	if (op == "cluster.init")
+		return cluster_init(state, f);
+	if (!state.initialized())
+		refuse(forbidden("there is no cluster yet"));
+	if (op.starts_with("record."))
+		return apply_record(state, op, f);
+	if (op == "host.add")
+		return add_host(state, host_fields(f, f.number("now_ms")));
+	static const std::map<std::string, json (*)(State &, const Fields &)> commands = {
+		{"host.set", host_set},
+		{"host.status", host_status},
+		{"pool.add", pool_add},
+		{"pool.report", pool_report},
+		{"volume.create", volume_create},
+		{"replica.created", replica_created},
+		{"replica.failed", replica_failed},
+		{"volume.abort", volume_abort},
+		{"volume.delete", volume_delete},
+		{"replica.deleted", replica_deleted},
+		{"device.ready", device_ready},
+	};
+	auto it = commands.find(op);
+	if (it == commands.end())
+		refuse(usage_error("unknown operation \"" + op + "\""));
+	return it->second(state, f);
+}
+
+json refusal(const Error &error) { return {{"ok", false}, {"status", int(error.status)}, {"message", error.message}}; }
+
+}    // namespace
+
+}    // namespace cluster
+
+json apply(State &state, uint64_t index, const json &entry)
+{
+	using namespace cluster;
+	if (index <= state.applied)
+		return refusal(failed("entry " + std::to_string(index) + " has been applied already"));
+	try {
+		Fields f(entry);
+		if (f.number_or("level", LEVEL, UINT32_MAX) > LEVEL)
+			throw std::runtime_error("the log holds an entry of feature level " + std::to_string(f.number("level")) +
+						 ", this lockstepd understands " + std::to_string(LEVEL) + ": update it");
+		state.applied = index;
+		return dispatch(state, entry);
+	} catch (const Refusal &r) {
+		state.applied = index;
+		return refusal(r.error);
+	}
+}
+
+}    // namespace lockstep

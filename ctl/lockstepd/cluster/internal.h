@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// What apply.cc and its parts (placement.cc, record.cc) share: reading an entry's fields and refusing.
+//
+// A command reads all its fields and decides before it changes anything, so that a refusal, which is thrown, leaves the
+// State as it was. A change of a volume is made on a copy which replace() checks and puts in place.
+#pragma once
+
+#include "lockstepd/cluster/state.h"
+
+#include <initializer_list>
+#include <limits>
+
+namespace lockstep::cluster {
+
+struct Refusal {
+	Error error;
+};
+
+[[noreturn]] inline void refuse(Error error) { throw Refusal{std::move(error)}; }
+
+// The fields of one entry. Every getter refuses (status 2) if the field is missing, of another type or out of range.
+class Fields {
+public:
+	explicit Fields(const nlohmann::json &object);
+	bool has(const char *name) const { return object_.contains(name); }
+	uint64_t number(const char *name, uint64_t most = std::numeric_limits<int64_t>::max()) const;
+	uint64_t number_or(const char *name, uint64_t otherwise, uint64_t most) const;
+	bool flag(const char *name) const;
+	std::string text(const char *name, size_t most = 255) const;     // printable ASCII
+	std::string message(const char *name) const;                    // made printable and at most 1000 bytes long
+	std::string name(const char *name) const;                       // valid_name()
+	std::string uuid(const char *name) const;
+	HostId host(const char *name = "host") const;                   // 1..64
+	std::vector<HostId> hosts(const char *name) const;              // distinct, ascending
+	std::vector<std::string> texts(const char *name, size_t most) const;
+	Fields object(const char *name) const;
+
+private:
+	const nlohmann::json &at(const char *name) const;
+	const nlohmann::json &object_;
+};
+
+nlohmann::json done(bool changed = true);
+
+const Host &host_of(const State &state, const Fields &f);                 // refuses (3) an unknown host
+const Volume &volume_of(const State &state, const Fields &f);             // by "vid"; refuses (3)
+
+// Puts the changed copy of a volume in place. Refuses (10) if it violates an invariant.
+void replace(State &state, Volume next);
+
+// Begins the roll-back of a create; remembers why.
+void roll_back(State &state, const Volume &volume, const std::string &message);
+
+// placement.cc: the hosts for a new volume in ascending order; refuses with the reason for each host.
+struct Wanted {
+	std::string name, pool;
+	uint64_t size_bytes = 0;
+	uint32_t block_size = LKS_BLOCK_DEFAULT;
+	unsigned redundancy = DEFAULT_REDUNDANCY;
+	std::vector<HostId> hosts;      // empty: choose
+};
+std::vector<HostId> place(const State &state, const Wanted &wanted);
+
+// record.cc: entries record.*
+nlohmann::json apply_record(State &state, const std::string &op, const Fields &f);
+
+}    // namespace lockstep::cluster

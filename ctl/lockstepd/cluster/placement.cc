@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// Where a new volume's replicas go: on distinct hosts that are online and have the pool with enough room, those with the
+// most free space first. A refusal says of every host which rule it failed.
+#include "lockstepd/cluster/internal.h"
+
+#include "lib/units.h"
+
+#include <algorithm>
+
+namespace lockstep::cluster {
+
+namespace {
+
+// Why the host cannot take the replica; empty if it can.
+std::string obstacle(const State &state, const Host &host, const Wanted &w)
+{
+	const Pool *pool = state.pool(w.pool, host.id);
+	if (!pool)
+		return host.name + ": has no pool " + w.pool;
+	if (!host.online)
+		return host.name + ": is offline";
+	uint64_t needed = replica_bytes(w.size_bytes, w.block_size), available = pool_available(state, *pool);
+	if (available < needed)
+		return host.name + ": pool " + w.pool + " has room for " + format_bytes(available) + ", " + format_bytes(needed) +
+		       " needed";
+	return {};
+}
+
+[[noreturn]] void refuse_all(const Wanted &w, size_t fitting, const std::vector<std::string> &obstacles)
+{
+	std::string message = "volume " + w.name + " needs " + std::to_string(w.redundancy) + (w.redundancy == 1 ? " host, " : " hosts, ") +
+			      std::to_string(fitting) + " can take it";
+	for (const std::string &o : obstacles)
+		message += "; " + o;
+	refuse(forbidden(message));
+}
+
+void refuse_unknown(const State &state, const Wanted &w)
+{
+	for (HostId id : w.hosts)
+		if (!state.host(id))
+			refuse(not_found("volume " + w.name + ": the cluster has no host " + std::to_string(id)));
+	if (w.redundancy > state.hosts.size())
+		refuse(forbidden("volume " + w.name + ": redundancy " + std::to_string(w.redundancy) + " needs as many hosts, the cluster has " +
+				 std::to_string(state.hosts.size()) + ": add hosts or choose a lower redundancy"));
+	for (const auto &[key, pool] : state.pools)
+		if (pool.name == w.pool)
+			return;
+	refuse(not_found("volume " + w.name + ": no host has a pool named " + w.pool + ": create it with `lockstep pool create " + w.pool +
+			 " --vg VG`"));
+}
+
+}    // namespace
+
+std::vector<HostId> place(const State &state, const Wanted &w)
+{
+	refuse_unknown(state, w);
+	struct Candidate {
+		uint64_t available;
+		HostId host;
+	};
+	std::vector<Candidate> candidates;
+	std::vector<std::string> obstacles;
+	for (const auto &[id, host] : state.hosts) {
+		if (!w.hosts.empty() && std::find(w.hosts.begin(), w.hosts.end(), id) == w.hosts.end())
+			continue;
+		std::string o = obstacle(state, host, w);
+		if (o.empty())
+			candidates.push_back({pool_available(state, *state.pool(w.pool, id)), id});
+		else
+			obstacles.push_back(o);
+	}
+	if (candidates.size() < w.redundancy)
+		refuse_all(w, candidates.size(), obstacles);
+	std::stable_sort(candidates.begin(), candidates.end(),
+			 [](const Candidate &a, const Candidate &b) { return a.available > b.available; });
+	std::vector<HostId> hosts;
+	for (unsigned i = 0; i < w.redundancy; i++)
+		hosts.push_back(candidates[i].host);
+	std::sort(hosts.begin(), hosts.end());
+	return hosts;
+}
+
+}    // namespace lockstep::cluster

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The State as bytes: CBOR of one JSON object with a format number. The same State gives the same bytes on every host, since
+// all containers are ordered. A snapshot that does not decode into a State that passes check() is refused as a whole.
+#include "lockstepd/cluster/state.h"
+
+namespace lockstep {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr unsigned FORMAT = 1;
+
+json host_json(const Host &h)
+{
+	return {{"id", h.id},         {"uuid", h.uuid},         {"name", h.name},   {"addresses", h.addresses}, {"port", h.port},
+		{"raft_id", h.raft_id}, {"online", h.online}, {"since_ms", h.since_ms}, {"level", h.level}};
+}
+
+Host host_from(const json &j)
+{
+	Host h;
+	j.at("id").get_to(h.id);
+	j.at("uuid").get_to(h.uuid);
+	j.at("name").get_to(h.name);
+	j.at("addresses").get_to(h.addresses);
+	j.at("port").get_to(h.port);
+	j.at("raft_id").get_to(h.raft_id);
+	j.at("online").get_to(h.online);
+	j.at("since_ms").get_to(h.since_ms);
+	j.at("level").get_to(h.level);
+	return h;
+}
+
+json pool_json(const Pool &p)
+{
+	return {{"name", p.name},       {"host", p.host},             {"kind", to_string(p.kind)}, {"vg", p.vg},
+		{"thin_lv", p.thin_lv}, {"size_bytes", p.size_bytes}, {"free_bytes", p.free_bytes}};
+}
+
+Pool pool_from(const json &j)
+{
+	Pool p;
+	j.at("name").get_to(p.name);
+	j.at("host").get_to(p.host);
+	p.kind = j.at("kind") == "thick" ? PoolKind::thick : PoolKind::thin;
+	j.at("vg").get_to(p.vg);
+	j.at("thin_lv").get_to(p.thin_lv);
+	j.at("size_bytes").get_to(p.size_bytes);
+	j.at("free_bytes").get_to(p.free_bytes);
+	return p;
+}
+
+json replica_json(const Replica &r)
+{
+	return {{"host", r.host}, {"state", to_string(r.state)}, {"since", r.since},
+		{"pool", r.pool}, {"md_offset", r.md_offset},    {"created", r.created}};
+}
+
+ReplicaState replica_state_from(const std::string &text)
+{
+	for (ReplicaState s : {ReplicaState::insync, ReplicaState::suspect, ReplicaState::stale, ReplicaState::failed})
+		if (text == to_string(s))
+			return s;
+	throw std::runtime_error("unknown state of a replica: " + text);
+}
+
+Replica replica_from(const json &j)
+{
+	Replica r;
+	j.at("host").get_to(r.host);
+	r.state = replica_state_from(j.at("state"));
+	j.at("since").get_to(r.since);
+	j.at("pool").get_to(r.pool);
+	j.at("md_offset").get_to(r.md_offset);
+	j.at("created").get_to(r.created);
+	return r;
+}
+
+Phase phase_from(const std::string &text)
+{
+	for (Phase p : {Phase::creating, Phase::ready, Phase::deleting})
+		if (text == to_string(p))
+			return p;
+	throw std::runtime_error("unknown phase of a volume: " + text);
+}
+
+Volume volume_from(const json &j)
+{
+	Volume v;
+	j.at("vid").get_to(v.vid);
+	j.at("uuid").get_to(v.uuid);
+	j.at("name").get_to(v.name);
+	j.at("minor").get_to(v.minor);
+	j.at("size_bytes").get_to(v.size_bytes);
+	j.at("block_size").get_to(v.block_size);
+	j.at("class").get_to(v.cls);
+	j.at("redundancy").get_to(v.redundancy);
+	v.phase = phase_from(j.at("phase"));
+	j.at("failure").get_to(v.failure);
+	j.at("devices").get_to(v.devices);
+	j.at("version").get_to(v.version);
+	j.at("term").get_to(v.term);
+	j.at("incarnation").get_to(v.incarnation);
+	j.at("session_serial").get_to(v.session_serial);
+	j.at("primary").get_to(v.primary);
+	j.at("drained").get_to(v.drained);
+	for (const json &r : j.at("replicas"))
+		v.replicas.push_back(replica_from(r));
+	for (const json &o : j.at("openers"))
+		v.openers.push_back({o.at("host").get<HostId>(), o.at("session").get<uint64_t>()});
+	return v;
+}
+
+State state_from(const json &j)
+{
+	State s;
+	j.at("applied").get_to(s.applied);
+	j.at("uuid").get_to(s.uuid);
+	j.at("name").get_to(s.name);
+	j.at("next_host").get_to(s.next_host);
+	j.at("next_raft_id").get_to(s.next_raft_id);
+	j.at("next_vid").get_to(s.next_vid);
+	for (const json &x : j.at("hosts")) {
+		Host h = host_from(x);
+		s.hosts[h.id] = h;
+	}
+	for (const json &x : j.at("pools")) {
+		Pool p = pool_from(x);
+		s.pools[{p.name, p.host}] = p;
+	}
+	for (const json &x : j.at("volumes")) {
+		Volume v = volume_from(x);
+		s.volumes[v.vid] = v;
+	}
+	for (const json &x : j.at("failures"))
+		s.failures[x.at("vid").get<uint32_t>()] = {x.at("name"), x.at("message"), x.at("status")};
+	return s;
+}
+
+}    // namespace
+
+json to_json(const Volume &v)
+{
+	json replicas = json::array(), openers = json::array();
+	for (const Replica &r : v.replicas)
+		replicas.push_back(replica_json(r));
+	for (const Opener &o : v.openers)
+		openers.push_back({{"host", o.host}, {"session", o.session}});
+	return {{"vid", v.vid},
+		{"uuid", v.uuid},
+		{"name", v.name},
+		{"minor", v.minor},
+		{"size_bytes", v.size_bytes},
+		{"block_size", v.block_size},
+		{"class", v.cls},
+		{"redundancy", v.redundancy},
+		{"phase", to_string(v.phase)},
+		{"failure", v.failure},
+		{"devices", v.devices},
+		{"version", v.version},
+		{"term", v.term},
+		{"incarnation", v.incarnation},
+		{"session_serial", v.session_serial},
+		{"primary", v.primary},
+		{"drained", v.drained},
+		{"replicas", replicas},
+		{"openers", openers}};
+}
+
+json to_json(const State &s)
+{
+	json hosts = json::array(), pools = json::array(), volumes = json::array(), failures = json::array();
+	for (const auto &[id, h] : s.hosts)
+		hosts.push_back(host_json(h));
+	for (const auto &[key, p] : s.pools)
+		pools.push_back(pool_json(p));
+	for (const auto &[vid, v] : s.volumes)
+		volumes.push_back(to_json(v));
+	for (const auto &[vid, f] : s.failures)
+		failures.push_back({{"vid", vid}, {"name", f.name}, {"message", f.message}, {"status", f.status}});
+	return {{"format", FORMAT},
+		{"applied", s.applied},
+		{"uuid", s.uuid},
+		{"name", s.name},
+		{"next_host", s.next_host},
+		{"next_raft_id", s.next_raft_id},
+		{"next_vid", s.next_vid},
+		{"hosts", hosts},
+		{"pools", pools},
+		{"volumes", volumes},
+		{"failures", failures}};
+}
+
+std::vector<uint8_t> snapshot(const State &state) { return json::to_cbor(to_json(state)); }
+
+Result<State> restore(std::span<const uint8_t> bytes)
+{
+	try {
+		json j = json::from_cbor(bytes.begin(), bytes.end());
+		if (j.at("format") != FORMAT)
+			return failed("the snapshot has format " + j.at("format").dump() + ", this lockstepd reads " + std::to_string(FORMAT) +
+				      ": update it");
+		State s = state_from(j);
+		if (std::string broken = check(s); !broken.empty())
+			return failed("the snapshot is damaged: " + broken);
+		return s;
+	} catch (const std::exception &e) {
+		return failed(std::string("the snapshot is damaged: ") + e.what());
+	}
+}
+
+std::vector<uint8_t> encode(const json &entry)
+{
+	json copy = entry;
+	if (copy.is_object() && !copy.contains("level"))
+		copy["level"] = LEVEL;
+	return json::to_cbor(copy);
+}
+
+json apply_bytes(State &state, uint64_t index, std::span<const uint8_t> cbor)
+{
+	json entry = json::from_cbor(cbor.begin(), cbor.end(), true, false);
+	if (!entry.is_discarded())
+		return apply(state, index, entry);
+	json answer = apply(state, index, json());    // not an object: refused, but counted as applied
+	answer["status"] = int(Status::failed);
+	answer["message"] = "entry " + std::to_string(index) + " of the log does not decode";
+	return answer;
+}
+
+}    // namespace lockstep

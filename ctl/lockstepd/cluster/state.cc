@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The state itself: look-ups, the kernel's view of a record, space accounting, invariants. Its changes are in apply.cc, its
+// encoding in snapshot.cc.
+#include "lockstepd/cluster/state.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+namespace lockstep {
+
+using nlohmann::json;
+
+// ---- names ---------------------------------------------------------------------------------------------------------
+
+namespace {
+
+bool alphanumeric(char c) { return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z'); }
+
+bool name_of_at_most(size_t most, std::string_view name)
+{
+	return !name.empty() && name.size() <= most && alphanumeric(name[0]) &&
+	       std::all_of(name.begin(), name.end(), [](char c) { return alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
+}
+
+}    // namespace
+
+bool valid_volume_name(std::string_view name) { return name_of_at_most(LKS_NAME_MAX, name); }
+bool valid_name(std::string_view name) { return name_of_at_most(63, name); }
+
+const char *to_string(ReplicaState state)
+{
+	switch (state) {
+	case ReplicaState::insync: return "insync";
+	case ReplicaState::suspect: return "suspect";
+	case ReplicaState::stale: return "stale";
+	case ReplicaState::failed: return "failed";
+	}
+	return "?";
+}
+
+const char *to_string(Phase phase)
+{
+	switch (phase) {
+	case Phase::creating: return "creating";
+	case Phase::ready: return "ready";
+	case Phase::deleting: return "deleting";
+	}
+	return "?";
+}
+
+const char *to_string(PoolKind kind) { return kind == PoolKind::thick ? "thick" : "thin"; }
+
+// ---- look-ups ------------------------------------------------------------------------------------------------------
+
+namespace {
+
+template <class Map, class Key>
+auto *find_in(Map &map, const Key &key)
+{
+	auto it = map.find(key);
+	return it == map.end() ? nullptr : &it->second;
+}
+
+template <class Sequence>
+auto *with_host(Sequence &sequence, HostId host)
+{
+	auto it = std::find_if(sequence.begin(), sequence.end(), [&](const auto &x) { return x.host == host; });
+	return it == sequence.end() ? nullptr : &*it;
+}
+
+}    // namespace
+
+const Replica *Volume::replica(HostId host) const { return with_host(replicas, host); }
+Replica *Volume::replica(HostId host) { return with_host(replicas, host); }
+const Opener *Volume::opener(HostId host) const { return with_host(openers, host); }
+
+const Host *State::host(HostId id) const { return find_in(hosts, id); }
+const Volume *State::volume(uint32_t vid) const { return find_in(volumes, vid); }
+const Pool *State::pool(const std::string &name, HostId host) const { return find_in(pools, std::pair(name, host)); }
+
+const Host *State::host_named(std::string_view name) const
+{
+	for (const auto &[id, host] : hosts)
+		if (host.name == name)
+			return &host;
+	return nullptr;
+}
+
+const Host *State::host_with_uuid(std::string_view uuid) const
+{
+	for (const auto &[id, host] : hosts)
+		if (host.uuid == uuid)
+			return &host;
+	return nullptr;
+}
+
+const Volume *State::volume_named(std::string_view name) const
+{
+	for (const auto &[vid, volume] : volumes)
+		if (volume.name == name && volume.phase != Phase::deleting)
+			return &volume;
+	return nullptr;
+}
+
+bool State::online(HostId id) const
+{
+	const Host *h = host(id);
+	return h && h->online;
+}
+
+std::string State::host_name(HostId id) const
+{
+	const Host *h = host(id);
+	return h ? h->name : id ? "host " + std::to_string(id) : "none";
+}
+
+// ---- space ---------------------------------------------------------------------------------------------------------
+
+uint64_t replica_bytes(uint64_t size_bytes, uint32_t block_size)
+{
+	// The layout of DESIGN section 5: two superblocks, 2 bits an extent in 512-byte records, 7 dirty maps of 1 bit a block.
+	constexpr uint64_t unit = 4096, extents_per_unit = 1984 * 8, lvm_extent = 4ull << 20;
+	auto units = [](uint64_t n, uint64_t per_unit) { return (n + per_unit - 1) / per_unit; };
+	uint64_t extents = units(size_bytes, LKS_EXTENT_BYTES);
+	uint64_t blocks = units(size_bytes, block_size);
+	uint64_t metadata = unit * (2 + units(extents, extents_per_unit) + (LKS_MAX_REPLICAS - 1) * units(blocks, unit * 8));
+	return units(size_bytes + metadata, lvm_extent) * lvm_extent;
+}
+
+namespace {
+
+uint64_t reserved(const State &state, const Pool &pool, bool only_not_created)
+{
+	uint64_t sum = 0;
+	for (const auto &[vid, volume] : state.volumes) {
+		const Replica *r = volume.replica(pool.host);
+		if (r && r->pool == pool.name && !(only_not_created && r->created))
+			sum += replica_bytes(volume.size_bytes, volume.block_size);
+	}
+	return sum;
+}
+
+uint64_t minus(uint64_t a, uint64_t b) { return a > b ? a - b : 0; }
+
+}    // namespace
+
+uint64_t pool_reserved(const State &state, const Pool &pool) { return reserved(state, pool, false); }
+
+uint64_t pool_available(const State &state, const Pool &pool)
+{
+	if (pool.kind == PoolKind::thin)
+		return minus(pool.size_bytes * OVERSUBSCRIPTION, pool_reserved(state, pool));
+	// A thick pool may hold LVs that are not ours: neither what it reports nor what we reserved suffices alone.
+	return std::min(minus(pool.size_bytes, pool_reserved(state, pool)), minus(pool.free_bytes, reserved(state, pool, true)));
+}
+
+HostId choose_primary(const State &state, const Volume &volume)
+{
+	std::map<HostId, unsigned> load;
+	for (const auto &[vid, v] : state.volumes)
+		if (vid != volume.vid && v.primary)
+			load[v.primary]++;
+	HostId best = 0;
+	auto rank = [&](HostId h) { return std::tuple(!volume.opener(h), load[h], h); };
+	for (const Replica &r : volume.replicas)
+		if (r.clean() && state.online(r.host) && (!best || rank(r.host) < rank(best)))
+			best = r.host;
+	return best;
+}
+
+// ---- the kernel's view ---------------------------------------------------------------------------------------------
+
+lks_record to_record(const Volume &volume)
+{
+	lks_record record;
+	std::memset(&record, 0, sizeof record);
+	record.version = volume.version;
+	record.term = volume.term;
+	record.incarnation = volume.incarnation;
+	record.session_serial = volume.session_serial;
+	record.vid = volume.vid;
+	record.primary = volume.primary;
+	record.flags = volume.drained ? LKS_RECORD_DRAINED : 0;
+	for (const Replica &r : volume.replicas) {
+		lks_record_replica &to = record.replicas[record.nreplicas++];
+		to.host = r.host;
+		to.state = uint8_t(r.state);
+		to.since = r.since;
+	}
+	for (const Opener &o : volume.openers) {
+		lks_record_opener &to = record.openers[record.nopeners++];
+		to.host = o.host;
+		to.session = o.session;
+	}
+	return record;
+}
+
+json propose_entry(const lks_record &record, HostId host)
+{
+	json members = json::array();
+	for (unsigned i = 0; i < record.nreplicas && i < LKS_MAX_REPLICAS; i++)
+		if (record.replicas[i].state == LKS_REPLICA_INSYNC || record.replicas[i].state == LKS_REPLICA_SUSPECT)
+			members.push_back(record.replicas[i].host);
+	json entry = {{"op", "record.propose"}, {"vid", record.vid}, {"host", host}, {"version", record.version - 1},
+		      {"term", record.term}, {"members", members}};
+	// A handover names another primary or a new term. The state machine refuses it by these; see apply.cc.
+	entry["primary"] = record.primary;
+	return entry;
+}
+
+// ---- invariants ----------------------------------------------------------------------------------------------------
+
+namespace {
+
+std::string check_replicas(const Volume &v)
+{
+	if (v.replicas.size() > LKS_MAX_REPLICAS)
+		return "too many replicas";
+	HostId last = 0;
+	bool in_sync = false;
+	for (const Replica &r : v.replicas) {
+		if (r.host <= last || r.host > LKS_MAX_HOSTS)
+			return "replicas are not in ascending order of distinct hosts";
+		last = r.host;
+		if (r.since < 1 || r.since > v.version)
+			return "a replica's since is above the version";
+		if (r.md_offset < v.size_bytes)
+			return "metadata inside the data";
+		if (!r.created && v.phase == Phase::ready)
+			return "ready without all replicas";
+		in_sync = in_sync || r.in_sync();
+	}
+	if (v.phase != Phase::deleting && !in_sync)
+		return "no replica is in sync";
+	if (v.phase != Phase::deleting && v.replicas.size() != v.redundancy)
+		return "not as many replicas as the redundancy";
+	return {};
+}
+
+std::string check_openers(const Volume &v)
+{
+	if (v.cls == LKS_EXCLUSIVE && v.openers.size() > 1)
+		return "an exclusive volume with two openers";
+	if (!v.openers.empty() && v.phase != Phase::ready)
+		return "an opener of a volume that is not ready";
+	HostId last = 0;
+	std::set<uint64_t> sessions;
+	for (const Opener &o : v.openers) {
+		if (o.host <= last || o.host > LKS_MAX_HOSTS)
+			return "openers are not in ascending order of distinct hosts";
+		last = o.host;
+		if (o.session < 1 || o.session > v.session_serial || !sessions.insert(o.session).second)
+			return "a session above the serial, or twice";
+	}
+	return {};
+}
+
+}    // namespace
+
+std::string check_volume(const Volume &v)
+{
+	if (!v.vid || !v.version || !v.term || v.term > v.version)
+		return "vid, version or term out of range";
+	if (!v.size_bytes || v.size_bytes % 4096 || v.size_bytes > MAX_VOLUME_BYTES || v.minor >= LKS_MAX_MINORS)
+		return "size or minor out of range";
+	if (!valid_volume_name(v.name))
+		return "bad name";
+	if (std::string s = check_replicas(v); !s.empty())
+		return s;
+	if (std::string s = check_openers(v); !s.empty())
+		return s;
+	const Replica *p = v.replica(v.primary);
+	if (v.primary && (!p || !p->clean()))
+		return "the primary is not in sync, or suspect";
+	if (v.primary && v.phase != Phase::ready)
+		return "a primary of a volume that is not ready";
+	if (v.drained)
+		return "drained without a handover";
+	return {};
+}
+
+namespace {
+
+std::string check_hosts(const State &s)
+{
+	std::set<std::string> names, uuids;
+	std::set<uint64_t> raft_ids;
+	for (const auto &[id, h] : s.hosts) {
+		if (id != h.id || id < 1 || id > LKS_MAX_HOSTS || id >= s.next_host)
+			return "host id out of range";
+		if (h.raft_id < 1 || h.raft_id >= s.next_raft_id || !raft_ids.insert(h.raft_id).second)
+			return "Raft id out of range or twice";
+		if (!names.insert(h.name).second || !uuids.insert(h.uuid).second)
+			return "two hosts with one name or UUID";
+	}
+	return {};
+}
+
+}    // namespace
+
+std::string check(const State &s)
+{
+	if (!s.initialized()) {
+		State empty;
+		empty.applied = s.applied;
+		return s == empty ? "" : "objects without a cluster";
+	}
+	if (std::string error = check_hosts(s); !error.empty())
+		return error;
+	for (const auto &[key, p] : s.pools)
+		if (key != std::pair(p.name, p.host) || !s.host(p.host) || !p.size_bytes || p.free_bytes > p.size_bytes)
+			return "pool " + p.name + " is on no host, or its numbers do not fit";
+	std::set<std::string> names, uuids;
+	std::set<uint32_t> minors;
+	for (const auto &[vid, v] : s.volumes) {
+		if (vid != v.vid || vid >= s.next_vid)
+			return "vid out of range";
+		if (!minors.insert(v.minor).second || !uuids.insert(v.uuid).second)
+			return "two volumes with one minor or UUID";
+		if (v.phase != Phase::deleting && !names.insert(v.name).second)
+			return "two volumes with one name";
+		for (const Replica &r : v.replicas)
+			if (!s.pool(r.pool, r.host))
+				return "volume " + v.name + ": a replica in no pool";
+		for (HostId h : v.devices)
+			if (!s.host(h))
+				return "volume " + v.name + ": a device on no host";
+		if (v.phase == Phase::deleting && v.replicas.empty() && v.devices.empty())
+			return "volume " + v.name + ": a tombstone of nothing";
+		if (std::string error = check_volume(v); !error.empty())
+			return "volume " + v.name + ": " + error;
+	}
+	if (s.failures.size() > MAX_FAILURES)
+		return "too many failures are remembered";
+	return {};
+}
+
+}    // namespace lockstep

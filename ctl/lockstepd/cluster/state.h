@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// What the cluster has agreed on: the state that every daemon computes from the same log.
+//
+// apply() is a pure function of the state and one entry. It reads no clock, draws no random number and does no I/O: times
+// and UUIDs come in as fields of the entry. So every host that applied the same entries holds the same State, bit for bit,
+// also when it started from a snapshot. An entry is refused as a whole or carried out as a whole.
+//
+// An entry is a JSON object (CBOR in the log) with "op", "level" (feature level it needs; LEVEL now) and the fields
+// below. apply() answers {"ok":true, ...} or {"ok":false,"status":2|3|5|10,"message":"one line for the user"}.
+// "Idempotent" below: repeating it once it is done answers ok with "changed":false and changes nothing.
+//
+//  op               fields (o: optional)                            answer beside ok; meaning
+//  ---------------  ----------------------------------------------  -----------------------------------------------------
+//  cluster.init     uuid name host{uuid name addresses port o       host raft_id (both 1). The first entry of every log.
+//                   level o} now_ms                                 Idempotent for the same uuid
+//  host.add         uuid name addresses port(o) level(o) now_ms     host raft_id. Idempotent for the same uuid
+//  host.set         host addresses port(o)                          changed
+//  host.status      host online now_ms                              changed
+//  pool.add         name host kind("thick"|"thin") vg thin_lv(thin) Idempotent for the same host, vg and thin_lv
+//                   size_bytes free_bytes
+//  pool.report      name host size_bytes free_bytes                 changed. What LVM says; send on change, not by the clock
+//  volume.create    name uuid size_bytes pool redundancy(o)         vid minor hosts. Phase creating; each host of the list
+//                   hosts(o: ids) block_size(o) now_ms              makes its replica and says replica.created or .failed
+//  replica.created  vid host                                        phase ("ready" after the last one). Idempotent
+//  replica.failed   vid host message                                Only while creating: rolls the whole create back. The
+//                                                                   reason stays in State::failures. Idempotent
+//  volume.abort     vid message                                     the same for a proposer that waited long enough
+//  volume.delete    name | vid                                      vid. Refused while it has an opener. Phase deleting
+//  replica.deleted  vid host                                        gone (true: it was the last). This host has neither
+//                                                                   replica nor device of it any more. For every host
+//                                                                   with a replica or a device. Idempotent
+//  device.ready     vid host                                        the device node is there. Idempotent
+//  record.propose   vid host version term members                   the primary's proposal (W3, C6, J3). See propose_entry()
+//  record.suspect   vid host                                        S1, S3: restarted with hot extents. Idempotent
+//  record.resign    vid host                                        restarted without: deposes it if it is the primary.
+//                                                                   Send in admission (S3) if the record names this host
+//                                                                   as primary and the kernel does not serve. Idempotent
+//  record.failed    vid host                                        its disk failed (EV_DISK_ERROR). Idempotent
+//  record.repaired  vid host                                        failed -> stale: its disk could be attached again
+//  record.failover  vid version primary keep[] last_resort(o)       the controller's (controller.h); version: the one it saw
+//  record.open      vid host ended(o)                               session. EV_OPEN. Idempotent while this host has a
+//                                                                   session newer than "ended" (the last one this host's
+//                                                                   kernel said EV_CLOSE for, or, after a boot, the one the
+//                                                                   log then listed); else a new session
+//  record.close     vid host session                                EV_CLOSE. Idempotent
+//
+// Every record change makes version+1; its answer has version, term and primary as they are then. record.* take an optional "version": refused unless the
+// record still has it. Only phase ready takes them, record.suspect/failed/resign/close also deleting (then without effect).
+//
+// Context: no thread safety; the daemon's main thread owns its State. Copy it to hand it out.
+#pragma once
+
+#include "lib/error.h"
+#include "uapi/lockstep.h"
+
+#include <nlohmann/json.hpp>
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lockstep {
+
+using HostId = uint8_t;    // 1..64; 0: none
+
+constexpr uint32_t LEVEL = 1;                           // highest feature level of entries that this program understands
+constexpr uint64_t OVERSUBSCRIPTION = 2;                // a thin pool may promise this many times its size
+constexpr unsigned MAX_PORT = 65535;
+constexpr unsigned DEFAULT_PORT = 7788;
+constexpr unsigned DEFAULT_REDUNDANCY = 2;
+constexpr uint64_t MAX_VOLUME_BYTES = 64ull << 40;      // 64 TiB
+constexpr size_t MAX_FAILURES = 64;                     // reasons of rolled back creates that are remembered
+constexpr size_t MAX_ADDRESSES = 8;                     // of one host
+
+struct Host {
+	HostId id = 0;
+	std::string uuid, name;
+	std::vector<std::string> addresses;             // preferred first
+	unsigned port = DEFAULT_PORT;
+	uint64_t raft_id = 0;                           // a serial of its own, never used again
+	bool online = true;
+	uint64_t since_ms = 0;                          // Unix time at which it became so
+	uint32_t level = LEVEL;
+	bool operator==(const Host &) const = default;
+};
+
+enum class PoolKind { thick, thin };
+
+struct Pool {
+	std::string name;
+	HostId host = 0;
+	PoolKind kind = PoolKind::thin;
+	std::string vg, thin_lv;                        // thin_lv only for thin
+	uint64_t size_bytes = 0;                        // of the volume group or thin pool
+	uint64_t free_bytes = 0;                        // as last reported
+	bool operator==(const Pool &) const = default;
+};
+
+enum class ReplicaState : uint8_t {
+	insync = LKS_REPLICA_INSYNC,
+	suspect = LKS_REPLICA_SUSPECT,                  // in sync, but restarted unclean
+	stale = LKS_REPLICA_STALE,
+	failed = LKS_REPLICA_FAILED,
+};
+
+struct Replica {
+	HostId host = 0;
+	ReplicaState state = ReplicaState::insync;
+	uint64_t since = 0;                             // version that last took it out of the in-sync set, or added it
+	std::string pool;
+	uint64_t md_offset = 0;                         // bytes from the start of its LV to its metadata
+	bool created = false;
+	bool in_sync() const { return state == ReplicaState::insync || state == ReplicaState::suspect; }
+	bool clean() const { return state == ReplicaState::insync; }
+	bool operator==(const Replica &) const = default;
+};
+
+struct Opener {
+	HostId host = 0;
+	uint64_t session = 0;                           // 1 .. session_serial
+	bool operator==(const Opener &) const = default;
+};
+
+enum class Phase { creating, ready, deleting };
+
+struct Volume {
+	uint32_t vid = 0;                               // a serial, never used again
+	std::string uuid, name;
+	uint32_t minor = 0;                             // unique among all volumes, tombstones included
+	uint64_t size_bytes = 0;                        // a multiple of 4096
+	uint32_t block_size = LKS_BLOCK_DEFAULT;        // bytes
+	uint8_t cls = LKS_EXCLUSIVE;                    // enum lks_class
+	unsigned redundancy = DEFAULT_REDUNDANCY;
+	Phase phase = Phase::creating;
+	std::string failure;                            // why a create is being rolled back
+	std::set<HostId> devices;                       // hosts that said device.ready
+	// the record of DESIGN section 3
+	uint64_t version = 1, term = 1, incarnation = 0, session_serial = 0;
+	HostId primary = 0;
+	bool drained = false;
+	std::vector<Replica> replicas;                  // ascending host
+	std::vector<Opener> openers;                    // ascending host
+	bool operator==(const Volume &) const = default;
+
+	const Replica *replica(HostId host) const;      // nullptr if it has none there
+	Replica *replica(HostId host);
+	const Opener *opener(HostId host) const;
+};
+
+struct Failure {                                        // of a create that was rolled back
+	std::string name, message;
+	int status = 0;
+	bool operator==(const Failure &) const = default;
+};
+
+struct State {
+	uint64_t applied = 0;                           // index of the last entry, refused ones included
+	std::string uuid, name;                         // of the cluster; empty before cluster.init
+	unsigned next_host = 1;
+	uint64_t next_raft_id = 1;
+	uint32_t next_vid = 1;
+	std::map<HostId, Host> hosts;
+	std::map<std::pair<std::string, HostId>, Pool> pools;
+	std::map<uint32_t, Volume> volumes;             // by vid; tombstones included
+	std::map<uint32_t, Failure> failures;           // by vid; the last MAX_FAILURES
+	bool operator==(const State &) const = default;
+
+	bool initialized() const { return !uuid.empty(); }
+	const Host *host(HostId id) const;
+	const Host *host_named(std::string_view name) const;
+	const Host *host_with_uuid(std::string_view uuid) const;
+	bool online(HostId id) const;
+	const Pool *pool(const std::string &name, HostId host) const;
+	const Volume *volume(uint32_t vid) const;
+	const Volume *volume_named(std::string_view name) const;    // not tombstones
+	std::string host_name(HostId id) const;         // "host 7" if unknown, "none" for 0
+};
+
+// Applies one entry. index: of the log; an index not above state.applied changes nothing and answers status 10 (a log that
+// replays what a snapshot holds). Throws std::runtime_error if the entry needs a higher level than LEVEL: this program is
+// too old for this log and must stop.
+nlohmann::json apply(State &state, uint64_t index, const nlohmann::json &entry);
+nlohmann::json apply_bytes(State &state, uint64_t index, std::span<const uint8_t> cbor);    // damaged bytes: status 10
+
+std::vector<uint8_t> encode(const nlohmann::json &entry);              // CBOR; adds "level" if there is none
+std::vector<uint8_t> snapshot(const State &state);
+Result<State> restore(std::span<const uint8_t> bytes);                 // failed if damaged or of a newer format
+
+nlohmann::json to_json(const State &state);                            // what snapshot() encodes; also for diagnosis
+nlohmann::json to_json(const Volume &volume);
+
+// All invariants. Empty if they hold, else the first one that does not. For tests and for restore().
+std::string check(const State &state);
+std::string check_volume(const Volume &volume);
+
+// ---- the record as the kernel knows it ----
+
+lks_record to_record(const Volume &volume);
+
+// The entry for an EV_PROPOSE from this host's kernel: {"op":"record.propose", version: record.version - 1, ...}.
+nlohmann::json propose_entry(const lks_record &record, HostId host);
+
+// ---- what others decide by ----
+
+// Bytes a replica takes in its pool: data, metadata, rounded up to LVM extents of 4 MiB.
+uint64_t replica_bytes(uint64_t size_bytes, uint32_t block_size);
+// Bytes that new replicas may still take in the pool.
+uint64_t pool_available(const State &state, const Pool &pool);
+uint64_t pool_reserved(const State &state, const Pool &pool);
+
+bool valid_volume_name(std::string_view name);                         // [A-Za-z0-9][A-Za-z0-9._-]{0,126}
+bool valid_name(std::string_view name);                                // of hosts, pools, clusters; the same, up to 63
+const char *to_string(ReplicaState state);
+const char *to_string(Phase phase);
+const char *to_string(PoolKind kind);
+
+// The replica to serve next, 0 if none can: in sync, not suspect and online. Prefers an opener's host, then the host with
+// the fewest primaries, then the lowest id.
+HostId choose_primary(const State &state, const Volume &volume);
+
+}    // namespace lockstep

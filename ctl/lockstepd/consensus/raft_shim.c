@@ -1,0 +1,572 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * See raft_shim.h. Three libraft objects (raft, raft_io on libuv, our transport) live in one struct lks_raft, which is freed
+ * when raft_close() and the closing of our own prepare handle are both through.
+ *
+ * Connections: libraft asks its transport for connections and is told of accepted ones. Ours passes both on to the
+ * caller, who does the hello, and turns the sockets into libuv streams. libraft frees these streams with raft_free().
+ */
+#include "lockstepd/consensus/raft_shim.h"
+
+#include <raft.h>
+#include <raft/uv.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* libraft's own default of 1 s would be felt in each fail-over; our dials have a timeout of their own. */
+#define RETRY_MS 250
+
+struct lks_raft {
+	struct lks_raft_ops ops;
+	struct uv_loop_s *loop;
+	struct raft raft;
+	struct raft_io io;
+	struct raft_fsm fsm;
+	struct raft_tracer tracer;
+	struct raft_uv_transport transport;
+	raft_uv_accept_cb accept_cb;		/* NULL: not listening */
+	raft_uv_transport_close_cb close_cb;
+	struct lks_raft_dial *dials;		/* all under way */
+	uv_prepare_t prepare;			/* runs turn() */
+	uv_timer_t transport_closer;		/* defers the end of dials and transport to a later turn */
+	struct raft_change change;
+	bool change_pending;
+	struct raft_transfer transfer;
+	bool transfer_pending;
+	bool started;
+	bool closing;
+	int handles;				/* of our own, not closed yet */
+	bool raft_closed;
+	void (*done)(void *arg);
+	void *done_arg;
+};
+
+struct lks_raft_dial {
+	struct lks_raft *r;
+	struct raft_uv_connect *req;
+	raft_uv_connect_cb cb;
+	struct lks_raft_dial *next;
+};
+
+struct proposal {
+	struct raft_apply apply;
+	struct lks_raft *r;
+	void *token;
+};
+
+struct barrier {
+	struct raft_barrier barrier;
+	struct lks_raft *r;
+	void *token;
+};
+
+/* --- what the state machine is asked ------------------------------------------------------------------------------- */
+
+/* An entry as we store it: its length, then its bytes, then zeros up to a multiple of 8 as libraft wants it. */
+struct entry_header {
+	uint64_t bytes;
+};
+
+static int fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, void **result)
+{
+	struct lks_raft *r = fsm->data;
+	const struct entry_header *header = buf->base;
+
+	*result = NULL;
+	if (buf->len < sizeof *header || header->bytes > buf->len - sizeof *header)
+		return RAFT_MALFORMED;
+	/* libraft counts an entry as applied after this call, and applies them one by one. */
+	r->ops.apply(r->ops.ctx, raft_last_applied(&r->raft) + 1, header + 1, header->bytes);
+	return 0;
+}
+
+static int fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *bufs[], unsigned *n_bufs)
+{
+	struct lks_raft *r = fsm->data;
+	struct raft_buffer *buf = raft_malloc(sizeof *buf);
+
+	if (!buf)
+		return RAFT_NOMEM;
+	if (!r->ops.snapshot(r->ops.ctx, &buf->base, &buf->len)) {
+		raft_free(buf);
+		return RAFT_NOMEM;
+	}
+	*bufs = buf;
+	*n_bufs = 1;
+	return 0;
+}
+
+static int fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buf)
+{
+	struct lks_raft *r = fsm->data;
+
+	if (!r->ops.restore(r->ops.ctx, buf->base, buf->len))
+		return RAFT_CORRUPT;
+	raft_free(buf->base);
+	return 0;
+}
+
+static void trace(struct raft_tracer *t, int type, const void *info)
+{
+	struct lks_raft *r = t->impl;
+	const struct raft_tracer_info *i = info;
+
+	/* Of five levels, errors and warnings. */
+	if (type == RAFT_TRACER_DIAGNOSTIC && i->diagnostic.level <= 2)
+		r->ops.diagnostic(r->ops.ctx, i->diagnostic.message);
+}
+
+/* --- transport ------------------------------------------------------------------------------------------------------ */
+
+static struct uv_stream_s *stream_of(struct lks_raft *r, int fd)
+{
+	uv_tcp_t *tcp = raft_calloc(1, sizeof *tcp);
+
+	if (!tcp || uv_tcp_init(r->loop, tcp) != 0) {
+		raft_free(tcp);
+		close(fd);
+		return NULL;
+	}
+	if (uv_tcp_open(tcp, fd) != 0) {
+		close(fd);
+		uv_close((uv_handle_t *)tcp, (uv_close_cb)raft_free);
+		return NULL;
+	}
+	return (struct uv_stream_s *)tcp;
+}
+
+static int transport_init(struct raft_uv_transport *t, raft_id id, const char *address)
+{
+	(void)t;
+	(void)id;
+	(void)address;
+	return 0;
+}
+
+static int transport_listen(struct raft_uv_transport *t, raft_uv_accept_cb cb)
+{
+	struct lks_raft *r = t->impl;
+
+	r->accept_cb = cb;
+	return 0;
+}
+
+static int transport_connect(struct raft_uv_transport *t, struct raft_uv_connect *req, raft_id id, const char *address,
+			     raft_uv_connect_cb cb)
+{
+	struct lks_raft *r = t->impl;
+	struct lks_raft_dial *dial = calloc(1, sizeof *dial);
+
+	if (!dial)
+		return RAFT_NOMEM;
+	dial->r = r;
+	dial->req = req;
+	dial->cb = cb;
+	dial->next = r->dials;
+	r->dials = dial;
+	r->ops.dial(r->ops.ctx, id, address, dial);
+	return 0;
+}
+
+static void end_dial(struct lks_raft_dial *dial, struct uv_stream_s *stream, int status)
+{
+	struct lks_raft_dial **at = &dial->r->dials;
+
+	while (*at != dial)
+		at = &(*at)->next;
+	*at = dial->next;
+	dial->cb(dial->req, stream, status);
+	free(dial);
+}
+
+void lks_raft_dialed(struct lks_raft_dial *dial, int fd)
+{
+	struct uv_stream_s *stream = fd >= 0 ? stream_of(dial->r, fd) : NULL;
+
+	end_dial(dial, stream, stream ? 0 : RAFT_NOCONNECTION);
+}
+
+void lks_raft_accept(struct lks_raft *r, uint64_t id, const char *address, int fd)
+{
+	struct uv_stream_s *stream;
+
+	if (!r->accept_cb || r->closing) {
+		close(fd);
+		return;
+	}
+	stream = stream_of(r, fd);
+	if (stream)
+		r->accept_cb(&r->transport, id, address, stream);
+}
+
+static void transport_closed(uv_timer_t *timer)
+{
+	struct lks_raft *r = timer->data;
+
+	while (r->dials)
+		end_dial(r->dials, NULL, RAFT_CANCELED);
+	r->close_cb(&r->transport);
+}
+
+static void transport_close(struct raft_uv_transport *t, raft_uv_transport_close_cb cb)
+{
+	struct lks_raft *r = t->impl;
+
+	r->accept_cb = NULL;
+	r->close_cb = cb;
+	r->ops.cancel_dials(r->ops.ctx);
+	uv_timer_start(&r->transport_closer, transport_closed, 0, 0);
+}
+
+/* --- life ------------------------------------------------------------------------------------------------------------ */
+
+static void maybe_free(struct lks_raft *r)
+{
+	if (!r->raft_closed || r->handles > 0)
+		return;
+	if (r->done)
+		r->done(r->done_arg);
+	free(r);
+}
+
+static void own_handle_closed(uv_handle_t *handle)
+{
+	struct lks_raft *r = handle->data;
+
+	r->handles--;
+	maybe_free(r);
+}
+
+static void close_own_handles(struct lks_raft *r)
+{
+	uv_close((uv_handle_t *)&r->prepare, own_handle_closed);
+	uv_close((uv_handle_t *)&r->transport_closer, own_handle_closed);
+}
+
+static void turn(uv_prepare_t *prepare)
+{
+	struct lks_raft *r = prepare->data;
+
+	if (!r->closing)
+		r->ops.turn(r->ops.ctx);
+}
+
+static void init_own_handles(struct lks_raft *r)
+{
+	uv_prepare_init(r->loop, &r->prepare);
+	r->prepare.data = r;
+	uv_timer_init(r->loop, &r->transport_closer);
+	r->transport_closer.data = r;
+	r->handles = 2;
+}
+
+struct lks_raft *lks_raft_new(const struct lks_raft_config *config, const struct lks_raft_ops *ops, char *errmsg)
+{
+	struct lks_raft *r = calloc(1, sizeof *r);
+	int error;
+
+	if (!r) {
+		strcpy(errmsg, "out of memory");
+		return NULL;
+	}
+	r->ops = *ops;
+	r->loop = config->loop;
+	r->tracer = (struct raft_tracer){ .impl = r, .version = 2, .emit = trace };
+	r->fsm = (struct raft_fsm){ .version = 1, .data = r, .apply = fsm_apply, .snapshot = fsm_snapshot, .restore = fsm_restore };
+	r->transport = (struct raft_uv_transport){ .version = 1,
+						   .impl = r,
+						   .init = transport_init,
+						   .listen = transport_listen,
+						   .connect = transport_connect,
+						   .close = transport_close };
+
+	error = raft_uv_init(&r->io, r->loop, config->dir, &r->transport);
+	if (error) {
+		snprintf(errmsg, LKS_RAFT_ERRMSG_BYTES, "%s", r->io.errmsg[0] ? r->io.errmsg : raft_strerror(error));
+		free(r);
+		return NULL;
+	}
+	raft_uv_set_tracer(&r->io, &r->tracer);
+	/* Without this, libraft sets damaged files aside and goes on, having forgotten entries that it acknowledged. */
+	raft_uv_set_auto_recovery(&r->io, false);
+	raft_uv_set_connect_retry_delay(&r->io, RETRY_MS);
+
+	error = raft_init(&r->raft, &r->io, &r->fsm, config->id, config->address);
+	if (error) {
+		snprintf(errmsg, LKS_RAFT_ERRMSG_BYTES, "%s", r->raft.errmsg[0] ? r->raft.errmsg : raft_strerror(error));
+		raft_uv_close(&r->io);
+		free(r);
+		return NULL;
+	}
+	r->raft.tracer = &r->tracer;
+	raft_seed(&r->raft, config->seed);
+	raft_set_election_timeout(&r->raft, config->election_ms);
+	raft_set_heartbeat_timeout(&r->raft, config->heartbeat_ms);
+	raft_set_snapshot_threshold(&r->raft, config->snapshot_threshold);
+	raft_set_snapshot_trailing(&r->raft, config->snapshot_trailing);
+	raft_set_pre_vote(&r->raft, true);
+	init_own_handles(r);
+	return r;
+}
+
+int lks_raft_bootstrap(struct lks_raft *r)
+{
+	struct raft_configuration conf;
+	int error;
+
+	raft_configuration_init(&conf);
+	error = raft_configuration_add(&conf, r->raft.id, r->raft.address, RAFT_VOTER);
+	if (!error)
+		error = raft_bootstrap(&r->raft, &conf);
+	raft_configuration_close(&conf);
+	return error;
+}
+
+int lks_raft_start(struct lks_raft *r)
+{
+	int error = raft_start(&r->raft);
+
+	if (error)
+		return error;
+	r->started = true;
+	uv_prepare_start(&r->prepare, turn);
+	return 0;
+}
+
+static void raft_closed(struct raft *raft)
+{
+	struct lks_raft *r = raft->data;
+
+	raft_uv_close(&r->io);
+	r->raft_closed = true;
+	close_own_handles(r);
+}
+
+void lks_raft_close(struct lks_raft *r, void (*done)(void *arg), void *arg)
+{
+	r->closing = true;
+	r->done = done;
+	r->done_arg = arg;
+	r->raft.data = r;
+	raft_close(&r->raft, raft_closed);
+}
+
+/* --- requests -------------------------------------------------------------------------------------------------------- */
+
+static bool ready(const struct lks_raft *r)
+{
+	return r->started && !r->closing;
+}
+
+static void proposal_done(struct raft_apply *req, int status, void *result)
+{
+	struct proposal *p = (struct proposal *)req;
+
+	(void)result;
+	p->r->ops.proposed(p->r->ops.ctx, p->token, status, req->index);
+	free(p);
+}
+
+int lks_raft_propose(struct lks_raft *r, const void *data, size_t bytes, void *token, uint64_t *index)
+{
+	const size_t padded = (sizeof(struct entry_header) + bytes + 7) / 8 * 8;
+	struct raft_buffer buf;
+	struct proposal *p;
+	int error;
+
+	if (!ready(r) || raft_state(&r->raft) != RAFT_LEADER || raft_transferee(&r->raft) != 0)
+		return RAFT_NOTLEADER;
+	p = calloc(1, sizeof *p);
+	buf.len = padded;
+	buf.base = raft_calloc(1, padded);
+	if (!p || !buf.base) {
+		free(p);
+		raft_free(buf.base);
+		return RAFT_NOMEM;
+	}
+	((struct entry_header *)buf.base)->bytes = bytes;
+	memcpy((struct entry_header *)buf.base + 1, data, bytes);
+	p->r = r;
+	p->token = token;
+	error = raft_apply(&r->raft, &p->apply, &buf, 1, proposal_done);
+	if (error) {
+		/* Refused at the door, the buffer is still ours; after other failures nobody can tell, so it leaks. */
+		if (error == RAFT_NOTLEADER)
+			raft_free(buf.base);
+		free(p);
+		return error;
+	}
+	*index = p->apply.index;
+	return 0;
+}
+
+static void barrier_done(struct raft_barrier *req, int status)
+{
+	struct barrier *b = (struct barrier *)req;
+
+	b->r->ops.barrier_done(b->r->ops.ctx, b->token, status);
+	free(b);
+}
+
+int lks_raft_barrier(struct lks_raft *r, void *token)
+{
+	struct barrier *b;
+	int error;
+
+	if (!ready(r) || raft_state(&r->raft) != RAFT_LEADER || raft_transferee(&r->raft) != 0)
+		return RAFT_NOTLEADER;
+	b = calloc(1, sizeof *b);
+	if (!b)
+		return RAFT_NOMEM;
+	b->r = r;
+	b->token = token;
+	error = raft_barrier(&r->raft, &b->barrier, barrier_done);
+	if (error)
+		free(b);
+	return error;
+}
+
+static void change_done(struct raft_change *req, int status)
+{
+	struct lks_raft *r = req->data;
+
+	r->change_pending = false;
+	r->ops.changed(r->ops.ctx, status);
+}
+
+/* raft_add() and raft_remove() check little of this themselves; they assert. */
+static int begin_change(struct lks_raft *r)
+{
+	if (!ready(r) || raft_state(&r->raft) != RAFT_LEADER || raft_transferee(&r->raft) != 0)
+		return RAFT_NOTLEADER;
+	if (r->change_pending || r->raft.legacy.change || r->raft.configuration_uncommitted_index != 0 ||
+	    r->raft.leader_state.promotee_id != 0)
+		return RAFT_CANTCHANGE;
+	memset(&r->change, 0, sizeof r->change);
+	r->change.data = r;
+	r->change_pending = true;
+	return 0;
+}
+
+static int end_change(struct lks_raft *r, int error)
+{
+	if (error) {
+		r->change_pending = false;
+		/* raft_assign() leaves it behind when it fails late. */
+		if (r->raft.legacy.change == &r->change)
+			r->raft.legacy.change = NULL;
+	}
+	return error;
+}
+
+int lks_raft_add(struct lks_raft *r, uint64_t id, const char *address)
+{
+	int error = begin_change(r);
+
+	return error ? error : end_change(r, raft_add(&r->raft, &r->change, id, address, change_done));
+}
+
+int lks_raft_assign(struct lks_raft *r, uint64_t id, enum lks_raft_role role)
+{
+	static const int roles[] = { [LKS_RAFT_STANDBY] = RAFT_STANDBY, [LKS_RAFT_VOTER] = RAFT_VOTER, [LKS_RAFT_SPARE] = RAFT_SPARE };
+	int error = begin_change(r);
+
+	return error ? error : end_change(r, raft_assign(&r->raft, &r->change, id, roles[role], change_done));
+}
+
+int lks_raft_remove(struct lks_raft *r, uint64_t id)
+{
+	int error = begin_change(r);
+
+	return error ? error : end_change(r, raft_remove(&r->raft, &r->change, id, change_done));
+}
+
+static void transfer_done(struct raft_transfer *req)
+{
+	struct lks_raft *r = req->data;
+
+	r->transfer_pending = false;
+}
+
+int lks_raft_transfer(struct lks_raft *r)
+{
+	int error;
+
+	if (!ready(r) || raft_state(&r->raft) != RAFT_LEADER)
+		return RAFT_NOTLEADER;
+	/* libraft would let the old request of a transfer dangle. */
+	if (r->transfer_pending || r->change_pending)
+		return RAFT_BUSY;
+	memset(&r->transfer, 0, sizeof r->transfer);
+	r->transfer.data = r;
+	error = raft_transfer(&r->raft, &r->transfer, 0, transfer_done);
+	r->transfer_pending = error == 0;
+	return error;
+}
+
+/* --- questions ------------------------------------------------------------------------------------------------------- */
+
+bool lks_raft_change_pending(const struct lks_raft *r)
+{
+	return r->change_pending;
+}
+
+bool lks_raft_is_leader(struct lks_raft *r)
+{
+	return ready(r) && raft_state(&r->raft) == RAFT_LEADER;
+}
+
+uint64_t lks_raft_leader(struct lks_raft *r)
+{
+	raft_id id = 0;
+	const char *address = NULL;
+
+	if (ready(r))
+		raft_leader(&r->raft, &id, &address);
+	return id;
+}
+
+uint64_t lks_raft_term(struct lks_raft *r)
+{
+	return raft_current_term(&r->raft);
+}
+
+uint64_t lks_raft_applied(struct lks_raft *r)
+{
+	return raft_last_applied(&r->raft);
+}
+
+size_t lks_raft_members(const struct lks_raft *r)
+{
+	return r->raft.configuration.n;
+}
+
+void lks_raft_member(const struct lks_raft *r, size_t i, uint64_t *id, const char **address, enum lks_raft_role *role)
+{
+	const struct raft_server *s = &r->raft.configuration.servers[i];
+
+	*id = s->id;
+	*address = s->address;
+	*role = s->role == RAFT_VOTER ? LKS_RAFT_VOTER : s->role == RAFT_STANDBY ? LKS_RAFT_STANDBY : LKS_RAFT_SPARE;
+}
+
+const char *lks_raft_errmsg(struct lks_raft *r)
+{
+	return raft_errmsg(&r->raft);
+}
+
+const char *lks_raft_strerror(int status)
+{
+	return raft_strerror(status);
+}
+
+bool lks_raft_is_not_leader(int status)
+{
+	return status == RAFT_NOTLEADER;
+}
+
+void *lks_raft_alloc(size_t bytes)
+{
+	return raft_malloc(bytes);
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// What the API's threads may ask of the daemon. Each question is posted to the loop, its asker waits for the answer with
+// a limit. An answer that comes too late finds its promise abandoned and is dropped.
+#include <future>
+
+#include <fmt/format.h>
+
+#include "lockstepd/host/daemon.h"
+
+namespace lockstep {
+
+Result<nlohmann::json> Daemon::on_loop(std::function<void(JsonReply)> task)
+{
+	auto promise = std::make_shared<std::promise<Result<Json>>>();
+	auto answered = std::make_shared<std::atomic<bool>>(false);
+	auto future = promise->get_future();
+	loop_.post([this, task = std::move(task), promise, answered] {
+		task([this, promise, answered](Result<Json> answer) {
+			if (answered->exchange(true))
+				return;
+			publish();    // who has the answer sees the State it speaks of
+			promise->set_value(std::move(answer));
+		});
+	});
+	if (future.wait_for(std::chrono::milliseconds(CALL_TIMEOUT_MS)) != std::future_status::ready)
+		return failed(fmt::format("the daemon on host {} did not answer within {} s; the command may still take effect: look before "
+					  "repeating it", config_.name, CALL_TIMEOUT_MS / 1000));
+	return future.get();
+}
+
+ApiBackend Daemon::backend()
+{
+	ApiBackend b;
+	b.local = [this] {
+		std::lock_guard hold(shared_lock_);
+		return facts_;
+	};
+	b.state = [this] {
+		std::lock_guard hold(shared_lock_);
+		return published_;
+	};
+	b.propose = [this](const Json &entry) {
+		return on_loop([this, entry](JsonReply done) { propose(entry, std::move(done)); });
+	};
+	b.barrier = [this]() -> Done {
+		auto answer = on_loop([this](JsonReply done) {
+			if (!log_)
+				return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`"));
+			log_->barrier([done = std::move(done)](Done reached) {
+				if (reached)
+					done(Json::object());
+				else
+					done(reached.error());
+			});
+		});
+		if (!answer)
+			return answer.error();
+		return Nothing{};
+	};
+	b.init = [this](const std::string &name) { return on_loop([this, name](JsonReply done) { init(name, std::move(done)); }); };
+	b.join = [this](const std::string &address, unsigned port) {
+		return on_loop([this, address, port](JsonReply done) { join(address, port, std::move(done)); });
+	};
+	b.pool_create = [this](const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv) {
+		return on_loop([=, this](JsonReply done) { pool_create(name, host, vg, thin_lv, std::move(done)); });
+	};
+	return b;
+}
+
+void Daemon::pool_create(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv, JsonReply done)
+{
+	if (!member_)
+		return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`"));
+	auto add = [this, name, host, vg, thin_lv, done](Result<Json> space) {
+		if (!space)
+			return done(space.error());
+		Json entry = {{"op", "pool.add"}, {"name", name}, {"host", host}, {"kind", thin_lv.empty() ? "thick" : "thin"}, {"vg", vg},
+			      {"size_bytes", space->value("size_bytes", uint64_t(0))}, {"free_bytes", space->value("free_bytes", uint64_t(0))}};
+		if (!thin_lv.empty())
+			entry["thin_lv"] = thin_lv;
+		propose(std::move(entry), done);
+	};
+	if (host == member_->host_id)
+		inspect_pool(vg, thin_lv, add);
+	else
+		links_.call(host, "pool.inspect", {{"vg", vg}, {"thin_lv", thin_lv}}, CALL_TIMEOUT_MS - 3000, add);
+}
+
+}    // namespace lockstep

@@ -1,0 +1,486 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "lockstepd/host/daemon.h"
+
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <uv.h>
+
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+
+#include <fmt/format.h>
+
+#include "lockstepd/host/journal.h"
+#include "lockstepd/net/socket.h"
+
+namespace lockstep {
+
+namespace {
+
+void log_line(const std::string &line)
+{
+	timespec now;
+	tm utc;
+	char time[32];
+	clock_gettime(CLOCK_REALTIME, &now);
+	gmtime_r(&now.tv_sec, &utc);
+	strftime(time, sizeof(time), "%Y-%m-%dT%H:%M:%S", &utc);
+	const std::string text = fmt::format("{}.{:03}Z {}\n", time, now.tv_nsec / 1'000'000, line);
+	fwrite(text.data(), 1, text.size(), stderr);
+}
+
+LinkOptions link_options(const HostConfig &config)
+{
+	LinkOptions options;
+	options.default_port = config.port;
+	options.silence_ms = std::min<uint64_t>(options.silence_ms, config.host_timeout_ms * 5 / 8);
+	options.heartbeat_ms = std::min<uint64_t>(options.heartbeat_ms, options.silence_ms / 4);
+	return options;
+}
+
+std::vector<std::string> addresses_of(const Host &host)
+{
+	std::vector<std::string> addresses;
+	for (const std::string &address : host.addresses)
+		addresses.push_back(with_port(address, host.port));
+	return addresses;
+}
+
+}    // namespace
+
+std::string with_port(const std::string &address, unsigned port)
+{
+	return address.find(':') == std::string::npos ? fmt::format("{}:{}", address, port) : fmt::format("[{}]:{}", address, port);
+}
+
+uint64_t unix_ms()
+{
+	using namespace std::chrono;
+	return duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count();
+}
+
+// ---- life ----
+
+Daemon::Daemon(HostConfig config)
+	: config_(std::move(config)), listener_(loop_), dialer_(loop_), links_(loop_, listener_, dialer_, link_options(config_)),
+	  kernel_(kernel_over_netlink(config_.name)), lvm_(lvm_tools()), look_timer_(loop_), lead_timer_(loop_),
+	  published_(std::make_shared<State>())
+{
+	loop_.set_log(log_line);
+	workers_ = std::make_unique<Workers>([this](std::function<void()> task) { loop_.post(std::move(task)); });
+}
+
+Daemon::~Daemon()
+{
+	if (api_stopper_.joinable())
+		api_stopper_.join();
+	signals_.clear();
+	workers_.reset();
+	events_.reset();
+}
+
+Done Daemon::start()
+{
+	loop_.log(fmt::format("lockstepd on host {} starts", config_.name));
+	facts_.host_name = config_.name;
+	auto file = load_host_file(config_.state_dir);
+	if (!file)
+		return file.error();
+	if (*file)
+		if (Done intact = check_raft_dir(config_.state_dir, **file); !intact)
+			return intact;
+	Identity identity;
+	identity.name = config_.name;
+	dialer_.set_identity(identity);
+	listener_.set_identity(identity);
+	listener_.handlers().on_join = [this](const Hello &, const std::string &, Json request, ListenerHandlers::Reply reply) {
+		serve_join(std::move(request), std::move(reply));
+	};
+	listen_to_links();
+	if (Done listening = listener_.listen(config_.addresses, config_.port); !listening)
+		return listening;
+
+	api_ = std::make_unique<ApiServer>(backend(), ApiOptions{.socket = config_.socket});
+	if (Done serving = api_->start(); !serving)
+		return serving;
+	events_ = std::make_unique<KernelEvents>(
+		loop_, config_.name,
+		KernelEvents::Handlers{
+			.event = [this](const KernelEvent &event) {
+				if (reconciler_)
+					reconciler_->kernel_event(event);
+			},
+			.resync = [this] {
+				if (reconciler_)
+					reconciler_->kernel_resync();
+			},
+			.module = [this](const std::string &error) {
+				module_error_ = error;
+				if (reconciler_)
+					reconciler_->module_changed(error);
+				else if (!error.empty())
+					loop_.log(error);
+				update_facts();
+			}});
+	look_timer_.every(LOOK_PERIOD_MS, [this] {
+		if (reconciler_)
+			reconciler_->tick();
+		look();
+	});
+	lead_timer_.every(LEAD_PERIOD_MS, [this] { lead(); });
+	watch_signals();
+	if (*file)
+		return serve(**file);
+	loop_.log("no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`");
+	return Nothing{};
+}
+
+int Daemon::run()
+{
+	loop_.run();
+	return stopping_ ? 0 : int(Status::failed);
+}
+
+void Daemon::watch_signals()
+{
+	for (int number : {SIGTERM, SIGINT}) {
+		auto *handle = new uv_signal_t;
+		uv_signal_init(loop_.uv(), handle);
+		handle->data = this;
+		uv_signal_start(handle, [](uv_signal_t *h, int n) { static_cast<Daemon *>(h->data)->stop(strsignal(n)); }, number);
+		signals_.push_back(std::shared_ptr<void>(handle, [](void *h) {
+			uv_close(static_cast<uv_handle_t *>(h), [](uv_handle_t *closed) { delete reinterpret_cast<uv_signal_t *>(closed); });
+		}));
+	}
+}
+
+// API threads may wait for the loop, so the API is stopped beside it; then the log, then the loop.
+void Daemon::stop(const std::string &why)
+{
+	if (stopping_)
+		return;
+	stopping_ = true;
+	loop_.log(fmt::format("stopping: {}; the kernel serves on", why));
+	api_stopper_ = std::thread([this] {
+		api_->stop();
+		loop_.post([this] {
+			lead_timer_.stop();
+			look_timer_.stop();
+			if (log_)
+				log_->close([this] { loop_.stop(); });
+			else
+				loop_.stop();
+		});
+	});
+}
+
+// ---- as a member ----
+
+Done Daemon::serve(const HostFile &file)
+{
+	const Identity identity = {file.cluster_uuid, file.host_id, file.raft_id, config_.name};
+	dialer_.set_identity(identity);
+	listener_.set_identity(identity);
+	StateMachine machine;
+	machine.apply = [this](uint64_t index, std::string_view entry) {
+		Json answer = apply_bytes(state_, index, {reinterpret_cast<const uint8_t *>(entry.data()), entry.size()});
+		state_changed();
+		return answer;
+	};
+	machine.snapshot = [this] {
+		const std::vector<uint8_t> bytes = snapshot(state_);
+		return std::string(bytes.begin(), bytes.end());
+	};
+	machine.restore = [this](std::string_view bytes) {
+		auto state = restore({reinterpret_cast<const uint8_t *>(bytes.data()), bytes.size()});
+		if (!state) {
+			loop_.log(state.error().message);
+			return false;
+		}
+		state_ = std::move(*state);
+		state_changed();
+		return true;
+	};
+	links_.set_peers(first_peers_);
+	log_ = std::make_unique<ConsensusLog>(loop_, listener_, dialer_, links_, consensus_options(file), std::move(machine));
+	log_->set_wanted([this] {
+		std::vector<Member> wanted;
+		for (const auto &[id, host] : state_.hosts)
+			wanted.push_back({host.raft_id, id, addresses_of(host), Role::none});
+		return wanted;
+	});
+	log_->on_role_change([this](bool is_leader, int leader) {
+		leader_since_ms_ = Loop::now_ms();
+		loop_.log(is_leader ? "this host leads the cluster"
+				    : leader ? fmt::format("host {} leads the cluster", state_.host_name(leader))
+					     : "the cluster has no leader");
+		update_facts();
+		lead();
+	});
+	if (Done started = log_->start(); !started) {
+		log_.reset();
+		return started;
+	}
+	member_ = file;
+	wire_reconciler();
+	wire_lanes();
+	update_facts();
+	state_changed();
+	return Nothing{};
+}
+
+void Daemon::wire_reconciler()
+{
+	ReconcilerWorld world;
+	world.kernel = kernel_;
+	world.lvm = lvm_;
+	world.metadata = metadata_tools();
+	world.run = [this](const std::string &key, std::function<void()> work, std::function<void()> done) {
+		workers_->submit(key, std::move(work), std::move(done));
+	};
+	world.state = [this]() -> const State & { return state_; };
+	world.propose = [this](const Json &entry, JsonReply done) {
+		const std::vector<uint8_t> bytes = encode(entry);
+		log_->propose(std::string(bytes.begin(), bytes.end()), std::move(done));
+	};
+	world.barrier = [this](std::function<void(Done)> done) { log_->barrier(std::move(done)); };
+	world.node_exists = [](const std::string &volume) {
+		struct stat node;
+		return stat(("/dev/lockstep/" + volume).c_str(), &node) == 0 && S_ISBLK(node.st_mode);
+	};
+	world.now_ms = Loop::now_ms;
+	world.log = [this](const std::string &line) { loop_.log(line); };
+	world.dumped = [this] { look(); };
+	reconciler_ = std::make_unique<Reconciler>(member_->host_id, std::move(world));
+	reconciler_->module_changed(module_error_);
+}
+
+void Daemon::wire_lanes()
+{
+	LanesWorld world;
+	world.state = [this]() -> const State & { return state_; };
+	world.dump = [this] { return reconciler_->dump(); };
+	world.link_up = [this](HostId host) { return links_.up(host); };
+	world.call = [this](HostId host, const std::string &verb, Json body, JsonReply done) {
+		links_.call(host, verb, std::move(body), LANE_CALL_TIMEOUT_MS, std::move(done));
+	};
+	world.notify = [this](HostId host, const std::string &verb, Json body) { links_.notify(host, verb, std::move(body)); };
+	world.dial = [this](const Host &host, uint32_t lane, uint32_t lanes, uint64_t link, std::function<void(Result<int>)> done) {
+		Hello hello;
+		hello.purpose = Purpose::lane;
+		hello.to_host = host.id;
+		hello.lane = lane;
+		hello.lanes = lanes;
+		hello.link_generation = link;
+		dialer_.dial(addresses_of(host), host.port, hello, [done = std::move(done)](Result<int> fd, const HelloAnswer &) {
+			if (fd)
+				set_blocking(*fd, true);
+			done(std::move(fd));
+		});
+	};
+	world.lane_add = [this](HostId host, uint8_t lane, uint8_t lanes, uint64_t link, int fd, std::function<void(Done)> done) {
+		auto result = std::make_shared<Done>(Nothing{});
+		workers_->submit(
+			fmt::format("lanes:{}", host),
+			[result, kernel = kernel_, host, lane, lanes, link, fd] {
+				*result = kernel.lane_add(host, lane, lanes, link, fd);
+				close(fd);
+			},
+			[this, result, done = std::move(done)] {
+				reconciler_->kernel_changed();
+				done(*result);
+			});
+	};
+	world.now_ms = Loop::now_ms;
+	world.log = [this](const std::string &line) { loop_.log(line); };
+	lanes_ = std::make_unique<Lanes>(member_->host_id, config_.lanes, std::move(world));
+	listener_.handlers().on_lane = [this](int host, uint32_t lane, uint32_t lanes, uint64_t link, int fd) {
+		lanes_->accepted(host, lane, lanes, link, fd);
+	};
+}
+
+void Daemon::listen_to_links()
+{
+	links_.on_call("lane.prepare", [this](int host, Json, Links::Reply reply) {
+		if (lanes_)
+			reply(lanes_->prepare(host));
+		else
+			reply(failed("not ready"));
+	});
+	links_.on_notice("lane.want", [this](int host, Json body) {
+		if (lanes_ && body.is_object() && body.contains("link") && body["link"].is_number_unsigned())
+			lanes_->wanted(host, body["link"].get<uint64_t>());
+	});
+	links_.on_call("pool.inspect", [this](int, Json body, Links::Reply reply) {
+		if (!body.is_object() || !body.contains("vg") || !body["vg"].is_string() || !body.contains("thin_lv") ||
+		    !body["thin_lv"].is_string())
+			return reply(usage_error("malformed request"));
+		inspect_pool(body["vg"], body["thin_lv"], std::move(reply));
+	});
+	links_.on_notice("soft", [this](int host, Json body) { api_->soft(host, body); });
+	links_.on_peer_up([this](int host) {
+		loop_.log(fmt::format("connected with host {}", links_.name(host)));
+		if (!soft_said_.is_null())
+			links_.notify(host, "soft", soft_said_);
+		look();
+	});
+	links_.on_peer_down([this](int host) {
+		loop_.log(fmt::format("lost the connection with host {}", links_.name(host)));
+		api_->soft(host, nullptr);
+	});
+}
+
+// ---- the State moves on ----
+
+void Daemon::state_changed()
+{
+	if (change_posted_)
+		return;
+	change_posted_ = true;
+	loop_.post([this] {
+		change_posted_ = false;
+		publish();
+		if (!member_)
+			return;
+		update_peers();
+		if (log_->is_leader())
+			log_->rebalance_voters();
+		reconciler_->look();
+		look();
+		lead();
+	});
+}
+
+void Daemon::publish()
+{
+	auto next = std::make_shared<const State>(state_);
+	std::shared_ptr<const State> before;
+	{
+		std::lock_guard hold(shared_lock_);
+		if (published_->applied == next->applied && published_->initialized() == next->initialized())
+			return;
+		before = published_;
+		published_ = next;
+	}
+	for (const std::string &line : differences(*before, *next))
+		loop_.log(line);
+	api_->changed(next->applied);
+}
+
+void Daemon::look()
+{
+	if (!member_ || stopping_)
+		return;
+	lanes_->look();
+	report_soft();
+	keep_address();
+}
+
+void Daemon::update_peers()
+{
+	if (!state_.initialized())
+		return;
+	std::vector<LinkPeer> peers;
+	for (const auto &[id, host] : state_.hosts)
+		peers.push_back({id, host.name, addresses_of(host)});
+	links_.set_peers(std::move(peers));
+}
+
+void Daemon::update_facts()
+{
+	std::lock_guard hold(shared_lock_);
+	facts_.host = member_ ? member_->host_id : 0;
+	facts_.leader = log_ ? log_->leader() : 0;
+	facts_.module_error = module_error_;
+}
+
+void Daemon::report_soft()
+{
+	if (Loop::now_ms() - soft_said_ms_ < SOFT_LEAST_MS)
+		return;
+	Json report = reconciler_->soft_report();
+	if (report == soft_said_)
+		return;
+	soft_said_ms_ = Loop::now_ms();
+	soft_said_ = std::move(report);
+	links_.notify_all("soft", soft_said_);
+	api_->soft(member_->host_id, soft_said_);
+}
+
+// ---- leading ----
+
+std::map<HostId, Liveness> Daemon::liveness() const
+{
+	std::map<HostId, Liveness> alive;
+	const uint64_t now = Loop::now_ms();
+	for (const auto &[id, host] : state_.hosts) {
+		if (id == member_->host_id || links_.up(id))
+			alive[id] = {true, unix_ms()};
+		else if (now - std::max(links_.last_heard(id), leader_since_ms_) >= config_.host_timeout_ms)
+			alive[id] = {false, unix_ms()};
+	}
+	return alive;
+}
+
+void Daemon::lead()
+{
+	if (!member_ || stopping_ || !log_->is_leader() || deciding_)
+		return;
+	if (!state_.initialized()) {
+		found_cluster();
+		return;
+	}
+	for (Json &entry : decide(state_, liveness(), unix_ms())) {
+		deciding_++;
+		propose(std::move(entry), [this](Result<Json> answer) {
+			deciding_--;
+			const std::string error = answer ? "" : answer.error().message;
+			if (!error.empty() && error != lead_error_)
+				loop_.log("a decision was not carried out: " + error);
+			lead_error_ = error;
+			lead();
+		});
+	}
+}
+
+void Daemon::propose(Json entry, JsonReply done)
+{
+	if (!log_)
+		return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`"));
+	const std::vector<uint8_t> bytes = encode(entry);
+	log_->propose(std::string(bytes.begin(), bytes.end()), [done = std::move(done)](Result<Json> answer) {
+		if (answer && !answer->value("ok", false))
+			done(Error{static_cast<Status>(answer->value("status", int(Status::failed))),
+				   answer->value("message", "refused without a reason")});
+		else
+			done(std::move(answer));
+	});
+}
+
+void Daemon::inspect_pool(const std::string &vg, const std::string &thin_lv, JsonReply done)
+{
+	const char *allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+_.-";
+	for (const std::string &name : {vg, thin_lv.empty() ? vg : thin_lv})
+		if (name.empty() || name[0] == '-' || name.find_first_not_of(allowed) != std::string::npos)
+			return done(usage_error(fmt::format("\"{}\" is no valid LVM name", name)));
+	auto space = std::make_shared<Result<PoolSpace>>(PoolSpace{});
+	workers_->submit(
+		"vg:" + vg,
+		[space, lvm = lvm_, vg, thin_lv] {
+			auto report = lvm.report(vg);
+			if (report)
+				*space = pool_space(*report, vg, thin_lv);
+			else
+				*space = report.error();
+		},
+		[this, space, done = std::move(done)] {
+			if (*space)
+				done(Json{{"size_bytes", (*space)->size_bytes}, {"free_bytes", (*space)->free_bytes}});
+			else
+				done(Error{space->error().status, fmt::format("host {}: {}", config_.name, space->error().message)});
+		});
+}
+
+}    // namespace lockstep

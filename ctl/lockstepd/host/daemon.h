@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The daemon: all parts of a host, and how they hang together.
+//
+//                       ┌────────── API threads (api/server.h) ──────────┐
+//                       │ ApiBackend: posts to the loop and waits        │
+//     links, lanes ───► │                                                │
+//     kernel events ──► │ loop thread: ConsensusLog ─► State ─► look() ──┼──► worker threads: LVM, metadata, netlink
+//     timers ─────────► │              (leader: decide())                │
+//                       └────────────────────────────────────────────────┘
+//
+// Everything that is decided is decided on the loop thread, from the State as the log has made it. A change of the State is
+// published once a turn of the loop: to the log file, to the API (as an immutable copy), to the reconciler and the lanes.
+//
+// Without a cluster only the API and the port are served. `cluster init` and `cluster join` (membership.cc) make the host a
+// member; a start with a host.json does the same from there.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "lockstepd/api/server.h"
+#include "lockstepd/cluster/controller.h"
+#include "lockstepd/cluster/state.h"
+#include "lockstepd/consensus/host_file.h"
+#include "lockstepd/consensus/log.h"
+#include "lockstepd/host/config.h"
+#include "lockstepd/host/kernel.h"
+#include "lockstepd/host/lanes.h"
+#include "lockstepd/host/lvm.h"
+#include "lockstepd/host/reconciler.h"
+#include "lockstepd/host/workers.h"
+#include "lockstepd/net/link.h"
+#include "lockstepd/net/listener.h"
+#include "lockstepd/net/loop.h"
+
+namespace lockstep {
+
+constexpr uint64_t LOOK_PERIOD_MS = 100;         // reconciler and lanes
+constexpr uint64_t LEAD_PERIOD_MS = 250;         // the leader's decisions
+constexpr uint64_t SOFT_LEAST_MS = 500;          // between two reports about oneself
+constexpr uint64_t JOIN_TIMEOUT_MS = 12'000;
+
+class Daemon {
+public:
+	explicit Daemon(HostConfig config);
+	~Daemon();
+	Daemon(const Daemon &) = delete;
+	Daemon &operator=(const Daemon &) = delete;
+
+	// Listens, serves the API, and takes up the membership if there is one. An Error says why not; then destroy it.
+	Done start();
+	// Until SIGTERM or SIGINT. The kernel serves on afterwards. Gives the process's exit status.
+	int run();
+
+private:
+	using Json = nlohmann::json;
+	using JsonReply = std::function<void(Result<Json>)>;
+
+	// daemon.cc
+	void watch_signals();
+	void stop(const std::string &why);
+	Done serve(const HostFile &file);                       // as a member
+	void listen_to_links();
+	void wire_reconciler();
+	void wire_lanes();
+	void state_changed();                                   // soon: publish(), look
+	void publish();
+	void look();
+	void update_peers();
+	void update_facts();
+	void lead();
+	std::map<HostId, Liveness> liveness() const;
+	void report_soft();
+	void inspect_pool(const std::string &vg, const std::string &thin_lv, JsonReply done);
+	void propose(Json entry, JsonReply done);               // a refusal of the state machine comes as an Error
+
+	// membership.cc
+	ConsensusOptions consensus_options(const HostFile &file) const;
+	Json self_json() const;                                 // {uuid name addresses port level}
+	Result<std::string> host_uuid() const;                  // kept on disk until the membership is
+	void init(const std::string &cluster_name, JsonReply done);
+	void join(const std::string &address, unsigned port, JsonReply done);
+	void joined(const std::string &uuid, Result<Json> answer, JsonReply done);
+	void serve_join(Json request, JsonReply done);
+	void keep_address();
+	void found_cluster();
+
+	// backend.cc
+	ApiBackend backend();
+	Result<Json> on_loop(std::function<void(JsonReply)> task);
+	void pool_create(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv, JsonReply done);
+
+	HostConfig config_;
+	Loop loop_;
+	Listener listener_;
+	Dialer dialer_;
+	Links links_;
+	Kernel kernel_;
+	Lvm lvm_;
+	std::optional<HostFile> member_;
+	State state_;
+	std::unique_ptr<ConsensusLog> log_;
+	std::unique_ptr<Reconciler> reconciler_;
+	std::unique_ptr<Lanes> lanes_;
+	std::unique_ptr<KernelEvents> events_;
+	std::unique_ptr<ApiServer> api_;
+	std::unique_ptr<Workers> workers_;
+	Timer look_timer_, lead_timer_;
+	std::vector<std::shared_ptr<void>> signals_;
+	std::thread api_stopper_;
+
+	std::vector<LinkPeer> first_peers_;                     // from the answer to a join, until the State tells
+	bool change_posted_ = false;
+	bool stopping_ = false;
+	unsigned deciding_ = 0;                                 // decisions proposed and not answered
+	std::string lead_error_;                                // why the last one was not carried out
+	uint64_t leader_since_ms_ = 0;
+	uint64_t founding_ms_ = 0;
+	bool keeping_address_ = false;
+	Json soft_said_;
+	uint64_t soft_said_ms_ = 0;
+	std::string module_error_;
+
+	mutable std::mutex shared_lock_;                        // for what API threads read:
+	std::shared_ptr<const State> published_;
+	LocalFacts facts_;
+};
+
+// "10.77.2.1" and 7788 as "10.77.2.1:7788"; IPv6 in brackets.
+std::string with_port(const std::string &address, unsigned port);
+
+// Unix time in ms.
+uint64_t unix_ms();
+
+}    // namespace lockstep

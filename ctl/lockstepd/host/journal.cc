@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "lockstepd/host/journal.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+namespace lockstep {
+
+namespace {
+
+std::string hosts_in(const State &state, const Volume &v, ReplicaState wanted)
+{
+	std::string text;
+	for (const Replica &r : v.replicas)
+		if (r.state == wanted)
+			text += " " + state.host_name(r.host);
+	return text;
+}
+
+void compare_hosts(const State &before, const State &after, std::vector<std::string> &lines)
+{
+	for (const auto &[id, host] : after.hosts) {
+		const Host *known = before.host(id);
+		if (!known)
+			lines.push_back(fmt::format("host {} ({}) is a member of the cluster, host id {}", host.name,
+						    fmt::join(host.addresses, " "), id));
+		else if (known->online != host.online)
+			lines.push_back(fmt::format("host {} is {}", host.name, host.online ? "online" : "offline"));
+		else if (known->addresses != host.addresses || known->port != host.port)
+			lines.push_back(fmt::format("host {} is now at {} port {}", host.name, fmt::join(host.addresses, " "), host.port));
+	}
+}
+
+void compare_volume(const State &before, const State &after, const Volume &v, std::vector<std::string> &lines)
+{
+	const Volume *known = before.volume(v.vid);
+	if (!known || known->phase != v.phase)
+		switch (v.phase) {
+		case Phase::creating:
+			lines.push_back(fmt::format("volume {}: is being created with id {}", v.name, v.vid));
+			break;
+		case Phase::ready:
+			lines.push_back(fmt::format("volume {}: is ready: {}", v.name, describe_record(after, v)));
+			return;
+		case Phase::deleting:
+			lines.push_back(fmt::format("volume {}: is being deleted{}{}", v.name, v.failure.empty() ? "" : ": ", v.failure));
+			break;
+		}
+	if (known && known->version != v.version)
+		lines.push_back(fmt::format("volume {}: {}", v.name, describe_record(after, v)));
+}
+
+}    // namespace
+
+std::string describe_record(const State &state, const Volume &v)
+{
+	std::string text = fmt::format("version {}, term {}, primary {}", v.version, v.term, state.host_name(v.primary));
+	for (const Opener &o : v.openers)
+		text += fmt::format(", open on {}", state.host_name(o.host));
+	const std::pair<const char *, ReplicaState> kinds[] = {{"in sync", ReplicaState::insync},
+							       {"suspect", ReplicaState::suspect},
+							       {"stale", ReplicaState::stale},
+							       {"failed", ReplicaState::failed}};
+	for (auto [word, kind] : kinds)
+		if (const std::string hosts = hosts_in(state, v, kind); !hosts.empty())
+			text += fmt::format(", {}:{}", word, hosts);
+	return text;
+}
+
+std::vector<std::string> differences(const State &before, const State &after)
+{
+	std::vector<std::string> lines;
+	if (!before.initialized() && after.initialized())
+		lines.push_back(fmt::format("cluster {} ({})", after.name, after.uuid));
+	compare_hosts(before, after, lines);
+	for (const auto &[key, pool] : after.pools)
+		if (!before.pool(pool.name, pool.host))
+			lines.push_back(fmt::format("pool {} on host {}: {}{}{}", pool.name, after.host_name(pool.host), pool.vg,
+						    pool.thin_lv.empty() ? "" : "/", pool.thin_lv));
+	for (const auto &[vid, v] : after.volumes)
+		compare_volume(before, after, v, lines);
+	for (const auto &[vid, v] : before.volumes)
+		if (!after.volume(vid))
+			lines.push_back(fmt::format("volume {}: is gone", v.name));
+	return lines;
+}
+
+}    // namespace lockstep

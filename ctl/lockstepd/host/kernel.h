@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The kernel module, seen from the daemon: the commands, dump and events of uapi/lockstep.h as typed functions.
+//
+// Kernel is a struct of functions so that tests put a fake in its place. Commands may block (REPLICA_DETACH drains) and are
+// safe to call from several worker threads at once; each uses a socket of its own. An Error carries the kernel's own words
+// where there are some. When the module is not loaded every command says so, and works as soon as it is.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lib/error.h"
+#include "lockstepd/net/loop.h"
+#include "uapi/lockstep.h"
+
+namespace lockstep {
+
+struct KernelPeerReplica {
+	uint8_t host = 0;
+	uint8_t sync_state = 0;    // enum lks_sync_state
+	uint64_t dirty_blocks = 0;
+	bool operator==(const KernelPeerReplica &) const = default;
+};
+
+struct KernelReplica {
+	std::string path;
+	uint64_t offset = 0;
+	bool suspect = false;      // extents were hot at attach (S1)
+	bool admitted = false;
+	bool failed = false;
+	bool operator==(const KernelReplica &) const = default;
+};
+
+struct KernelVolume {
+	uint32_t vid = 0;
+	std::string uuid;          // as text
+	std::string name;
+	uint32_t minor = 0;
+	uint64_t size_bytes = 0;
+	uint32_t block_size = 0;
+	uint8_t cls = 0;
+	bool has_device = false;
+	uint32_t openers = 0, writers = 0, open_waiters = 0;
+	uint64_t session = 0;      // newest session that local openers used; 0: none since the volume was added, or not told
+	std::optional<KernelReplica> replica;
+	uint8_t role = LKS_IDLE;   // enum lks_role
+	uint64_t version = 0, term = 0, noted_version = 0;
+	uint8_t session_with = 0;
+	uint32_t pending = 0, oldest_ms = 0;
+	std::vector<KernelPeerReplica> peers;
+	uint32_t hot_extents = 0, written_extents = 0;
+	bool operator==(const KernelVolume &) const = default;
+};
+
+struct KernelPeer {
+	uint8_t host = 0;
+	uint64_t link = 0;         // 0: never had one
+	uint8_t lanes = 0;
+	bool up = false;
+	bool operator==(const KernelPeer &) const = default;
+};
+
+struct KernelDump {
+	uint64_t seq = 0;          // of the last event before it
+	std::map<uint32_t, KernelVolume> volumes;    // by vid
+	std::map<uint8_t, KernelPeer> peers;         // by host
+
+	const KernelVolume *volume(uint32_t vid) const;
+	const KernelPeer *peer(uint8_t host) const;
+};
+
+struct KernelEvent {
+	enum lks_cmd kind = LKS_CMD_UNSPEC;    // LKS_CMD_EV_*
+	uint64_t seq = 0;
+	uint32_t vid = 0;
+	uint8_t host = 0;
+	uint64_t link = 0, session = 0;
+	std::optional<lks_record> record;
+	std::string reason, op;
+	int32_t error = 0;
+};
+
+struct KernelVolumeSpec {
+	uint32_t vid = 0;
+	std::string uuid, name;
+	uint32_t minor = 0;
+	uint64_t size_bytes = 0;
+	uint32_t block_size = 0;
+	uint8_t cls = 0;
+};
+
+struct AttachAnswer {
+	bool suspect = false;
+	uint64_t disk_version = 0, disk_term = 0;
+};
+
+struct Kernel {
+	std::function<Done(uint8_t host)> host_set;
+	std::function<Done(uint8_t host)> peer_set;
+	std::function<Done(uint8_t host)> peer_del;
+	std::function<Done(uint8_t host, uint8_t lane, uint8_t lanes, uint64_t link, int fd)> lane_add;    // fd stays the caller's
+	std::function<Done(const KernelVolumeSpec &)> volume_add;
+	std::function<Done(uint32_t vid)> volume_del;
+	std::function<Result<AttachAnswer>(uint32_t vid, const std::string &path, uint64_t offset)> replica_attach;
+	std::function<Done(uint32_t vid)> replica_detach;
+	std::function<Done(const lks_record &record, bool admit)> config_set;
+	std::function<Done(uint32_t vid, int32_t error)> open_refuse;    // error: a negative errno
+	std::function<Done(uint32_t vid)> device_add;
+	std::function<Done(uint32_t vid)> device_del;
+	std::function<Result<KernelDump>()> dump;
+};
+
+// The real one. host_name is for messages.
+Kernel kernel_over_netlink(const std::string &host_name);
+
+// The multicast group, on the loop thread. While the module is not loaded it looks for it once a second, so that
+// loading the module later is enough.
+class KernelEvents {
+public:
+	struct Handlers {
+		std::function<void(const KernelEvent &)> event;
+		// Events were lost (a hole in the sequence, an overrun) or are listened to from now on: dump again.
+		std::function<void()> resync;
+		// The module came (empty) or went (what to do). Called on change, and once after start.
+		std::function<void(const std::string &error)> module;
+	};
+
+	KernelEvents(Loop &loop, const std::string &host_name, Handlers handlers);
+	~KernelEvents();
+	KernelEvents(const KernelEvents &) = delete;
+	KernelEvents &operator=(const KernelEvents &) = delete;
+
+	struct Impl;    // internal
+
+private:
+	std::unique_ptr<Impl> impl_;
+};
+
+// Tells a hole in the numbers of events. Separate, so that it can be tested.
+class EventSequence {
+public:
+	// True if this event follows the one before it, or is the first.
+	bool follows(uint64_t seq)
+	{
+		const bool good = !known_ || seq == last_ + 1;
+		known_ = true;
+		last_ = seq;
+		return good;
+	}
+	void forget() { known_ = false; }
+
+private:
+	bool known_ = false;
+	uint64_t last_ = 0;
+};
+
+}    // namespace lockstep

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// One process a question, one JSON report for a volume group with all that is in it. LVM's exit status says whether it worked; its
+// last line on standard error says why not. Whether something exists is asked of a report, never inferred from an error
+// text.
+#include "lockstepd/host/lvm.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "lockstepd/host/command.h"
+
+namespace lockstep {
+
+namespace {
+
+using Json = nlohmann::json;
+
+// What of our own devices LVM may meet below /dev, by link and by kernel name.
+constexpr const char *OURS_REJECTED = R"("r|^/dev/lockstep/|","r|^/dev/lockstep[0-9]|")";
+
+// The administrator's own filter stays in force: ours goes in front of it.
+std::string device_filter()
+{
+	std::string theirs;
+	auto shown = run_command({"lvm", "lvmconfig", "--type", "full", "devices/filter"}, LVM_TIMEOUT_MS);
+	if (shown && shown->exit_status == 0) {
+		size_t from = shown->out.find("filter=["), to = shown->out.rfind(']');
+		if (from != std::string::npos && to != std::string::npos && to > from)
+			theirs = shown->out.substr(from + 8, to - from - 8);
+	}
+	return fmt::format("devices {{ filter=[{}{}{}] }}", OURS_REJECTED, theirs.empty() ? "" : ",", theirs);
+}
+
+// The line that tells: the last one that is no mere warning.
+std::string complaint(const std::string &err)
+{
+	std::istringstream lines(err);
+	std::string line, last;
+	while (std::getline(lines, line)) {
+		size_t from = line.find_first_not_of(" \t");
+		if (from != std::string::npos && line.compare(from, 8, "WARNING:") != 0 && line.compare(from, 5, "File ") != 0)
+			last = line.substr(from);
+	}
+	return last.empty() ? "no reason given" : last;
+}
+
+Result<std::string> lvm(std::vector<std::string> args, const std::string &what)
+{
+	static const std::string filter = device_filter();
+	std::vector<std::string> argv = {"lvm", args[0], "--config", filter};
+	argv.insert(argv.end(), args.begin() + 1, args.end());
+	auto output = run_command(argv, LVM_TIMEOUT_MS);
+	if (!output)
+		return failed(fmt::format("{}: {}", what, output.error().message));
+	if (output->exit_status != 0)
+		return failed(fmt::format("{}: {}", what, complaint(output->err)));
+	return std::move(output->out);
+}
+
+// LVM writes all values as texts, unknown ones as "".
+std::string text_field(const Json &row, const char *name)
+{
+	auto field = row.find(name);
+	return field != row.end() && field->is_string() ? field->get<std::string>() : "";
+}
+
+uint64_t bytes_field(const Json &row, const char *name)
+{
+	const std::string text = text_field(row, name);
+	if (text.empty())
+		return 0;
+	size_t used = 0;
+	uint64_t bytes = std::stoull(text, &used);
+	if (used != text.size())
+		throw std::invalid_argument(fmt::format("'{}' in {}", text, name));
+	return bytes;
+}
+
+double percent_field(const Json &row, const char *name)
+{
+	const std::string text = text_field(row, name);
+	return text.empty() ? -1 : std::stod(text);
+}
+
+std::vector<std::string> split(const std::string &list)
+{
+	std::vector<std::string> items;
+	std::istringstream in(list);
+	for (std::string item; std::getline(in, item, ',');)
+		if (!item.empty())
+			items.push_back(item);
+	return items;
+}
+
+bool contains(const std::vector<std::string> &list, std::string_view item)
+{
+	return std::find(list.begin(), list.end(), item) != list.end();
+}
+
+void read_group(const Json &part, LvmReport &report)
+{
+	if (!part.contains("vg") || part["vg"].empty())
+		return;
+	const Json &row = part["vg"][0];
+	VolumeGroup vg;
+	vg.name = text_field(row, "vg_name");
+	vg.size_bytes = bytes_field(row, "vg_size");
+	vg.free_bytes = bytes_field(row, "vg_free");
+	vg.extent_bytes = bytes_field(row, "vg_extent_size");
+	vg.incomplete = bytes_field(row, "vg_missing_pv_count") > 0;
+	for (const Json &lv_row : part.value("lv", Json::array())) {
+		LogicalVolume lv;
+		lv.vg = vg.name;
+		lv.name = text_field(lv_row, "lv_name");
+		lv.path = text_field(lv_row, "lv_path");
+		lv.pool = text_field(lv_row, "pool_lv");
+		const auto layout = split(text_field(lv_row, "lv_layout"));
+		lv.is_thin_pool = contains(layout, "thin") && contains(layout, "pool");
+		lv.active = text_field(lv_row, "lv_active") == "active";
+		lv.size_bytes = bytes_field(lv_row, "lv_size");
+		lv.data_percent = percent_field(lv_row, "data_percent");
+		lv.metadata_percent = percent_field(lv_row, "metadata_percent");
+		lv.health = text_field(lv_row, "lv_health_status");
+		lv.tags = split(text_field(lv_row, "lv_tags"));
+		report.volumes.push_back(std::move(lv));
+	}
+	report.groups.push_back(std::move(vg));
+}
+
+Result<LvmReport> lvm_report(const std::string &vg)
+{
+	const std::string what = fmt::format("cannot inspect volume group {}", vg);
+	auto out = lvm({"fullreport", "--reportformat", "json", "--units", "b", "--nosuffix",
+			"--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_missing_pv_count",
+			"--configreport", "lv", "-o",
+			"lv_name,lv_path,pool_lv,lv_layout,lv_size,data_percent,metadata_percent,lv_tags,lv_active,lv_health_status",
+			"--configreport", "pv", "-o", "pv_name", "--configreport", "pvseg", "-o", "pv_uuid",
+			"--configreport", "seg", "-o", "lv_uuid", vg},
+		       what);
+	if (!out) {
+		// LVM ends with "Cannot process volume group X", whose cause may also be a broken disk.
+		auto groups = lvm({"vgs", "--reportformat", "json", "-o", "vg_name"}, what);
+		if (groups && groups->find('"' + vg + '"') == std::string::npos)
+			return not_found(fmt::format("there is no volume group {}", vg));
+		return out.error();
+	}
+	return parse_lvm_report(*out);
+}
+
+std::string full_name(const ReplicaLv &lv)
+{
+	return lv.vg + "/" + replica_lv_name(lv.vid);
+}
+
+// The replica's LV if it is there; an Error if something else has its name.
+Result<std::optional<LogicalVolume>> find_ours(const LvmReport &report, const ReplicaLv &lv)
+{
+	const LogicalVolume *found = report.volume(lv.vg, replica_lv_name(lv.vid));
+	if (!found)
+		return std::optional<LogicalVolume>();
+	if (!contains(found->tags, replica_lv_tag(lv.uuid)))
+		return forbidden(fmt::format("logical volume {} does not carry the tag {}: it is not ours and is left alone; "
+					     "rename or remove it", full_name(lv), replica_lv_tag(lv.uuid)));
+	return std::optional<LogicalVolume>(*found);
+}
+
+Done lvm_activate(const ReplicaLv &lv)
+{
+	auto out = lvm({"lvchange", "--yes", "--activate", "y", full_name(lv)},
+		       fmt::format("cannot activate logical volume {}", full_name(lv)));
+	if (!out)
+		return out.error();
+	return Nothing{};
+}
+
+Done lvm_create(const ReplicaLv &lv)
+{
+	auto report = lvm_report(lv.vg);
+	if (!report)
+		return report.error();
+	auto found = find_ours(*report, lv);
+	if (!found)
+		return found.error();
+	if (*found) {
+		if ((*found)->size_bytes < lv.size_bytes)
+			return failed(fmt::format("logical volume {} has {} bytes but needs {}", full_name(lv), (*found)->size_bytes,
+						  lv.size_bytes));
+		return (*found)->active ? Done(Nothing{}) : lvm_activate(lv);
+	}
+	const uint64_t extent = report->group(lv.vg)->extent_bytes;
+	const std::string size = fmt::format("{}b", (lv.size_bytes + extent - 1) / extent * extent);
+	std::vector<std::string> args = {"lvcreate", "--yes", "--name", replica_lv_name(lv.vid), "--addtag", replica_lv_tag(lv.uuid)};
+	// What a thick LV holds from former times is never read: the extent table says what was written (DESIGN section 5).
+	if (lv.thin_pool.empty())
+		args.insert(args.end(), {"--wipesignatures", "n", "--zero", "n", "--size", size, lv.vg});
+	else
+		args.insert(args.end(), {"--thin", "--virtualsize", size, lv.vg + "/" + lv.thin_pool});
+	auto out = lvm(args, fmt::format("cannot create logical volume {}", full_name(lv)));
+	if (!out)
+		return out.error();
+	return Nothing{};
+}
+
+Done lvm_remove(const ReplicaLv &lv)
+{
+	auto report = lvm_report(lv.vg);
+	if (!report)
+		return report.error();
+	auto found = find_ours(*report, lv);
+	if (!found)
+		return found.error();
+	if (!*found)
+		return Nothing{};
+	auto out = lvm({"lvremove", "--yes", full_name(lv)}, fmt::format("cannot remove logical volume {}", full_name(lv)));
+	if (!out)
+		return out.error();
+	return Nothing{};
+}
+
+}    // namespace
+
+const VolumeGroup *LvmReport::group(std::string_view vg) const
+{
+	auto found = std::find_if(groups.begin(), groups.end(), [&](auto &g) { return g.name == vg; });
+	return found == groups.end() ? nullptr : &*found;
+}
+
+const LogicalVolume *LvmReport::volume(std::string_view vg, std::string_view name) const
+{
+	auto found = std::find_if(volumes.begin(), volumes.end(), [&](auto &v) { return v.vg == vg && v.name == name; });
+	return found == volumes.end() ? nullptr : &*found;
+}
+
+std::string replica_lv_name(uint32_t vid) { return fmt::format("lockstep.{}", vid); }
+std::string replica_lv_tag(const std::string &uuid) { return "lockstep.volume=" + uuid; }
+std::string replica_lv_path(const std::string &vg, uint32_t vid) { return fmt::format("/dev/{}/{}", vg, replica_lv_name(vid)); }
+
+Result<PoolSpace> pool_space(const LvmReport &report, const std::string &vg, const std::string &thin_pool)
+{
+	const VolumeGroup *group = report.group(vg);
+	if (!group)
+		return not_found(fmt::format("there is no volume group {}", vg));
+	if (group->incomplete)
+		return failed(fmt::format("volume group {} lacks a physical volume", vg));
+	if (thin_pool.empty())
+		return PoolSpace{group->size_bytes, group->free_bytes, -1};
+	const LogicalVolume *pool = report.volume(vg, thin_pool);
+	if (!pool)
+		return not_found(fmt::format("there is no thin pool {}/{}", vg, thin_pool));
+	if (!pool->is_thin_pool)
+		return forbidden(fmt::format("logical volume {}/{} is no thin pool", vg, thin_pool));
+	if (!pool->health.empty())
+		return failed(fmt::format("thin pool {}/{} is not healthy: {}", vg, thin_pool, pool->health));
+	const double used = std::clamp(pool->data_percent, 0.0, 100.0);
+	return PoolSpace{pool->size_bytes, uint64_t(double(pool->size_bytes) * (100 - used) / 100), pool->metadata_percent};
+}
+
+Result<LvmReport> parse_lvm_report(std::string_view json)
+{
+	try {
+		LvmReport report;
+		for (const Json &part : Json::parse(json).at("report"))
+			read_group(part, report);
+		return report;
+	} catch (const std::exception &e) {
+		return failed(fmt::format("LVM's report is not understood: {}", e.what()));
+	}
+}
+
+Lvm lvm_tools()
+{
+	return {lvm_report, lvm_create, lvm_activate, lvm_remove};
+}
+
+}    // namespace lockstep

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// LVM, through its own tools.
+//
+// A replica's LV is named "lockstep.<vid>" and carries the tag "lockstep.volume=<uuid of the volume>". Nothing without that
+// tag is ever changed or removed, whatever its name. All verbs are idempotent. They block (for worker threads, one a
+// volume group) but end after LVM_TIMEOUT_MS: a volume group whose disks hang costs itself, not the host.
+//
+// LVM is told not to look into our own devices: what a guest keeps on its disk is none of the host's business, and a read
+// there could wait for another host.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lib/error.h"
+
+namespace lockstep {
+
+constexpr uint64_t LVM_TIMEOUT_MS = 60'000;
+
+struct VolumeGroup {
+	std::string name;
+	uint64_t size_bytes = 0, free_bytes = 0, extent_bytes = 0;
+	bool incomplete = false;    // a physical volume is missing
+	bool operator==(const VolumeGroup &) const = default;
+};
+
+struct LogicalVolume {
+	std::string vg, name, path;
+	std::string pool;                       // thin pool it lives in, or empty
+	bool is_thin_pool = false;
+	bool active = false;
+	uint64_t size_bytes = 0;
+	double data_percent = -1;               // thin pools and thin volumes; -1: unknown
+	double metadata_percent = -1;           // thin pools; -1: unknown
+	std::string health;                     // empty: well
+	std::vector<std::string> tags;
+	bool operator==(const LogicalVolume &) const = default;
+};
+
+struct LvmReport {
+	std::vector<VolumeGroup> groups;
+	std::vector<LogicalVolume> volumes;
+
+	const VolumeGroup *group(std::string_view vg) const;
+	const LogicalVolume *volume(std::string_view vg, std::string_view name) const;
+};
+
+// The LV of a replica: where and how large.
+struct ReplicaLv {
+	std::string vg;
+	std::string thin_pool;    // empty: thick
+	uint32_t vid = 0;
+	std::string uuid;         // of the volume
+	uint64_t size_bytes = 0;  // least size: data and metadata
+};
+
+std::string replica_lv_name(uint32_t vid);
+std::string replica_lv_tag(const std::string &uuid);
+std::string replica_lv_path(const std::string &vg, uint32_t vid);
+
+// What a pool made of this volume group, or of this thin pool in it, has.
+struct PoolSpace {
+	uint64_t size_bytes = 0, free_bytes = 0;
+	double metadata_percent = -1;
+};
+Result<PoolSpace> pool_space(const LvmReport &report, const std::string &vg, const std::string &thin_pool);
+
+// What `lvm fullreport --reportformat json --units b --nosuffix` with our fields says.
+Result<LvmReport> parse_lvm_report(std::string_view json);
+
+// The tools. A struct of functions, so that tests put others in their place.
+struct Lvm {
+	// One volume group; an Error (not_found) if there is none of that name.
+	std::function<Result<LvmReport>(const std::string &vg)> report;
+	// Makes the LV and activates it; an LV of that name with our tag and at least that size is taken as it is.
+	std::function<Done(const ReplicaLv &)> create;
+	std::function<Done(const ReplicaLv &)> activate;
+	// Absent already: done. Refused (forbidden) without our tag.
+	std::function<Done(const ReplicaLv &)> remove;
+};
+
+Lvm lvm_tools();
+
+}    // namespace lockstep

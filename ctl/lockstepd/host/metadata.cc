@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// All I/O is in aligned units of 4096 bytes with O_DIRECT: the kernel module writes below the page cache, so a cached page
+// here could be old. A file system that cannot do O_DIRECT (a test on tmpfs) gets buffered I/O. fsync() on a block device
+// flushes the disk's cache as well.
+#include "lockstepd/host/metadata.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include <fmt/format.h>
+
+#include "lib/uuid.h"
+
+namespace lockstep {
+
+namespace {
+
+class MetadataFile {
+public:
+	static Result<MetadataFile> open(const std::string &path, uint64_t offset, int mode);
+	MetadataFile(MetadataFile &&other) noexcept
+		: path_(std::move(other.path_)), offset_(other.offset_), fd_(other.fd_), unit_(std::move(other.unit_))
+	{
+		other.fd_ = -1;
+	}
+	~MetadataFile()
+	{
+		if (fd_ >= 0)
+			close(fd_);
+	}
+
+	void *unit() { return unit_.get(); }
+	Done read_unit(uint64_t at)     // at: bytes from the start of the metadata
+	{
+		return transfer(pread(fd_, unit_.get(), LKS_META_UNIT, offset_ + at), "read", at);
+	}
+	Done write_unit(uint64_t at)
+	{
+		return transfer(pwrite(fd_, unit_.get(), LKS_META_UNIT, offset_ + at), "write", at);
+	}
+	Done flush()
+	{
+		if (fsync(fd_) < 0)
+			return failed(fmt::format("cannot flush {}: {}", path_, strerror(errno)));
+		return Nothing{};
+	}
+
+private:
+	MetadataFile(std::string path, uint64_t offset, int fd)
+		: path_(std::move(path)), offset_(offset), fd_(fd), unit_(std::aligned_alloc(LKS_META_UNIT, LKS_META_UNIT))
+	{
+	}
+	Done transfer(ssize_t n, const char *verb, uint64_t at)
+	{
+		if (n == LKS_META_UNIT)
+			return Nothing{};
+		return failed(fmt::format("cannot {} the metadata of {} at byte {}: {}", verb, path_, offset_ + at,
+					  n < 0 ? strerror(errno) : "the device ends there"));
+	}
+
+	struct Free {
+		void operator()(void *p) const { std::free(p); }
+	};
+	std::string path_;
+	uint64_t offset_;
+	int fd_;
+	std::unique_ptr<void, Free> unit_;
+};
+
+Result<MetadataFile> MetadataFile::open(const std::string &path, uint64_t offset, int mode)
+{
+	if (offset % LKS_META_UNIT)
+		return failed(fmt::format("the metadata of {} cannot be at byte {}: no multiple of {}", path, offset, LKS_META_UNIT));
+	int fd = ::open(path.c_str(), mode | O_CLOEXEC | O_DIRECT);
+	if (fd < 0 && errno == EINVAL)
+		fd = ::open(path.c_str(), mode | O_CLOEXEC);
+	if (fd < 0)
+		return failed(fmt::format("cannot open {}: {}", path, strerror(errno)));
+	return MetadataFile(path, offset, fd);
+}
+
+Result<std::optional<lks_superblock>> read_superblock(MetadataFile &file)
+{
+	std::optional<lks_superblock> newest;
+	for (uint64_t at : {0, LKS_META_UNIT}) {
+		Done done = file.read_unit(at);
+		if (!done)
+			return done.error();
+		lks_superblock sb;
+		memcpy(&sb, file.unit(), sizeof(sb));
+		if (lks_superblock_verify(&sb) == 0 && (!newest || sb.sequence > newest->sequence))
+			newest = sb;
+	}
+	return newest;
+}
+
+}    // namespace
+
+uint64_t replica_lv_bytes(uint64_t offset, uint64_t size_bytes, uint32_t block_size)
+{
+	lks_layout layout;
+	lks_layout_of(size_bytes, block_size, &layout);
+	return offset + layout.total_bytes;
+}
+
+Result<std::optional<lks_superblock>> read_superblock(const std::string &path, uint64_t offset)
+{
+	auto file = MetadataFile::open(path, offset, O_RDONLY);
+	if (!file)
+		return file.error();
+	return read_superblock(*file);
+}
+
+Done format_replica(const ReplicaMetadata &replica)
+{
+	auto uuid = uuid_bytes(replica.uuid);
+	if (!uuid)
+		return failed(fmt::format("volume {}: '{}' is no UUID", replica.vid, replica.uuid));
+	auto file = MetadataFile::open(replica.path, replica.offset, O_RDWR);
+	if (!file)
+		return file.error();
+	auto found = read_superblock(*file);
+	if (!found)
+		return found.error();
+	if (*found && (*found)->vid == replica.vid && !memcmp((*found)->uuid, uuid->data(), 16) && (*found)->host == replica.host &&
+	    (*found)->size == replica.size_bytes && (*found)->block_size == replica.block_size)
+		return Nothing{};
+
+	lks_superblock sb = {};
+	sb.vid = replica.vid;
+	memcpy(sb.uuid, uuid->data(), 16);
+	sb.size = replica.size_bytes;
+	sb.block_size = replica.block_size;
+	sb.host = replica.host;
+	sb.version = replica.version;
+	sb.term = replica.term;
+	lks_layout layout;
+	lks_layout_of(replica.size_bytes, replica.block_size, &layout);
+
+	// The old superblock A goes first: it must not vouch for a table that is half written.
+	memset(file->unit(), 0, LKS_META_UNIT);
+	if (Done done = file->write_unit(0); !done)
+		return done.error();
+	if (Done done = file->flush(); !done)
+		return done.error();
+	for (uint64_t at = LKS_META_UNIT; at < layout.slot_offset; at += LKS_META_UNIT) {
+		lks_format_unit(&sb, at, file->unit());
+		if (Done done = file->write_unit(at); !done)
+			return done.error();
+	}
+	if (Done done = file->flush(); !done)
+		return done.error();
+	lks_format_unit(&sb, 0, file->unit());
+	if (Done done = file->write_unit(0); !done)
+		return done.error();
+	return file->flush();
+}
+
+Done wipe_replica(const std::string &path, uint64_t offset)
+{
+	auto file = MetadataFile::open(path, offset, O_RDWR);
+	if (!file)
+		return file.error();
+	auto found = read_superblock(*file);
+	if (!found)
+		return found.error();
+	if (!*found)
+		return Nothing{};
+	memset(file->unit(), 0, LKS_META_UNIT);
+	for (uint64_t at : {0, LKS_META_UNIT})
+		if (Done done = file->write_unit(at); !done)
+			return done.error();
+	return file->flush();
+}
+
+Result<nlohmann::json> dump_replica(const std::string &path, uint64_t offset)
+{
+	auto file = MetadataFile::open(path, offset, O_RDONLY);
+	if (!file)
+		return file.error();
+	auto found = read_superblock(*file);
+	if (!found)
+		return found.error();
+	if (!*found)
+		return failed(fmt::format("{} has no valid superblock at byte {}", path, offset));
+	const lks_superblock sb = **found;
+	nlohmann::json slots = nlohmann::json::array();
+	for (const lks_disk_slot &slot : sb.slots)
+		if (slot.host)
+			slots.push_back({{"host", slot.host}, {"since", uint64_t(slot.since)}});
+
+	lks_layout layout;
+	lks_layout_of(sb.size, sb.block_size, &layout);
+	std::array<uint8_t, 16> uuid;
+	memcpy(uuid.data(), sb.uuid, uuid.size());
+	uint64_t tag, hot = 0, written = 0, damaged = 0;
+	memcpy(&tag, sb.uuid, sizeof(tag));
+	for (uint64_t unit = 0; unit * LKS_META_UNIT < layout.table_bytes; unit++) {
+		if (Done done = file->read_unit(layout.table_offset + unit * LKS_META_UNIT); !done)
+			return done.error();
+		const auto *records = static_cast<const lks_extent_record *>(file->unit());
+		for (uint64_t r = 0; r < LKS_RECORDS_PER_UNIT; r++) {
+			const uint64_t first = (unit * LKS_RECORDS_PER_UNIT + r) * LKS_EXTENTS_PER_RECORD;
+			if (!lks_extent_record_valid(&records[r], unit * LKS_RECORDS_PER_UNIT + r, tag)) {
+				damaged += first < layout.extents;
+				continue;
+			}
+			for (uint64_t i = 0; i < LKS_EXTENTS_PER_RECORD && first + i < layout.extents; i++) {
+				const unsigned bits = records[r].bits[i / 4] >> (i % 4 * 2);
+				hot += !!(bits & LKS_EXTENT_HOT);
+				written += !!(bits & LKS_EXTENT_WRITTEN);
+			}
+		}
+	}
+	return nlohmann::json{{"vid", uint32_t(sb.vid)}, {"uuid", uuid_text(uuid)}, {"host", sb.host}, {"size_bytes", uint64_t(sb.size)},
+			      {"block_size", uint32_t(sb.block_size)}, {"sequence", uint64_t(sb.sequence)}, {"clean", sb.clean != 0},
+			      {"version", uint64_t(sb.version)}, {"term", uint64_t(sb.term)}, {"slots", slots},
+			      {"extents", uint64_t(layout.extents)}, {"hot_extents", hot}, {"written_extents", written},
+			      {"damaged_records", damaged}};
+}
+
+MetadataTools metadata_tools()
+{
+	return {format_replica, wipe_replica};
+}
+
+}    // namespace lockstep

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The metadata of a replica, as the daemon handles it: made once, looked at, invalidated before its LV goes.
+//
+// The format is core/disk.h's. While the kernel has the replica attached, only the kernel writes here.
+// Everything blocks; for worker threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+#include "core/disk.h"
+#include "lib/error.h"
+
+namespace lockstep {
+
+struct ReplicaMetadata {
+	std::string path;           // of the LV
+	uint64_t offset = 0;        // bytes from its start to the metadata; a multiple of LKS_META_UNIT
+	uint32_t vid = 0;
+	std::string uuid;           // of the volume, as text
+	uint64_t size_bytes = 0;    // of the volume
+	uint32_t block_size = 0;
+	uint8_t host = 0;
+	uint64_t version = 0, term = 0;
+};
+
+// Bytes of LV that a replica of this size needs when its metadata is at `offset`.
+uint64_t replica_lv_bytes(uint64_t offset, uint64_t size_bytes, uint32_t block_size);
+
+// The valid superblock that counts; nullopt: there is none (never formatted, or half).
+Result<std::optional<lks_superblock>> read_superblock(const std::string &path, uint64_t offset);
+
+// Idempotent: a replica of this volume and host that is formatted already is left as it is. What belongs to another volume
+// is overwritten: it is a former content of the disk, since the LV carries our tag.
+Done format_replica(const ReplicaMetadata &replica);
+
+// Makes both superblocks invalid, durably: the space may come back under another LV.
+Done wipe_replica(const std::string &path, uint64_t offset);
+
+// For people and `lockstep recover`.
+Result<nlohmann::json> dump_replica(const std::string &path, uint64_t offset);
+
+// What the reconciler uses of the above, so that tests put others in their place.
+struct MetadataTools {
+	std::function<Done(const ReplicaMetadata &)> format;
+	std::function<Done(const std::string &path, uint64_t offset)> wipe;
+};
+
+MetadataTools metadata_tools();
+
+}    // namespace lockstep

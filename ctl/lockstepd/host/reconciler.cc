@@ -1,0 +1,742 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// How a step is taken. A look at an object finds the first thing that differs and starts one step for it: an action on
+// a worker thread (act), or a proposal to the log (ask). The task is busy until the step is over; an action's task stays
+// closed until a dump taken after it shows the kernel's new state, since an old dump would have the step repeated. Then the
+// object is looked at again.
+//
+// A volume has several tasks, because its aspects must not wait for each other: a device goes on learning new versions of
+// the record while the replica's disk hangs, or while a proposal waits for a quorum.
+#include "lockstepd/host/reconciler.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include <fmt/format.h>
+
+namespace lockstep {
+
+namespace {
+
+uint64_t back_off_ms(unsigned failures)
+{
+	return std::min(STEP_RETRY_MIN_MS << std::min(failures - 1, 10u), STEP_RETRY_MAX_MS);
+}
+
+// An answer of the state machine that is a refusal is an error like any other here.
+Done outcome(const Result<nlohmann::json> &answer)
+{
+	if (!answer)
+		return answer.error();
+	if (answer->value("ok", false))
+		return Nothing{};
+	return Error{static_cast<Status>(answer->value("status", int(Status::failed))), answer->value("message", "refused without a reason")};
+}
+
+const char *role_text(uint8_t role)
+{
+	static const char *const names[] = {"idle", "activating", "active", "draining"};
+	return role < std::size(names) ? names[role] : "idle";
+}
+
+const char *sync_text(uint8_t state)
+{
+	static const char *const names[] = {"member", "away", "running", "joining", "lost"};
+	return state < std::size(names) ? names[state] : "away";
+}
+
+std::string vg_key(const std::string &vg) { return "vg:" + vg; }
+std::string config_key(uint32_t vid) { return fmt::format("config:{}", vid); }
+std::string replica_key(uint32_t vid) { return fmt::format("replica:{}", vid); }
+
+}    // namespace
+
+Reconciler::Reconciler(HostId self, ReconcilerWorld world) : self_(self), world_(std::move(world)) {}
+
+// ---- steps ----
+
+bool Reconciler::may(const Task &task) const
+{
+	const bool seen = dumps_done_ >= task.needs_dump || !module_error_.empty();
+	return !task.busy && world_.now_ms() >= task.not_before_ms && seen;
+}
+
+void Reconciler::finish(Task &task, const std::string &object, const Done &result, uint64_t retry_max_ms)
+{
+	task.busy = false;
+	if (result) {
+		if (!task.error.empty())
+			world_.log(object + ": works again");
+		task.failures = 0;
+		task.error.clear();
+		return;
+	}
+	task.failures++;
+	task.not_before_ms = world_.now_ms() + std::min(back_off_ms(task.failures), retry_max_ms);
+	if (task.error != result.error().message && result.error().message != module_error_)
+		world_.log(object + ": " + result.error().message);
+	task.error = result.error().message;
+}
+
+std::string Reconciler::object_name(uint32_t vid) const
+{
+	const Volume *v = world_.state().volume(vid);
+	return v ? "volume " + v->name : fmt::format("volume {}", vid);
+}
+
+// Tasks are found again by vid afterwards: works_ may have changed, but keeps an entry while one of its tasks is busy.
+void Reconciler::act(uint32_t vid, Aspect aspect, const std::string &key, std::function<Done()> step, std::function<void(bool)> after)
+{
+	(works_[vid].*aspect).busy = true;
+	auto result = std::make_shared<Done>(Nothing{});
+	world_.run(
+		key, [result, step = std::move(step)] { *result = step(); },
+		[this, vid, aspect, result, after = std::move(after)] {
+			finish(works_[vid].*aspect, object_name(vid), *result);
+			(works_[vid].*aspect).needs_dump = dumps_begun_ + 1;
+			request_dump();
+			if (after)
+				after(bool(*result));
+			look();
+		});
+}
+
+void Reconciler::ask(uint32_t vid, Aspect aspect, Json entry, std::function<void(bool)> after)
+{
+	(works_[vid].*aspect).busy = true;
+	entry["vid"] = vid;
+	if (!entry.contains("host"))
+		entry["host"] = self_;
+	world_.propose(entry, [this, vid, aspect, after = std::move(after)](Result<Json> answer) {
+		const Done result = outcome(answer);
+		finish(works_[vid].*aspect, object_name(vid), result, LOG_RETRY_MAX_MS);
+		if (after)
+			after(bool(result));
+		look();
+	});
+}
+
+// ---- what is ----
+
+void Reconciler::request_dump()
+{
+	if (dumping_)
+		dump_again_ = true;
+	else
+		take_dump();
+}
+
+void Reconciler::take_dump()
+{
+	dumping_ = true;
+	dump_again_ = dump_wanted_ = false;
+	dumped_ms_ = world_.now_ms();
+	const uint64_t number = ++dumps_begun_;
+	auto result = std::make_shared<Result<KernelDump>>(KernelDump{});
+	world_.run(
+		"kernel",
+		[result, kernel = world_.kernel, self = self_, host_set = host_set_] {
+			if (!host_set)
+				if (Done done = kernel.host_set(self); !done) {
+					*result = done.error();
+					return;
+				}
+			*result = kernel.dump();
+		},
+		[this, result, number] {
+			dumping_ = false;
+			if (*result) {
+				host_set_ = true;
+				dump_ = std::move(**result);
+				dumps_done_ = number;
+				finish(kernel_task_, "kernel", Nothing{});
+			} else {
+				host_set_ = false;
+				finish(kernel_task_, "kernel", result->error());
+			}
+			if (dump_again_)
+				take_dump();
+			if (*result && world_.dumped)
+				world_.dumped();
+			look();
+		});
+}
+
+void Reconciler::kernel_resync()
+{
+	host_set_ = false;
+	request_dump();
+}
+
+void Reconciler::module_changed(const std::string &error)
+{
+	if (module_error_ != error)
+		world_.log(error.empty() ? "the kernel module is there" : error);
+	module_error_ = error;
+	if (!error.empty())
+		dump_.reset();
+	kernel_resync();
+}
+
+// The first barrier: from then on the State is at least as new as this daemon.
+void Reconciler::sync()
+{
+	if (synced_ || !may(sync_task_))
+		return;
+	sync_task_.busy = true;
+	world_.barrier([this](Done done) {
+		synced_ = bool(done);
+		finish(sync_task_, "cluster", done, LOG_RETRY_MAX_MS);
+		look();
+	});
+}
+
+void Reconciler::read_log_for(uint32_t vid)
+{
+	works_[vid].replica.busy = true;
+	barrier_for_.insert(vid);
+	start_barrier();
+}
+
+// One barrier serves all replicas that were attached before it began.
+void Reconciler::start_barrier()
+{
+	if (barrier_busy_ || barrier_for_.empty())
+		return;
+	barrier_busy_ = true;
+	std::set<uint32_t> served;
+	served.swap(barrier_for_);
+	world_.barrier([this, served](Done done) {
+		barrier_busy_ = false;
+		for (uint32_t vid : served) {
+			VolumeWork &w = works_[vid];
+			w.read_log = bool(done);
+			finish(w.replica, object_name(vid), done, LOG_RETRY_MAX_MS);
+		}
+		start_barrier();
+		look();
+	});
+}
+
+// ---- events ----
+
+void Reconciler::kernel_event(const KernelEvent &event)
+{
+	switch (event.kind) {
+	case LKS_CMD_EV_PROPOSE:
+		propose_change(event);
+		return;
+	case LKS_CMD_EV_CLOSE: {
+		VolumeWork &w = works_[event.vid];
+		w.ended = std::max(w.ended, event.session);
+		break;
+	}
+	case LKS_CMD_EV_DISK_ERROR:
+		world_.log(fmt::format("{}: its disk on this host failed: {} ({})", object_name(event.vid), event.op, strerror(std::abs(event.error))));
+		break;
+	case LKS_CMD_EV_SILENT:
+		world_.log(fmt::format("host {} does not answer on the storage network", world_.state().host_name(event.host)));
+		break;
+	case LKS_CMD_EV_LINK_DOWN:
+		world_.log(fmt::format("link {} to host {} is down: {}", event.link, world_.state().host_name(event.host), event.reason));
+		break;
+	default:
+		break;
+	}
+	kernel_changed();
+}
+
+void Reconciler::kernel_changed()
+{
+	dump_wanted_ = true;
+	look();
+}
+
+// The kernel repeats its wish until it is met or outrun, so a refusal is no error and one proposal at a time is enough.
+void Reconciler::propose_change(const KernelEvent &event)
+{
+	Task &task = works_[event.vid].change;
+	if (!event.record || task.busy)
+		return;
+	task.busy = true;
+	world_.propose(propose_entry(*event.record, self_), [this, vid = event.vid](Result<Json> answer) {
+		Done done = outcome(answer);
+		if (!done && done.error().status == Status::forbidden)
+			done = Nothing{};
+		finish(works_[vid].change, object_name(vid), done, LOG_RETRY_MAX_MS);
+		look();
+	});
+}
+
+void Reconciler::tick()
+{
+	const uint64_t age_ms = world_.now_ms() - dumped_ms_;
+	bool busy = false;
+	if (dump_)
+		for (const auto &[vid, k] : dump_->volumes) {
+			busy |= k.pending > 0 || k.open_waiters > 0;
+			for (const KernelPeerReplica &p : k.peers)
+				busy |= p.sync_state == LKS_SYNC_RUNNING || p.sync_state == LKS_SYNC_JOINING;
+		}
+	const bool due = age_ms >= (dump_ && !busy ? DUMP_PERIOD_MS : DUMP_BUSY_PERIOD_MS);
+	if (!dumping_ && (due || (dump_wanted_ && age_ms >= DUMP_LEAST_MS)))
+		take_dump();
+	look();
+}
+
+// ---- looking ----
+
+void Reconciler::look()
+{
+	// A fake world may call back at once; a look that is under way then goes round again.
+	if (looking_) {
+		look_again_ = true;
+		return;
+	}
+	looking_ = true;
+	do {
+		look_again_ = false;
+		sync();
+		if (!synced_)
+			continue;
+		if (dump_wanted_ && !dumping_ && world_.now_ms() - dumped_ms_ >= DUMP_LEAST_MS)
+			take_dump();
+		look_at_pools();
+		if (dump_)
+			look_at_peers();
+		std::set<uint32_t> vids;
+		for (const auto &[vid, v] : world_.state().volumes)
+			vids.insert(vid);
+		if (dump_)
+			for (const auto &[vid, k] : dump_->volumes)
+				vids.insert(vid);
+		for (const auto &[vid, w] : works_)
+			vids.insert(vid);
+		for (uint32_t vid : vids)
+			look_at_volume(vid);
+	} while (look_again_);
+	looking_ = false;
+}
+
+void Reconciler::look_at_peers()
+{
+	const State &state = world_.state();
+	for (const auto &[id, host] : state.hosts)
+		if (id != self_ && !dump_->peer(id))
+			look_at_peer(id, host.name, true);
+	for (const auto &[id, peer] : dump_->peers)
+		if (!state.host(id))
+			look_at_peer(id, state.host_name(id), false);
+}
+
+void Reconciler::look_at_peer(HostId host, const std::string &name, bool wanted)
+{
+	Task &task = peer_tasks_[host];
+	if (!may(task))
+		return;
+	task.busy = true;
+	auto result = std::make_shared<Done>(Nothing{});
+	world_.run(
+		fmt::format("peer:{}", host),
+		[result, kernel = world_.kernel, host, wanted] { *result = wanted ? kernel.peer_set(host) : kernel.peer_del(host); },
+		[this, result, host, name] {
+			Task &task = peer_tasks_[host];
+			finish(task, "host " + name, *result);
+			task.needs_dump = dumps_begun_ + 1;
+			request_dump();
+		});
+}
+
+void Reconciler::look_at_pools()
+{
+	for (const auto &[key, pool] : world_.state().pools) {
+		if (pool.host != self_)
+			continue;
+		Task &task = pool_tasks_[pool.name];
+		auto seen = pool_seen_ms_.find(pool.name);
+		if (!may(task) || (seen != pool_seen_ms_.end() && world_.now_ms() - seen->second < POOL_PERIOD_MS && !task.failures))
+			continue;
+		task.busy = true;
+		pool_seen_ms_[pool.name] = world_.now_ms();
+		auto space = std::make_shared<Result<PoolSpace>>(PoolSpace{});
+		world_.run(
+			vg_key(pool.vg),
+			[space, lvm = world_.lvm, vg = pool.vg, thin = pool.thin_lv] {
+				auto report = lvm.report(vg);
+				if (report)
+					*space = pool_space(*report, vg, thin);
+				else
+					*space = report.error();
+			},
+			[this, space, name = pool.name] {
+				const Pool *pool = world_.state().pool(name, self_);
+				if (pool)
+					report_pool(*pool, *space);
+				else
+					pool_tasks_.erase(name);
+			});
+	}
+}
+
+// Small changes are not worth an entry: half a percent of the pool, or an extent of LVM.
+void Reconciler::report_pool(const Pool &pool, const Result<PoolSpace> &space)
+{
+	Task &task = pool_tasks_[pool.name];
+	const std::string object = "pool " + pool.name;
+	if (!space) {
+		finish(task, object, space.error());
+		return;
+	}
+	const uint64_t change = std::max(space->free_bytes, pool.free_bytes) - std::min(space->free_bytes, pool.free_bytes);
+	if (space->size_bytes == pool.size_bytes && change < std::max<uint64_t>(pool.size_bytes / 200, 4 << 20)) {
+		finish(task, object, Nothing{});
+		return;
+	}
+	Json entry = {{"op", "pool.report"}, {"name", pool.name}, {"host", self_}, {"size_bytes", space->size_bytes},
+		      {"free_bytes", space->free_bytes}};
+	world_.propose(entry, [this, name = pool.name, object](Result<Json> answer) {
+		finish(pool_tasks_[name], object, outcome(answer));
+		look();
+	});
+}
+
+void Reconciler::look_at_volume(uint32_t vid)
+{
+	const Volume *v = world_.state().volume(vid);
+	const KernelVolume *k = dump_ ? dump_->volume(vid) : nullptr;
+	VolumeWork &w = works_[vid];
+	const std::optional<Phase> phase = v ? std::optional(v->phase) : std::nullopt;
+	if (w.phase != phase) {
+		// What failed for one purpose need not fail for the next.
+		for (Task *task : w.tasks()) {
+			task->failures = 0;
+			task->not_before_ms = 0;
+			task->error.clear();
+		}
+		w.phase = phase;
+	}
+	if (dump_ && (!k || !k->replica))
+		w.read_log = false;
+	if (!v) {
+		const auto tasks = w.tasks();
+		const bool idle = std::none_of(tasks.begin(), tasks.end(), [](const Task *t) { return t->busy; });
+		if (k)
+			take_down(vid, *k, w);
+		else if (dump_ && idle)
+			works_.erase(vid);
+		return;
+	}
+	switch (v->phase) {
+	case Phase::creating:
+		look_creating(*v, w);
+		break;
+	case Phase::ready:
+		if (!dump_)
+			break;
+		look_config(*v, k, w);
+		if (k) {
+			look_sessions(*v, *k, w);
+			look_replica(*v, *k, w);
+		}
+		break;
+	case Phase::deleting:
+		if (dump_)
+			look_deleting(*v, k, w);
+		break;
+	}
+}
+
+Result<ReplicaLv> Reconciler::lv_of(const Volume &v, const Replica &r) const
+{
+	const Pool *pool = world_.state().pool(r.pool, self_);
+	if (!pool)
+		return not_found(fmt::format("host {} has no pool {}", world_.state().host_name(self_), r.pool));
+	return ReplicaLv{pool->vg, pool->kind == PoolKind::thin ? pool->thin_lv : "", v.vid, v.uuid,
+			 replica_lv_bytes(r.md_offset, v.size_bytes, v.block_size)};
+}
+
+ReplicaMetadata Reconciler::metadata_of(const Volume &v, const Replica &r, const ReplicaLv &lv) const
+{
+	return {replica_lv_path(lv.vg, v.vid), r.md_offset, v.vid, v.uuid, v.size_bytes, v.block_size, self_, v.version, v.term};
+}
+
+// ---- a volume comes into being ----
+
+void Reconciler::look_creating(const Volume &v, VolumeWork &w)
+{
+	const Replica *r = v.replica(self_);
+	if (!r || r->created || !may(w.replica))
+		return;
+	auto give_up = [&](const std::string &why) {
+		ask(v.vid, &VolumeWork::replica,
+		    {{"op", "replica.failed"},
+		     {"message", fmt::format("volume {} could not be created on host {}: {}", v.name, world_.state().host_name(self_), why)}});
+	};
+	auto lv = lv_of(v, *r);
+	if (!lv)
+		give_up(lv.error().message);
+	else if (!module_error_.empty())
+		give_up(module_error_);
+	else if (w.replica.failures >= CREATE_TRIES)
+		give_up(w.replica.error);
+	else
+		act(v.vid, &VolumeWork::replica, vg_key(lv->vg),
+		    [lvm = world_.lvm, format = world_.metadata.format, lv = *lv, metadata = metadata_of(v, *r, *lv)]() -> Done {
+			    if (Done done = lvm.create(lv); !done)
+				    return done;
+			    return format(metadata);
+		    },
+		    [this, vid = v.vid](bool ok) {
+			    pool_seen_ms_.clear();
+			    if (ok)
+				    ask(vid, &VolumeWork::replica, {{"op", "replica.created"}});
+		    });
+}
+
+// ---- a volume in use ----
+
+void Reconciler::look_config(const Volume &v, const KernelVolume *k, VolumeWork &w)
+{
+	if (!may(w.config))
+		return;
+	if (!k) {
+		// This kernel knows nothing of any session: whatever the log lists for this host is over.
+		if (const Opener *mine = v.opener(self_))
+			w.ended = std::max(w.ended, mine->session);
+		KernelVolumeSpec spec = {v.vid, v.uuid, v.name, v.minor, v.size_bytes, v.block_size, v.cls};
+		act(v.vid, &VolumeWork::config, config_key(v.vid), [kernel = world_.kernel, spec] { return kernel.volume_add(spec); });
+		return;
+	}
+	if (k->uuid != v.uuid) {
+		finish(w.config, object_name(v.vid),
+		       failed(fmt::format("the kernel of host {} holds another volume under its id {}: restart that host",
+					  world_.state().host_name(self_), v.vid)));
+		return;
+	}
+	if (k->noted_version < v.version) {
+		act(v.vid, &VolumeWork::config, config_key(v.vid),
+		    [kernel = world_.kernel, record = to_record(v)] { return kernel.config_set(record, false); });
+		return;
+	}
+	if (!k->has_device) {
+		act(v.vid, &VolumeWork::config, config_key(v.vid), [kernel = world_.kernel, vid = v.vid] { return kernel.device_add(vid); });
+		return;
+	}
+	if (!v.devices.contains(self_) && may(w.ready)) {
+		if (world_.node_exists(v.name))
+			ask(v.vid, &VolumeWork::ready, {{"op", "device.ready"}});
+		else
+			finish(w.ready, object_name(v.vid),
+			       failed(fmt::format("/dev/lockstep/{} has not appeared on host {}: see that udev runs with Lockstep's rules there",
+						  v.name, world_.state().host_name(self_))));
+	}
+}
+
+void Reconciler::look_sessions(const Volume &v, const KernelVolume &k, VolumeWork &w)
+{
+	const Opener *mine = v.opener(self_);
+	const bool granted = mine && mine->session > w.ended;
+	if (mine && !granted && may(w.close))
+		ask(v.vid, &VolumeWork::close, {{"op", "record.close"}, {"session", mine->session}});
+	if (k.open_waiters && !(granted && v.primary) && may(w.open) && dumps_done_ >= w.config.needs_dump)
+		ask(v.vid, &VolumeWork::open, {{"op", "record.open"}, {"ended", w.ended}},
+		    [this, vid = v.vid](bool ok) { refuse_or_retry_open(vid, ok); });
+}
+
+// Somebody else holds the volume: whoever waits is told now. Other reasons may pass, and those who wait go on waiting.
+void Reconciler::refuse_or_retry_open(uint32_t vid, bool ok)
+{
+	const State &state = world_.state();
+	const Volume *v = state.volume(vid);
+	if (ok || !v)
+		return;
+	for (const Opener &o : v->openers)
+		if (o.host != self_ && state.online(o.host)) {
+			works_[vid].open.not_before_ms = 0;
+			act(vid, &VolumeWork::open, config_key(vid), [kernel = world_.kernel, vid] { return kernel.open_refuse(vid, -EBUSY); });
+			return;
+		}
+}
+
+void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork &w)
+{
+	const Replica *r = v.replica(self_);
+	if (!may(w.replica))
+		return;
+	auto detach = [&] {
+		act(v.vid, &VolumeWork::replica, replica_key(v.vid), [kernel = world_.kernel, vid = v.vid] { return kernel.replica_detach(vid); });
+	};
+	if (!r) {
+		if (k.replica)
+			detach();
+		return;
+	}
+	if (!k.replica) {
+		attach(v, *r, w);
+		return;
+	}
+	if (k.replica->failed) {
+		w.disk_retry_ms = world_.now_ms() + DISK_RETRY_MS;
+		if (r->state != ReplicaState::failed)
+			ask(v.vid, &VolumeWork::replica, {{"op", "record.failed"}});
+		else
+			detach();
+		return;
+	}
+	if (!k.replica->admitted)
+		admit(v, k, *r, w);
+}
+
+void Reconciler::attach(const Volume &v, const Replica &r, VolumeWork &w)
+{
+	if (r.state == ReplicaState::failed && world_.now_ms() < w.disk_retry_ms)
+		return;
+	auto lv = lv_of(v, r);
+	if (!lv) {
+		finish(w.replica, object_name(v.vid), lv.error());
+		return;
+	}
+	// In the log this replica counts as one that could serve: it must not for long when its disk is not there.
+	if (r.state != ReplicaState::failed && w.replica.failures >= ATTACH_TRIES && may(w.lost))
+		ask(v.vid, &VolumeWork::lost, {{"op", "record.failed"}});
+	act(v.vid, &VolumeWork::replica, vg_key(lv->vg),
+	    [kernel = world_.kernel, lvm = world_.lvm, lv = *lv, metadata = metadata_of(v, r, *lv)]() -> Done {
+		    if (Done done = lvm.activate(lv); !done)
+			    return done;
+		    auto answer = kernel.replica_attach(metadata.vid, metadata.path, metadata.offset);
+		    if (!answer)
+			    return answer.error();
+		    return Nothing{};
+	    },
+	    [this, vid = v.vid](bool ok) {
+		    works_[vid].read_log = false;
+		    if (!ok)
+			    works_[vid].disk_retry_ms = world_.now_ms() + DISK_RETRY_MS;
+	    });
+}
+
+// S1, S3: first read the log, then have it say what this replica is, then let it take part.
+void Reconciler::admit(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w)
+{
+	if (!w.read_log)
+		read_log_for(v.vid);
+	else if (r.state == ReplicaState::failed)
+		ask(v.vid, &VolumeWork::replica, {{"op", "record.repaired"}});
+	else if (k.replica->suspect && r.state == ReplicaState::insync)
+		ask(v.vid, &VolumeWork::replica, {{"op", "record.suspect"}});
+	else if (v.primary == self_ && k.role == LKS_IDLE)
+		ask(v.vid, &VolumeWork::replica, {{"op", "record.resign"}});
+	else
+		act(v.vid, &VolumeWork::replica, replica_key(v.vid),
+		    [kernel = world_.kernel, record = to_record(v)] { return kernel.config_set(record, true); });
+}
+
+// ---- a volume goes ----
+
+void Reconciler::take_down(uint32_t vid, const KernelVolume &k, VolumeWork &w)
+{
+	auto kernel = world_.kernel;
+	if (k.has_device) {
+		if (may(w.config))
+			act(vid, &VolumeWork::config, config_key(vid), [kernel, vid] { return kernel.device_del(vid); });
+	} else if (k.replica) {
+		if (may(w.replica))
+			act(vid, &VolumeWork::replica, replica_key(vid), [kernel, vid] { return kernel.replica_detach(vid); });
+	} else if (may(w.config) && may(w.replica)) {
+		act(vid, &VolumeWork::config, config_key(vid), [kernel, vid] { return kernel.volume_del(vid); });
+	}
+}
+
+void Reconciler::look_deleting(const Volume &v, const KernelVolume *k, VolumeWork &w)
+{
+	if (k) {
+		take_down(v.vid, *k, w);
+		return;
+	}
+	const Replica *r = v.replica(self_);
+	if ((!r && !v.devices.contains(self_)) || !may(w.config) || !may(w.replica))
+		return;
+	if (r && !w.lv_gone) {
+		auto lv = lv_of(v, *r);
+		if (!lv) {
+			finish(w.replica, object_name(v.vid), lv.error());
+			return;
+		}
+		act(v.vid, &VolumeWork::replica, vg_key(lv->vg),
+		    [lvm = world_.lvm, wipe = world_.metadata.wipe, lv = *lv, metadata = metadata_of(v, *r, *lv)]() -> Done {
+			    auto report = lvm.report(lv.vg);
+			    if (!report)
+				    return report.error();
+			    if (!report->volume(lv.vg, replica_lv_name(lv.vid)))
+				    return Nothing{};
+			    // A thick LV's content outlives it; its superblock must not vouch for a later replica of this volume.
+			    if (lv.thin_pool.empty()) {
+				    if (Done done = lvm.activate(lv); !done)
+					    return done;
+				    if (Done done = wipe(metadata.path, metadata.offset); !done)
+					    return done;
+			    }
+			    return lvm.remove(lv);
+		    },
+		    [this, vid = v.vid](bool ok) {
+			    works_[vid].lv_gone = ok;
+			    pool_seen_ms_.clear();
+		    });
+		return;
+	}
+	if (may(w.gone))
+		ask(v.vid, &VolumeWork::gone, {{"op", "replica.deleted"}});
+}
+
+// ---- telling ----
+
+std::vector<Problem> Reconciler::problems() const
+{
+	std::vector<Problem> list;
+	auto add = [&](uint32_t vid, const Task &task) {
+		if (!task.error.empty())
+			list.push_back({vid, task.error});
+	};
+	if (!module_error_.empty())
+		list.push_back({0, module_error_});
+	else
+		add(0, kernel_task_);
+	add(0, sync_task_);
+	for (const auto &[host, task] : peer_tasks_)
+		add(0, task);
+	for (const auto &[pool, task] : pool_tasks_)
+		add(0, task);
+	for (const auto &[vid, w] : works_)
+		for (const Task *task : {&w.config, &w.replica, &w.ready, &w.open, &w.close, &w.change, &w.gone, &w.lost})
+			add(vid, *task);
+	return list;
+}
+
+nlohmann::json Reconciler::soft_report() const
+{
+	Json volumes = Json::object();
+	if (dump_)
+		for (const auto &[vid, k] : dump_->volumes) {
+			Json v = {{"role", role_text(k.role)}, {"has_replica", k.replica.has_value()}, {"has_device", k.has_device},
+				  {"openers", k.openers}, {"writers", k.writers}, {"pending", k.pending}, {"oldest_ms", k.oldest_ms},
+				  {"version", k.version}, {"term", k.term}, {"hot_extents", k.hot_extents},
+				  {"written_extents", k.written_extents}};
+			if (k.replica) {
+				v["admitted"] = k.replica->admitted;
+				v["failed"] = k.replica->failed;
+				v["lv_path"] = k.replica->path;
+			}
+			Json peers = Json::object();
+			for (const KernelPeerReplica &p : k.peers)
+				peers[std::to_string(p.host)] = {{"sync_state", sync_text(p.sync_state)}, {"dirty_blocks", p.dirty_blocks}};
+			v["peers"] = peers;
+			volumes[std::to_string(vid)] = std::move(v);
+		}
+	for (const Problem &p : problems())
+		if (p.vid)
+			volumes[std::to_string(p.vid)]["problem"] = p.message;
+	return {{"volumes", std::move(volumes)}};
+}
+
+}    // namespace lockstep

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The reconciler of a host: makes the kernel, LVM and the log agree.
+//
+// It compares what the log wants of this host (State) with what is (the kernel's dump, LVM), and takes one step for each
+// object and aspect that differs. It keeps no plan: after each step it looks again. So it does not matter after which
+// step the daemon was killed, in which order things come about, or how often a step is repeated. One object that fails
+// is tried again with back-off and holds up no other.
+//
+// Facts come before effects: a replica is formatted before the log calls it created; it takes part only after a barrier
+// of the log that was begun after it had been attached (rule S3), and never before the log calls it suspect if it is (S1);
+// an LV is gone before the log forgets the replica.
+//
+// Nothing at all is done before one barrier has succeeded: an old state could have this host make or remove what the
+// cluster has long changed its mind about. The kernel serves on meanwhile.
+//
+// Runs on the loop thread. Blocking steps go to worker threads by ReconcilerWorld::run.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "lib/error.h"
+#include "lockstepd/cluster/state.h"
+#include "lockstepd/host/kernel.h"
+#include "lockstepd/host/lvm.h"
+#include "lockstepd/host/metadata.h"
+
+namespace lockstep {
+
+constexpr uint64_t STEP_RETRY_MIN_MS = 200;       // back-off of a failing step: doubles from min to max
+constexpr uint64_t STEP_RETRY_MAX_MS = 30'000;
+constexpr uint64_t LOG_RETRY_MAX_MS = 1000;       // of a proposal or barrier: when the quorum is back it is soon noticed
+constexpr unsigned CREATE_TRIES = 3;              // then the creation of a volume is given up and rolled back
+constexpr unsigned ATTACH_TRIES = 5;              // then the log is told that the disk has failed; attaching goes on
+constexpr uint64_t DISK_RETRY_MS = 30'000;        // a failed disk is tried again so often
+constexpr uint64_t DUMP_PERIOD_MS = 10'000;       // look at the kernel without cause,
+constexpr uint64_t DUMP_BUSY_PERIOD_MS = 1000;    // while a resync runs or requests wait,
+constexpr uint64_t DUMP_LEAST_MS = 50;            // and for events at most so often
+constexpr uint64_t POOL_PERIOD_MS = 60'000;       // look at the pools' space without cause
+
+// Everything the reconciler acts on. Tests put fakes in place.
+struct ReconcilerWorld {
+	Kernel kernel;                // called on worker threads
+	Lvm lvm;                      // called on worker threads
+	MetadataTools metadata;       // called on worker threads
+	// Work of one key runs in order, work of different keys side by side; done is called on the loop thread (Workers::submit).
+	std::function<void(const std::string &key, std::function<void()> work, std::function<void()> done)> run;
+	std::function<const State &()> state;
+	std::function<void(const nlohmann::json &entry, std::function<void(Result<nlohmann::json>)> done)> propose;
+	std::function<void(std::function<void(Done)> done)> barrier;
+	std::function<bool(const std::string &volume)> node_exists;    // /dev/lockstep/<volume>
+	std::function<uint64_t()> now_ms;
+	std::function<void(const std::string &line)> log;
+	std::function<void()> dumped;                                  // a new dump is there
+};
+
+struct Problem {
+	uint32_t vid = 0;       // 0: not of a volume
+	std::string message;
+};
+
+class Reconciler {
+public:
+	Reconciler(HostId self, ReconcilerWorld world);
+	Reconciler(const Reconciler &) = delete;
+	Reconciler &operator=(const Reconciler &) = delete;
+
+	// The State has changed, or anything else it looks at.
+	void look();
+	// To be called every 100 ms or so.
+	void tick();
+
+	void kernel_event(const KernelEvent &event);
+	void kernel_changed();                         // by somebody else's command: dump soon
+	void kernel_resync();                          // events were lost, or the module has been loaded
+	void module_changed(const std::string &error); // empty: it is loaded
+
+	const KernelDump *dump() const { return dump_ ? &*dump_ : nullptr; }    // nullptr: not known
+	bool synced() const { return synced_; }
+	std::vector<Problem> problems() const;
+	nlohmann::json soft_report() const;            // as in api/server.h, and "problem" of a volume
+
+private:
+	using Json = nlohmann::json;
+
+	// One aspect of one object: at most one step of it is under way.
+	struct Task {
+		bool busy = false;
+		unsigned failures = 0;
+		uint64_t not_before_ms = 0;
+		uint64_t needs_dump = 0;               // dumps_done_ that shows the effect of the last step
+		std::string error;
+	};
+	struct VolumeWork {
+		Task config;                           // in the kernel: volume, record, device
+		Task replica;                          // LV, metadata, attachment, admission
+		Task ready, open, close, change, gone, lost; // proposals
+		std::array<Task *, 8> tasks() { return {&config, &replica, &ready, &open, &close, &change, &gone, &lost}; }
+		std::optional<Phase> phase;
+		bool read_log = false;                 // a barrier succeeded since the attachment (S3)
+		bool lv_gone = false;
+		uint64_t ended = 0;                    // sessions up to here are over on this host
+		uint64_t disk_retry_ms = 0;
+	};
+	using Aspect = Task VolumeWork::*;
+
+	bool may(const Task &task) const;
+	void finish(Task &task, const std::string &object, const Done &result, uint64_t retry_max_ms = STEP_RETRY_MAX_MS);
+	void act(uint32_t vid, Aspect aspect, const std::string &key, std::function<Done()> step,
+		 std::function<void(bool ok)> after = nullptr);
+	void ask(uint32_t vid, Aspect aspect, Json entry, std::function<void(bool ok)> after = nullptr);
+	std::string object_name(uint32_t vid) const;
+
+	void request_dump();
+	void take_dump();
+	void sync();
+	void read_log_for(uint32_t vid);
+	void start_barrier();
+
+	void look_at_peers();
+	void look_at_peer(HostId host, const std::string &name, bool wanted);
+	void look_at_pools();
+	void report_pool(const Pool &pool, const Result<PoolSpace> &space);
+	void look_at_volume(uint32_t vid);
+	void look_creating(const Volume &v, VolumeWork &w);
+	void look_config(const Volume &v, const KernelVolume *k, VolumeWork &w);
+	void look_sessions(const Volume &v, const KernelVolume &k, VolumeWork &w);
+	void look_replica(const Volume &v, const KernelVolume &k, VolumeWork &w);
+	void attach(const Volume &v, const Replica &r, VolumeWork &w);
+	void admit(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);
+	void take_down(uint32_t vid, const KernelVolume &k, VolumeWork &w);
+	void look_deleting(const Volume &v, const KernelVolume *k, VolumeWork &w);
+	void refuse_or_retry_open(uint32_t vid, bool ok);
+	void propose_change(const KernelEvent &event);
+	Result<ReplicaLv> lv_of(const Volume &v, const Replica &r) const;
+	ReplicaMetadata metadata_of(const Volume &v, const Replica &r, const ReplicaLv &lv) const;
+
+	HostId self_;
+	ReconcilerWorld world_;
+	std::optional<KernelDump> dump_;
+	std::string module_error_;
+	bool host_set_ = false;
+	bool dumping_ = false, dump_again_ = false, dump_wanted_ = true;
+	uint64_t dumps_begun_ = 0, dumps_done_ = 0, dumped_ms_ = 0;
+	bool synced_ = false;
+	bool barrier_busy_ = false;
+	std::set<uint32_t> barrier_for_;                  // volumes whose replica waits for the next barrier
+	bool looking_ = false, look_again_ = false;
+	Task kernel_task_, sync_task_;
+	std::map<HostId, Task> peer_tasks_;
+	std::map<std::string, Task> pool_tasks_;
+	std::map<std::string, uint64_t> pool_seen_ms_;
+	std::map<uint32_t, VolumeWork> works_;
+};
+
+}    // namespace lockstep

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// lockstepd: one daemon a host.
+//
+//     host/config.h       lockstep.yaml
+//     host/daemon.h       the parts and how they hang together
+//       net/              the loop, the one port, links to the other daemons
+//       consensus/        the log that all hosts agree on
+//       cluster/          what the log means: the State; what the leader decides
+//       host/reconciler.h makes the kernel and LVM agree with the State
+//       host/lanes.h      the kernels' connections
+//       host/kernel.h, host/lvm.h, host/metadata.h    what it acts on
+//       host/membership.cc    cluster init and join
+//       api/              what the command line talks to
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "lockstepd/host/config.h"
+#include "lockstepd/host/daemon.h"
+
+using namespace lockstep;
+
+namespace {
+
+constexpr const char *USAGE = "usage: lockstepd [--config FILE]\n"
+			      "Serves this host's part of a Lockstep cluster. In the foreground; logs to standard error.\n"
+			      "  --config FILE    default: /etc/lockstep/lockstep.yaml\n";
+
+int complain(const Error &error)
+{
+	fprintf(stderr, "lockstepd: %s\n", error.message.c_str());
+	return int(error.status);
+}
+
+}    // namespace
+
+int main(int argc, char **argv)
+{
+	std::string path = CONFIG_PATH;
+	for (int i = 1; i < argc; i++) {
+		if (!strcmp(argv[i], "--help")) {
+			fputs(USAGE, stdout);
+			return 0;
+		}
+		if (strcmp(argv[i], "--config") || i + 1 == argc) {
+			fputs(USAGE, stderr);
+			return int(Status::usage);
+		}
+		path = argv[++i];
+	}
+	auto config = load_config(path);
+	if (!config)
+		return complain(config.error());
+	if (geteuid() != 0)
+		return complain(failed("must run as root: it controls LVM and the kernel module"));
+	signal(SIGPIPE, SIG_IGN);
+
+	Daemon daemon(std::move(*config));
+	if (Done started = daemon.start(); !started)
+		return complain(started.error());
+	return daemon.run();
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The backing device of a replica: carries out the core's struct lks_io. */
+#ifndef LKS_BACKING_H
+#define LKS_BACKING_H
+
+#include "volume.h"
+
+struct lks_backing {
+	struct block_device *bdev;
+	u64 offset;		/* bytes: where the metadata are */
+	bool thin;		/* reads zeros where it was never written, or was discarded in whole granules */
+	char path[];
+};
+
+/* Opens path for us alone. A pointer or an ERR_PTR: -ENXIO, -EBUSY, -EFBIG, -EACCES, -EINVAL, -EOPNOTSUPP, -ENOMEM. Sleeps. */
+struct lks_backing *lks_backing_open(struct lks_volume *v, const char *path, u64 offset, bool thin,
+				     struct netlink_ext_ack *ack);
+/* Nothing is in flight. */
+void lks_backing_close(struct lks_volume *v, struct lks_backing *b);
+
+/* An lks_read_fn; reader is the struct lks_backing. */
+int lks_backing_read(void *reader, u64 offset, void *to, u32 bytes);
+
+/* Starts a transfer; it ends in v->completed, with the error in io->priv, and v->complete_work. May block on a busy device. */
+void lks_backing_submit(struct lks_volume *v, struct lks_io *io);
+static inline int lks_backing_error(const struct lks_io *io)
+{
+	return (long)io->priv;
+}
+
+void lks_backing_zero_work(struct work_struct *work);
+
+int lks_backing_init(void);
+void lks_backing_exit(void);
+
+#endif

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Data buffers. See buf.h.
+ *
+ * A write must get its buffer however short memory is, for memory may be freed only by writing. So there is a reserve for
+ * one request of the largest size; a mutex sees to it that no two requests each hold half of it and wait for the other.
+ * Buffers for data that come from peers do not touch it: they would be used up by a peer while a local write waits.
+ */
+#include <linux/highmem.h>
+#include <linux/mempool.h>
+#include <linux/mutex.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+#include "buf.h"
+
+#define VECS_MAX (LKS_REQ_MAX_BYTES / PAGE_SIZE)
+#define RESERVED_BUFS 4
+
+static mempool_t reserved_bufs, reserved_pages;
+static DEFINE_MUTEX(reserve_lock);
+
+static struct lks_buf *alloc(u32 bytes, gfp_t gfp, bool reserved)
+{
+	unsigned int i, nvecs = DIV_ROUND_UP(bytes, PAGE_SIZE);
+	struct lks_buf *buf;
+
+	if (WARN_ON_ONCE(!bytes || bytes > LKS_REQ_MAX_BYTES))
+		return NULL;
+	buf = reserved ? mempool_alloc(&reserved_bufs, gfp) : kmalloc(struct_size(buf, vecs, nvecs), gfp);
+	if (!buf)
+		return NULL;
+	refcount_set(&buf->refs, 1);
+	buf->reserved = reserved;
+	buf->bytes = bytes;
+	for (i = 0; i < nvecs; i++) {
+		struct page *page = reserved ? mempool_alloc(&reserved_pages, gfp) : alloc_page(gfp);
+
+		buf->nvecs = i;
+		if (!page) {
+			lks_buf_put(buf);
+			return NULL;
+		}
+		buf->vecs[i].bv_page = page;
+		buf->vecs[i].bv_offset = 0;
+		buf->vecs[i].bv_len = min_t(u32, bytes - i * PAGE_SIZE, PAGE_SIZE);
+	}
+	buf->nvecs = nvecs;
+	return buf;
+}
+
+struct lks_buf *lks_buf_alloc(u32 bytes)
+{
+	return alloc(bytes, GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN, false);
+}
+
+struct lks_buf *lks_buf_alloc_wait(u32 bytes)
+{
+	return alloc(bytes, GFP_NOIO, false);
+}
+
+struct lks_buf *lks_buf_alloc_io(u32 bytes)
+{
+	struct lks_buf *buf = lks_buf_alloc(bytes);
+
+	if (likely(buf))
+		return buf;
+	mutex_lock(&reserve_lock);
+	buf = alloc(bytes, GFP_NOIO, true);
+	mutex_unlock(&reserve_lock);
+	return buf;
+}
+
+void lks_buf_get(struct lks_buf *buf)
+{
+	refcount_inc(&buf->refs);
+}
+
+void lks_buf_put(struct lks_buf *buf)
+{
+	unsigned int i;
+
+	if (!refcount_dec_and_test(&buf->refs))
+		return;
+	for (i = 0; i < buf->nvecs; i++) {
+		if (buf->reserved)
+			mempool_free(buf->vecs[i].bv_page, &reserved_pages);
+		else
+			__free_page(buf->vecs[i].bv_page);
+	}
+	if (buf->reserved)
+		mempool_free(buf, &reserved_bufs);
+	else
+		kfree(buf);
+}
+
+void lks_buf_copy(struct lks_buf *dst, struct lks_buf *src, u32 bytes)
+{
+	unsigned int i;
+
+	if (WARN_ON_ONCE(bytes > dst->bytes || bytes > src->bytes))
+		return;
+	for (i = 0; bytes; i++) {
+		u32 n = min_t(u32, bytes, PAGE_SIZE);
+
+		memcpy_page(dst->vecs[i].bv_page, 0, src->vecs[i].bv_page, 0, n);
+		bytes -= n;
+	}
+}
+
+void lks_buf_zero(struct lks_buf *buf, u32 bytes)
+{
+	unsigned int i;
+
+	if (WARN_ON_ONCE(bytes > buf->bytes))
+		return;
+	for (i = 0; bytes; i++) {
+		u32 n = min_t(u32, bytes, PAGE_SIZE);
+
+		memzero_page(buf->vecs[i].bv_page, 0, n);
+		bytes -= n;
+	}
+}
+
+void lks_buf_from_bio(struct lks_buf *buf, struct bio *bio)
+{
+	struct bvec_iter iter;
+	struct bio_vec from;
+	u32 at = 0;
+
+	bio_for_each_segment(from, bio, iter) {
+		while (from.bv_len) {
+			u32 n = min_t(u32, from.bv_len, PAGE_SIZE - at % PAGE_SIZE);
+
+			memcpy_page(buf->vecs[at / PAGE_SIZE].bv_page, at % PAGE_SIZE, from.bv_page, from.bv_offset, n);
+			at += n;
+			from.bv_offset += n;
+			from.bv_len -= n;
+		}
+	}
+}
+
+void lks_buf_to_bio(struct lks_buf *buf, struct bio *bio)
+{
+	struct bvec_iter iter;
+	struct bio_vec to;
+	u32 at = 0;
+
+	bio_for_each_segment(to, bio, iter) {
+		while (to.bv_len) {
+			u32 n = min_t(u32, to.bv_len, PAGE_SIZE - at % PAGE_SIZE);
+
+			memcpy_page(to.bv_page, to.bv_offset, buf->vecs[at / PAGE_SIZE].bv_page, at % PAGE_SIZE, n);
+			at += n;
+			to.bv_offset += n;
+			to.bv_len -= n;
+		}
+		flush_dcache_page(to.bv_page);
+	}
+}
+
+int lks_buf_init(void)
+{
+	int err;
+
+	err = mempool_init_kmalloc_pool(&reserved_bufs, RESERVED_BUFS,
+					sizeof(struct lks_buf) + VECS_MAX * sizeof(struct bio_vec));
+	if (err)
+		return err;
+	err = mempool_init_page_pool(&reserved_pages, VECS_MAX, 0);
+	if (err)
+		mempool_exit(&reserved_bufs);
+	return err;
+}
+
+void lks_buf_exit(void)
+{
+	mempool_exit(&reserved_pages);
+	mempool_exit(&reserved_bufs);
+}

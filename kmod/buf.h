@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Data buffers of the core: reference-counted pages of our own.
+ *
+ * What a guest writes is copied into a buffer once, so that all replicas get the same bytes even if the guest scribbles
+ * over its pages meanwhile; what it reads is copied out of one. Any context that may sleep.
+ */
+#ifndef LKS_BUF_H
+#define LKS_BUF_H
+
+#include <linux/bio.h>
+#include <linux/refcount.h>
+#include "core/core.h"
+
+struct lks_buf {
+	refcount_t refs;
+	bool reserved;		/* structure and pages came from the reserve */
+	u32 bytes;
+	unsigned int nvecs;
+	struct bio_vec vecs[];	/* one page each, the last perhaps partly used */
+};
+
+/* 1 <= bytes <= LKS_REQ_MAX_BYTES. One reference. */
+struct lks_buf *lks_buf_alloc(u32 bytes);		/* NULL if memory is short */
+struct lks_buf *lks_buf_alloc_io(u32 bytes);		/* waits; from the reserve if need be. For submit_bio() */
+struct lks_buf *lks_buf_alloc_wait(u32 bytes);		/* waits, never takes the reserve; NULL only if hopeless */
+void lks_buf_get(struct lks_buf *buf);
+void lks_buf_put(struct lks_buf *buf);
+void lks_buf_copy(struct lks_buf *dst, struct lks_buf *src, u32 bytes);
+void lks_buf_zero(struct lks_buf *buf, u32 bytes);
+
+/* All of the bio's data, which is as long as buf. */
+void lks_buf_from_bio(struct lks_buf *buf, struct bio *bio);
+void lks_buf_to_bio(struct lks_buf *buf, struct bio *bio);
+
+int lks_buf_init(void);
+void lks_buf_exit(void);
+
+#endif

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* A replica that takes a primary's data: as a member, or while it is being resynced. */
+#include "internal.h"
+
+#define ATTACH_EVERY_MS 1000u
+
+/* T1: a replica takes data only in its session */
+static bool mine(const struct lks_vol *v, u8 host, u64 term)
+{
+	return (v->session_host == host && v->session_term == term) || !LKS_ON(T1);
+}
+
+/* ---- beginning a session ---- */
+
+void lks_on_activate(struct lks_vol *v, u8 host, const struct lks_record *r)
+{
+	if (v->suspect && LKS_ON(S4)) {
+		struct lks_frame f = { .type = LKS_REFUSE, .version = r->version, .term = r->term };
+
+		lks_send_frame(v, host, 0, &f, NULL, NULL);
+		return;
+	}
+	if (r->version < v->cfg.version || (v->session_host == host && v->session_term == r->term))
+		return;
+	lks_start_session(v, host, r);
+	v->answer_to = host;
+	lks_todo(v, LKS_DO_ANSWER);
+}
+
+/* T2: told only once nothing of an earlier session can reach the disk any more */
+void lks_member_answer(struct lks_vol *v)
+{
+	struct lks_frame f = { .type = LKS_ACTIVATED, .version = v->cfg.version, .term = v->cfg.term };
+
+	if (!v->answer_to || (v->ios && LKS_ON(T2)))
+		return;
+	f.tag = lks_send_map(v, v->answer_to, v->cfg.term, &v->inherited, LKS_MAP_EVIDENCE, 0, 0);
+	lks_send_frame(v, v->answer_to, 0, &f, NULL, NULL);
+	v->answer_to = 0;
+}
+
+/* A replica that is not in sync offers itself to the primary, with what it cannot vouch for (H4). */
+void lks_member_tick(struct lks_vol *v)
+{
+	const struct lks_record *c = &v->note;
+	const struct lks_record_replica *me = lks_replica_of(c, v->p.self);
+	struct lks_frame f = { .type = LKS_ATTACH, .version = c->version, .term = c->term };
+	struct lks_map evidence;
+
+	if (!v->admitted || !me || me->state != LKS_REPLICA_STALE || !c->primary || c->primary == v->p.self)
+		return;
+	if (v->session_host == c->primary && v->session_term == c->term)
+		return;
+	if (v->session_host && LKS_ON(T2))
+		lks_end_session(v);
+	if ((v->ios && LKS_ON(T2)) || !(v->links & LKS_BIT(c->primary)) || v->attached_ms + ATTACH_EVERY_MS > v->now)
+		return;
+	v->attached_ms = v->now;
+	if (LKS_ON(H4)) {
+		lks_map_init(v, &evidence, v->blocks);
+		lks_evidence(v, &evidence);
+		f.tag = lks_send_map(v, c->primary, c->term, &evidence, LKS_MAP_EVIDENCE, 0, 0);
+		lks_map_free(v, &evidence);
+	}
+	lks_send_frame(v, c->primary, 0, &f, NULL, NULL);
+}
+
+void lks_on_syncstart(struct lks_vol *v, u8 host, const struct lks_record *r)
+{
+	if (host != v->note.primary || r->term != v->note.term || v->role != LKS_IDLE)
+		return;
+	if (v->session_host == host && v->session_term == r->term)
+		return;
+	lks_start_session(v, host, r);
+	if (LKS_ON(H4))
+		lks_map_or(v, &v->doubt, &v->inherited);	/* kept until prepared */
+	lks_map_clear(v, &v->inherited);
+	for (u32 i = 0; i < LKS_SLOTS; i++)			/* D2 gives it new ones */
+		if (v->peers[i].host) {
+			lks_map_clear(v, &v->peers[i].dirty);
+			v->peers[i].slot_zeroed = v->peers[i].slot_named = false;
+		}
+}
+
+void lks_on_config(struct lks_vol *v, u8 host, const struct lks_record *r)
+{
+	if (v->session_host == host && v->session_term == r->term && r->version > v->cfg.version)
+		lks_adopt(v, r, true);
+}
+
+int lks_on_map(struct lks_vol *v, u8 host, const struct lks_frame *h, const void *bytes)
+{
+	u8 kind = h->tag & 0xff, about = h->tag >> 8 & 0xff;
+	struct lks_peer *p = lks_peer_of(v, kind == LKS_MAP_DIRTY ? about : host);
+
+	if (h->tag >> 16 || h->offset % LKS_LEAF_BITS || (h->length && h->offset >= v->blocks))
+		return -EPROTO;
+	if (kind == LKS_MAP_DIRTY) {
+		if (!mine(v, host, h->term))
+			return 0;
+		v->maps++;
+		if (p && h->length && LKS_ON(D2))
+			lks_map_add_chunk(v, &p->dirty, h->offset, bytes);
+		return 0;
+	}
+	if (kind != LKS_MAP_EVIDENCE || !h->length)
+		return -EPROTO;
+	if (!p)
+		return 0;
+	if (p->maps_term != h->term)
+		p->maps = 0;
+	p->maps_term = h->term;
+	p->maps++;
+	if (v->role == LKS_ACTIVATING && h->term == v->cfg.term && v->wait & LKS_BIT(host))
+		lks_map_add_chunk(v, &v->inherited, h->offset, bytes);		/* R1 */
+	else
+		lks_map_add_chunk(v, &p->dirty, h->offset, bytes);		/* H4 */
+	return 0;
+}
+
+/* ---- data ---- */
+
+static void begin_io(struct lks_vol *v, struct lks_work *w)
+{
+	u8 op = w->op == LKS_OP_ZEROES ? LKS_IO_ZEROES : w->op == LKS_OP_DISCARD ? LKS_IO_DISCARD : LKS_IO_WRITE;
+
+	lks_work_io(v, w, op, w->flags & LKS_F_FUA ? LKS_IO_FUA : 0);
+}
+
+void lks_member_hot(struct lks_vol *v, struct lks_work *w)
+{
+	begin_io(v, w);
+}
+
+static struct lks_work *incoming(struct lks_vol *v, u8 kind, u8 host, const struct lks_frame *h, u64 offset, u32 length,
+				 struct lks_buf *buf)
+{
+	struct lks_work *w = lks_work_new(v, kind, offset, length, buf);
+
+	if (!w)
+		return NULL;
+	w->host = host;
+	w->session = h->term;
+	w->id = h->seq;
+	if (kind == LKS_WORK_MFLUSH)
+		return w;
+	w->ext = lks_extent_get(v, offset / LKS_EXTENT_BYTES);
+	if (!w->ext) {
+		lks_work_free(v, w);
+		return NULL;
+	}
+	lks_list_add_tail(&w->busy, &w->ext->busy);
+	return w;
+}
+
+int lks_on_repl(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lks_buf *buf)
+{
+	struct lks_work *w;
+
+	if (!mine(v, host, h->term))
+		return 0;
+	if (v->cfg.version < h->version && LKS_ON(C2) && LKS_ON(T1))
+		return -EPROTO;		/* C2 is broken at the other end */
+	w = incoming(v, LKS_WORK_MEMBER, host, h, h->offset, h->length ? h->length : h->tag, buf);
+	if (!w)
+		return -ENOMEM;
+	w->op = h->length ? LKS_OP_WRITE : h->flags & LKS_F_DISCARD ? LKS_OP_DISCARD : LKS_OP_ZEROES;
+	w->flags = h->flags & LKS_F_FUA;
+	w->seq = h->seq;
+	w->local = true;
+	lks_list_add_tail(&w->link, &v->unstable);
+	w->ext->unstable++;
+	lks_set_stable(v, h->stable);
+	for (u32 i = 0; i < LKS_SLOTS; i++) {			/* D1 */
+		struct lks_peer *p = &v->peers[i];
+
+		if (p->host && p->host != host && !(lks_insync(&v->cfg) & LKS_BIT(p->host)) && LKS_ON(D1))
+			lks_map_add(v, &p->dirty, w->first, w->last - w->first + 1);
+	}
+	lks_extent_heat(v, w);
+	return 0;
+}
+
+static void unstable_done(struct lks_vol *v, struct lks_work *w)
+{
+	w->ext->unstable--;
+	lks_work_free(v, w);
+}
+
+void lks_set_stable(struct lks_vol *v, u64 stable)
+{
+	struct lks_list *pos, *tmp;
+
+	if (stable <= v->stable)
+		return;
+	v->stable = stable;
+	lks_map_clear(v, &v->inherited);	/* R2: the primary of this term has rewritten it all */
+	lks_list_for_each_safe(pos, tmp, &v->unstable) {
+		struct lks_work *w = lks_list_entry(pos, struct lks_work, link);
+
+		if (w->seq <= stable && !w->local)
+			unstable_done(v, w);
+	}
+}
+
+int lks_on_sync(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lks_buf *buf)
+{
+	struct lks_work *w;
+
+	if (!mine(v, host, h->term))
+		return 0;
+	if (!h->length && !(lks_extent_bits(v, h->offset / LKS_EXTENT_BYTES) & LKS_EXTENT_WRITTEN)) {
+		lks_send(v, host, LKS_LANE_ANY, LKS_SYNCED, h->seq, 0);		/* zeros both, no I/O */
+		return 0;
+	}
+	w = incoming(v, LKS_WORK_SYNC, host, h, h->offset, h->tag, buf);
+	if (!w)
+		return -ENOMEM;
+	w->op = h->length ? LKS_OP_WRITE : LKS_OP_ZEROES;
+	lks_list_add_tail(&w->link, &v->incoming);
+	lks_extent_heat(v, w);
+	return 0;
+}
+
+void lks_on_flush(struct lks_vol *v, u8 host, const struct lks_frame *h)
+{
+	struct lks_work *w;
+
+	if (!mine(v, host, h->term))
+		return;
+	w = incoming(v, LKS_WORK_MFLUSH, host, h, 0, 0, NULL);
+	if (!w) {
+		lks_event(v, LKS_EV_SILENT, host);	/* cannot answer: the link must go (F1) */
+		return;
+	}
+	lks_list_add_tail(&w->link, &v->incoming);
+	lks_work_io(v, w, LKS_IO_FLUSH, 0);
+}
+
+void lks_member_io_done(struct lks_vol *v, struct lks_work *w, int err)
+{
+	bool current = mine(v, w->host, w->session);
+	u8 host = w->host;
+
+	(void)err;
+	if (w->kind == LKS_WORK_MEMBER) {
+		u64 seq = w->seq;
+
+		w->local = false;
+		lks_list_del(&w->busy);
+		if (w->buf)
+			v->ops->buf_put(w->buf);
+		w->buf = NULL;
+		if (w->seq <= v->stable && current)
+			unstable_done(v, w);	/* a live write: stable did not wait for it */
+		if (current)
+			lks_send(v, host, LKS_LANE_ANY, LKS_ACK, seq, 0);
+		return;
+	}
+	if (current)
+		lks_send(v, host, LKS_LANE_ANY, w->kind == LKS_WORK_SYNC ? LKS_SYNCED : LKS_FLUSHED, w->id, 0);
+	lks_work_free(v, w);
+}
+
+void lks_on_stable(struct lks_vol *v, u8 host, const struct lks_frame *h)
+{
+	if (mine(v, host, h->term))
+		lks_set_stable(v, h->stable);
+}
+
+/* ---- joining, promises ---- */
+
+void lks_on_prepare(struct lks_vol *v, u8 host, const struct lks_frame *h)
+{
+	if (!mine(v, host, h->term) || v->session_host != host || h->tag != v->maps)
+		return;
+	v->maps = 0;
+	v->prepare = true;
+	lks_save(v, false);	/* J2, D2 */
+}
+
+/* The maps and the data are durable; all that was in doubt has been resynced (H4). */
+void lks_member_prepared(struct lks_vol *v)
+{
+	if (!v->session_host)
+		return;
+	lks_map_clear(v, &v->doubt);
+	v->suspect = false;
+	lks_send(v, v->session_host, 0, LKS_PREPARED, 0, 0);
+	lks_event(v, LKS_EV_STATE, 0);
+}
+
+void lks_on_ping(struct lks_vol *v, u8 host, const struct lks_frame *h)
+{
+	u64 until = v->now + (u64)v->p.lease_ms * (100 + LKS_DRIFT_PERCENT) / 100;
+
+	if (!mine(v, host, h->term))
+		return;
+	if (until > v->promise_ms)
+		v->promise_ms = until;		/* L1 */
+	lks_send(v, host, 0, LKS_PONG, h->seq, 0);
+}

@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Writing the metadata. Two writers, each with one transfer in flight.
+ *
+ * The *table writer* writes units of the extent table: those with extents that heat, first (group commit: everything that
+ * has come up for a unit while another was being written goes in one write), then those in which bits were cleared. It
+ * alone writes the table, so no write of a unit overtakes another.
+ *
+ * The *save* is a cycle: dirty maps, flush, superblock, and only then the bits of cold extents are cleared in memory (H2f,
+ * H2d). An extent that was chosen to cool and is written meanwhile stays hot. Preparing a join (D2, J2) and detaching are
+ * saves too.
+ */
+#include "internal.h"
+
+#define COOL_AFTER_MS 10000u	/* an extent idle this long may cool */
+#define SAVE_EVERY_MS 1000u
+#define HOT_CAP 16384u		/* extents; 64 GiB: with more hot, idle ones cool at once */
+
+static void meta_write(struct lks_vol *v, struct lks_io *io, u64 at, void *page, u8 flags)
+{
+	io->op = LKS_IO_META;
+	io->flags = flags;
+	io->offset = v->meta_offset + at;
+	io->length = LKS_META_UNIT;
+	io->meta = page;
+	v->ops->submit(v->ctx, io);
+}
+
+/* ---- the table writer ---- */
+
+static void write_unit(struct lks_vol *v, u32 unit)
+{
+	struct lks_extent_record *r = v->meta_page;
+	struct lks_list *pos, *tmp;
+
+	memcpy(r, &v->table[unit * LKS_RECORDS_PER_UNIT], LKS_META_UNIT);
+	for (u32 i = 0; i < LKS_RECORDS_PER_UNIT; i++)
+		lks_extent_record_seal(&r[i]);
+	lks_list_for_each_safe(pos, tmp, &v->to_write) {
+		struct lks_extent *e = lks_list_entry(pos, struct lks_extent, meta);
+
+		if (e->index / LKS_EXTENTS_PER_UNIT == unit) {
+			e->heat = LKS_WRITING;
+			lks_list_move_tail(&e->meta, &v->in_write);
+		}
+	}
+	if (v->unit_dirty[unit]) {
+		v->unit_dirty[unit] = 0;
+		v->units_dirty--;
+	}
+	v->meta_busy = true;
+	meta_write(v, &v->meta_io, v->layout.table_offset + (u64)unit * LKS_META_UNIT, r, LKS_IO_FUA);
+}
+
+static void table_step(struct lks_vol *v)
+{
+	if (v->meta_busy)
+		return;
+	if (!lks_list_empty(&v->to_write)) {
+		write_unit(v, (u32)(lks_list_first(&v->to_write, struct lks_extent, meta)->index / LKS_EXTENTS_PER_UNIT));
+		return;
+	}
+	for (u32 i = 0; v->units_dirty && i < v->units; i++) {
+		if (v->unit_dirty[i]) {
+			write_unit(v, i);
+			return;
+		}
+	}
+}
+
+static void table_written(struct lks_vol *v)
+{
+	while (!lks_list_empty(&v->in_write)) {
+		struct lks_extent *e = lks_list_first(&v->in_write, struct lks_extent, meta);
+
+		lks_list_del(&e->meta);
+		lks_extent_heated(v, e);
+		if (lks_list_empty(&e->busy))
+			e->used_ms = v->now;
+	}
+}
+
+/* ---- the save ---- */
+
+static bool away(const struct lks_vol *v, const struct lks_peer *p)
+{
+	return p->host && !(lks_insync(&v->cfg) & LKS_BIT(p->host));
+}
+
+/* H2: a replica that is activating, out of sync or in doubt keeps what is hot */
+static bool may_cool(const struct lks_vol *v)
+{
+	if (v->role == LKS_ACTIVATING || !v->admitted)
+		return false;
+	return v->role != LKS_IDLE || (!v->doubt.set && lks_insync(&v->cfg) & LKS_BIT(v->p.self));
+}
+
+static void choose_cold(struct lks_vol *v)
+{
+	struct lks_list *pos;
+
+	if (!may_cool(v))
+		return;
+	lks_list_for_each(pos, &v->extents) {
+		struct lks_extent *e = lks_list_entry(pos, struct lks_extent, all);
+
+		if (!v->save_cold_all && v->hot < HOT_CAP && e->used_ms + COOL_AFTER_MS > v->now)
+			break;
+		if (e->heat == LKS_HOT && !lks_extent_warm(v, e))
+			e->heat = LKS_COOLING;
+	}
+}
+
+static void begin_save(struct lks_vol *v)
+{
+	v->save_wanted = false;
+	v->prepare_running = v->prepare;
+	v->prepare = false;
+	choose_cold(v);
+	v->save_cold_all = false;
+	v->saved_ms = v->now;
+	v->save_step = LKS_SAVE_ZERO;
+	v->save_slot = v->save_leaf = 0;
+}
+
+/* true: a transfer was started */
+static bool zero_slots(struct lks_vol *v)
+{
+	for (; v->save_slot < LKS_SLOTS; v->save_slot++) {
+		struct lks_peer *p = &v->peers[v->save_slot];
+
+		if (!away(v, p) || p->slot_zeroed)
+			continue;
+		v->save_io.op = LKS_IO_ZEROES;
+		v->save_io.flags = 0;
+		v->save_io.offset = v->meta_offset + v->layout.slot_offset + v->save_slot * v->layout.slot_bytes;
+		v->save_io.length = (u32)v->layout.slot_bytes;
+		p->slot_zeroed = true;
+		for (u32 i = 0; p->dirty.leaves && i < p->dirty.nleaves; i++)
+			p->dirty.leaves[i].unsaved = p->dirty.leaves[i].set != 0;
+		v->ops->submit(v->ctx, &v->save_io);
+		return true;
+	}
+	return false;
+}
+
+static bool save_leaf(struct lks_vol *v)
+{
+	for (; v->save_slot < LKS_SLOTS; v->save_slot++, v->save_leaf = 0) {
+		struct lks_peer *p = &v->peers[v->save_slot];
+
+		if (!away(v, p) || !p->slot_zeroed || !LKS_ON(H2d))
+			continue;
+		while (v->save_leaf < p->dirty.nleaves) {
+			u32 i = v->save_leaf++;
+
+			if (p->dirty.leaves ? !p->dirty.leaves[i].unsaved : !p->dirty.all)
+				continue;
+			if (p->dirty.leaves)
+				p->dirty.leaves[i].unsaved = 0;
+			lks_map_get_chunk(&p->dirty, i, v->save_page);
+			meta_write(v, &v->save_io, v->layout.slot_offset + v->save_slot * v->layout.slot_bytes +
+				   (u64)i * LKS_META_UNIT, v->save_page, 0);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* A save may name a slot only if the flush has covered its zeroing and its leaves: both were in this save or before. */
+static bool save_super(struct lks_vol *v)
+{
+	bool changed = v->sb_dirty || v->sb.clean != v->save_clean;
+
+	for (u32 i = 0; i < LKS_SLOTS; i++) {
+		struct lks_peer *p = &v->peers[i];
+		struct lks_disk_slot s = { 0 };
+
+		if (away(v, p) && p->slot_zeroed) {
+			s.host = p->host;
+			s.since = p->since;
+			p->slot_named = true;
+		}
+		changed |= memcmp(&s, &v->sb.slots[i], sizeof(s)) != 0;
+		v->sb.slots[i] = s;
+	}
+	if (!changed)
+		return false;
+	v->sb.version = v->cfg.version > v->sb.version ? v->cfg.version : v->sb.version;
+	v->sb.term = v->cfg.term > v->sb.term ? v->cfg.term : v->sb.term;
+	v->sb.clean = v->save_clean;
+	v->sb.sequence++;
+	v->sb_dirty = false;
+	memcpy(v->save_page, &v->sb, sizeof(v->sb));
+	lks_superblock_seal(v->save_page);
+	meta_write(v, &v->save_io, (v->sb.sequence & 1) ? 0 : LKS_META_UNIT, v->save_page, LKS_IO_FUA);
+	return true;
+}
+
+/* H2: everything that would make these extents worth remembering is durable now */
+static void clear_cold(struct lks_vol *v)
+{
+	struct lks_list *pos, *tmp;
+	bool cool = may_cool(v);	/* still? */
+
+	lks_list_for_each_safe(pos, tmp, &v->extents) {
+		struct lks_extent *e = lks_list_entry(pos, struct lks_extent, all);
+		u64 unit = e->index / LKS_EXTENTS_PER_UNIT;
+
+		if (e->heat != LKS_COOLING)
+			continue;
+		if (!cool || lks_extent_warm(v, e)) {
+			e->heat = LKS_HOT;
+			continue;
+		}
+		e->heat = LKS_COLD;
+		lks_extent_set_bits(v, e->index, LKS_EXTENT_WRITTEN);
+		v->units_dirty += !v->unit_dirty[unit];
+		v->unit_dirty[unit] = 1;
+		lks_extent_put(v, e);
+	}
+}
+
+/* One step of the save; true: a transfer was started */
+static bool save_step(struct lks_vol *v)
+{
+	switch (v->save_step) {
+	case LKS_SAVE_ZERO:
+		if (zero_slots(v))
+			return true;
+		v->save_slot = 0;
+		break;
+	case LKS_SAVE_LEAVES:
+		if (save_leaf(v))
+			return true;
+		break;
+	case LKS_SAVE_FLUSH:
+		v->save_step++;
+		if (v->prepare_running ? !LKS_ON(J2) : !LKS_ON(H2f))
+			return false;
+		v->save_io.op = LKS_IO_FLUSH;
+		v->save_io.flags = 0;
+		v->save_io.offset = 0;
+		v->save_io.length = 0;
+		v->ops->submit(v->ctx, &v->save_io);
+		return true;
+	case LKS_SAVE_SUPER:
+		v->save_step++;
+		return save_super(v);
+	case LKS_SAVE_TABLE:
+		clear_cold(v);
+		v->save_step = LKS_SAVE_IDLE;
+		if (v->prepare_running)
+			lks_member_prepared(v);
+		v->prepare_running = false;
+		return false;
+	}
+	v->save_step++;
+	return false;
+}
+
+static void detach_step(struct lks_vol *v)
+{
+	bool idle = v->save_step == LKS_SAVE_IDLE && !v->save_busy && !v->meta_busy;
+
+	if (v->ios || !idle || v->detached)
+		return;
+	if (!v->failed && v->detach_step == 0) {
+		v->detach_step = 1;
+		lks_save(v, true);
+	} else if (!v->failed && v->detach_step == 1) {
+		if (v->units_dirty || !lks_list_empty(&v->to_write))
+			return;
+		v->detach_step = 2;
+		v->save_clean = v->hot == 0;
+		v->sb_dirty = true;
+		lks_save(v, false);
+	} else {
+		v->detached = true;
+		lks_event(v, LKS_EV_DETACHED, 0);
+	}
+}
+
+void lks_meta_step(struct lks_vol *v)
+{
+	if (!v->attached || v->detached)
+		return;
+	if (!v->failed) {
+		table_step(v);
+		if (v->save_step == LKS_SAVE_IDLE && v->save_wanted && !v->save_busy)
+			begin_save(v);
+		while (!v->save_busy && v->save_step != LKS_SAVE_IDLE)
+			v->save_busy = save_step(v);
+		table_step(v);	/* a finished save may have left units to write */
+	} else if (!v->save_busy) {
+		v->save_step = LKS_SAVE_IDLE;
+	}
+	if (v->detaching)
+		detach_step(v);
+}
+
+void lks_save(struct lks_vol *v, bool cold_all)
+{
+	v->save_wanted = true;
+	v->save_cold_all |= cold_all;
+	lks_todo(v, LKS_DO_META);
+}
+
+void lks_meta_io_done(struct lks_vol *v, struct lks_io *io, int err)
+{
+	if (io->kind == LKS_IO_OF_META)
+		v->meta_busy = false;
+	else
+		v->save_busy = false;
+	lks_todo(v, LKS_DO_META);
+	if (err) {
+		lks_disk_failed(v, LKS_IO_META, err);
+		return;
+	}
+	if (io->kind == LKS_IO_OF_META && !v->failed)
+		table_written(v);
+}
+
+void lks_meta_tick(struct lks_vol *v)
+{
+	struct lks_list *pos;
+
+	if (!v->attached || v->failed || v->detaching || v->saved_ms + SAVE_EVERY_MS > v->now || !may_cool(v))
+		return;
+	lks_list_for_each(pos, &v->extents) {
+		struct lks_extent *e = lks_list_entry(pos, struct lks_extent, all);
+
+		if (v->hot < HOT_CAP && e->used_ms + COOL_AFTER_MS > v->now)
+			return;
+		if (e->heat == LKS_HOT && !lks_extent_warm(v, e)) {
+			lks_save(v, false);
+			return;
+		}
+	}
+}

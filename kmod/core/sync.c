@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Resync and joining, from the primary's side. */
+#include "internal.h"
+
+#define COPY_WINDOW 8u		/* copies in flight to one peer */
+#define COPY_BYTES (256u << 10)	/* of one copy at most */
+
+void lks_on_attach(struct lks_vol *v, u8 host, const struct lks_frame *h)
+{
+	struct lks_peer *p = lks_peer_of(v, host);
+	const struct lks_record_replica *r = lks_replica_of(&v->cfg, host);
+	u64 bit = LKS_BIT(host);
+	bool whole;
+
+	if (!p || !r || r->state != LKS_REPLICA_STALE)
+		return;
+	/* What it cannot vouch for went ahead in MAP frames and is dirty already (H4) */
+	whole = !h->tag || (p->maps_term == h->term && p->maps == h->tag);
+	p->maps = 0;
+	if (!whole || v->role != LKS_ACTIVE || h->term != v->cfg.term || (v->ackset | v->syncing | v->lost) & bit)
+		return;		/* it offers itself again */
+	v->syncing |= bit;
+	p->cursor = 0;
+	p->live_blocks = 0;
+	p->copies = 0;
+	lks_send_record(v, host, LKS_SYNCSTART, &v->cfg);
+	lks_event(v, LKS_EV_STATE, 0);
+	lks_todo(v, LKS_DO_SYNC);
+}
+
+void lks_drop_sync(struct lks_vol *v, u8 host)
+{
+	struct lks_peer *p = lks_peer_of(v, host);
+	struct lks_list *lists[] = { &v->heating, &v->writes, &v->live };
+	struct lks_list *pos, *tmp;
+	u64 bit = LKS_BIT(host);
+
+	v->syncing &= ~bit;
+	if (v->joining == host)
+		v->joining = v->join_stage = 0;
+	lks_list_for_each_safe(pos, tmp, &v->copies)
+		if (lks_list_entry(pos, struct lks_work, link)->host == host)
+			lks_work_drop(v, lks_list_entry(pos, struct lks_work, link));
+	for (u32 i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) {
+		lks_list_for_each_safe(pos, tmp, lists[i]) {
+			struct lks_work *w = lks_list_entry(pos, struct lks_work, link);
+
+			w->live &= ~bit;
+			if (w->done && !w->live)
+				lks_work_free(v, w);
+		}
+	}
+	if (p)
+		p->copies = p->live_blocks = 0;
+	lks_todo(v, LKS_DO_PUMP | LKS_DO_SYNC);
+}
+
+static void send_copy(struct lks_vol *v, struct lks_work *w, bool zeros)
+{
+	struct lks_frame f = { .type = LKS_SYNC, .version = v->cfg.version, .term = v->cfg.term, .seq = w->id,
+			       .stable = lks_list_empty(&v->writes) ? v->seq :
+					 lks_list_first(&v->writes, struct lks_work, link)->seq - 1,
+			       .offset = w->offset, .tag = w->length };
+
+	f.length = zeros ? 0 : w->length;
+	lks_send_frame(v, w->host, LKS_LANE_ANY, &f, zeros ? NULL : w->buf, NULL);
+}
+
+/* Copies the run of dirty blocks that begins at first and in which nothing is in flight. false: no memory. */
+static bool begin_copy(struct lks_vol *v, struct lks_peer *p, u64 first)
+{
+	u64 per = LKS_EXTENT_BYTES >> v->block_shift, last = first, end;
+	struct lks_extent *e = lks_extent_get(v, first / per);
+	struct lks_buf *buf = NULL;
+	struct lks_work *w;
+	bool zeros;
+	u32 length;
+
+	if (!e)
+		return false;
+	while (last + 1 < v->blocks && (last + 1) / per == first / per &&
+	       (last + 2 - first) << v->block_shift <= COPY_BYTES && lks_map_test(&p->dirty, last + 1) &&
+	       !lks_blocks_busy(e, last + 1, last + 1))
+		last++;
+	end = (last + 1) << v->block_shift;
+	length = (u32)((end < v->p.size ? end : v->p.size) - (first << v->block_shift));
+	zeros = !(lks_extent_bits(v, e->index) & LKS_EXTENT_WRITTEN);
+	if (!zeros)
+		buf = v->ops->buf_alloc(v->ctx, length);
+	w = zeros || buf ? lks_work_new(v, LKS_WORK_COPY, first << v->block_shift, length, buf) : NULL;
+	if (buf)
+		v->ops->buf_put(buf);
+	if (!w) {
+		lks_extent_put(v, e);
+		return false;
+	}
+	w->host = p->host;
+	w->id = ++v->ids;
+	w->ext = e;
+	lks_list_add_tail(&w->busy, &e->busy);		/* W2: a block being copied is locked */
+	lks_list_add_tail(&w->link, &v->copies);
+	p->copies++;
+	p->cursor = last + 1;
+	if (zeros)
+		send_copy(v, w, true);
+	else
+		lks_work_io(v, w, LKS_IO_READ, 0);
+	return true;
+}
+
+void lks_copy_io_done(struct lks_vol *v, struct lks_work *w, int err)
+{
+	(void)err;
+	send_copy(v, w, false);
+}
+
+static void step_peer(struct lks_vol *v, struct lks_peer *p)
+{
+	bool wrapped = false;
+
+	while (p->copies < COPY_WINDOW && p->dirty.set) {
+		u64 b = lks_map_next(&p->dirty, p->cursor);
+
+		if (b >= v->blocks) {
+			if (wrapped)
+				break;
+			wrapped = true;
+			p->cursor = 0;
+			continue;
+		}
+		if (lks_blocks_busy(lks_extent_find(v, b / (LKS_EXTENT_BYTES >> v->block_shift)), b, b)) {
+			p->cursor = b + 1;	/* whoever ends there comes here again */
+			continue;
+		}
+		if (!begin_copy(v, p, b))
+			break;
+	}
+}
+
+void lks_sync_step(struct lks_vol *v)
+{
+	u64 rest;
+	u8 h;
+
+	if (v->role != LKS_ACTIVE)
+		return;
+	lks_for_hosts(h, rest, v->syncing & ~v->ackset) {
+		struct lks_peer *p = lks_peer_of(v, h);
+
+		if (!p)
+			continue;
+		step_peer(v, p);
+		lks_check_joined(v, h);
+	}
+}
+
+void lks_on_synced(struct lks_vol *v, u8 host, const struct lks_frame *h)
+{
+	struct lks_peer *p = lks_peer_of(v, host);
+	struct lks_list *pos;
+
+	if (v->role == LKS_IDLE || h->term != v->cfg.term || !p)
+		return;
+	lks_list_for_each(pos, &v->copies) {
+		struct lks_work *w = lks_list_entry(pos, struct lks_work, link);
+
+		if (w->id != h->seq || w->host != host || w->io_busy)
+			continue;
+		lks_map_remove(v, &p->dirty, w->first, w->last - w->first + 1);
+		p->copies--;
+		lks_work_free(v, w);
+		break;
+	}
+	lks_todo(v, LKS_DO_SYNC | LKS_DO_PUMP);
+}
+
+/* ---- joining ---- */
+
+/* J3: nothing is missing any more but what is in flight to it live. One joins at a time. */
+void lks_check_joined(struct lks_vol *v, u8 host)
+{
+	struct lks_peer *p = lks_peer_of(v, host);
+	struct lks_frame f = { .type = LKS_PREPARE, .version = v->cfg.version, .term = v->cfg.term };
+
+	if (v->role != LKS_ACTIVE || !p || !(v->syncing & LKS_BIT(host)))
+		return;
+	if (!v->joining && p->dirty.set <= p->live_blocks) {
+		v->joining = host;
+		v->join_stage = LKS_JOIN_NONE;
+		p->lease_ms = v->now;
+		if (LKS_ON(J1))
+			v->ackset |= LKS_BIT(host);
+		lks_event(v, LKS_EV_STATE, 0);
+	}
+	if (v->joining != host || v->join_stage || (p->dirty.set && LKS_ON(J3)))
+		return;
+	v->join_stage = LKS_JOIN_PREPARE;
+	for (u32 i = 0; i < LKS_SLOTS; i++) {		/* D2 */
+		struct lks_peer *q = &v->peers[i];
+
+		if (q->host && q != p && !(lks_insync(&v->cfg) & LKS_BIT(q->host)))
+			f.tag += lks_send_map(v, host, v->cfg.term, &q->dirty, LKS_MAP_DIRTY, q->host, q->since);
+	}
+	lks_send_frame(v, host, 0, &f, NULL, NULL);
+}
+
+void lks_on_prepared(struct lks_vol *v, u8 host, const struct lks_frame *h)
+{
+	if (v->role != LKS_ACTIVE || h->term != v->cfg.term || v->joining != host || v->join_stage != LKS_JOIN_PREPARE)
+		return;
+	v->join_stage = LKS_JOIN_PROPOSE;
+	lks_propose_join(v);
+}
+
+void lks_propose_join(struct lks_vol *v)
+{
+	lks_propose(v, lks_insync(&v->cfg) | LKS_BIT(v->joining));
+}

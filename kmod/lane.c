@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * A lane: a connected stream socket from the daemon, with a thread for each direction. See peer.h.
+ *
+ * The socket may carry what pages are written out through, so neither it nor its threads may wait for pages to be
+ * written out: GFP_NOIO, no per-task page fragment, and the right to the emergency reserves for what it receives.
+ */
+#include <linux/file.h>
+#include <linux/kthread.h>
+#include <linux/net.h>
+#include <linux/tcp.h>
+#include <net/sock.h>
+#include "peer.h"
+#include "volume.h"
+
+static void prepare(struct socket *sock)
+{
+	struct sock *sk = sock->sk;
+
+	sk->sk_allocation = GFP_NOIO;
+	sk->sk_use_task_frag = false;
+	sk_set_memalloc(sk);
+	if (sk->sk_protocol == IPPROTO_TCP && (sk->sk_family == AF_INET || sk->sk_family == AF_INET6)) {
+		tcp_sock_set_nodelay(sk);
+		tcp_sock_set_user_timeout(sk, LKS_SILENT_TCP_MS);
+		sock_set_keepalive(sk);
+		tcp_sock_set_keepidle(sk, LKS_KEEPALIVE_IDLE_S);
+		tcp_sock_set_keepintvl(sk, LKS_KEEPALIVE_INTERVAL_S);
+		tcp_sock_set_keepcnt(sk, LKS_KEEPALIVE_PROBES);
+	}
+}
+
+static struct task_struct *start(struct lks_lane *lane, int (*thread)(void *), const char *what)
+{
+	struct task_struct *task;
+
+	task = kthread_create(thread, lane, "lockstep_%s%u.%u", what, lane->link->peer->host, lane->index);
+	if (!IS_ERR(task))
+		get_task_struct(task);
+	return task;
+}
+
+static void stop(struct task_struct *task)
+{
+	kthread_stop(task);
+	put_task_struct(task);
+}
+
+int lks_lane_add(struct lks_lane *lane, struct socket *sock)
+{
+	lane->sender = start(lane, lks_send_thread, "tx");
+	if (IS_ERR(lane->sender))
+		return PTR_ERR(lane->sender);
+	lane->receiver = start(lane, lks_receive_thread, "rx");
+	if (IS_ERR(lane->receiver)) {
+		stop(lane->sender);
+		return PTR_ERR(lane->receiver);
+	}
+	prepare(sock);
+	lane->sock = sock;
+	wake_up_process(lane->sender);
+	wake_up_process(lane->receiver);
+	return 0;
+}
+
+void lks_lane_shutdown(struct lks_lane *lane)
+{
+	if (lane->sock)
+		kernel_sock_shutdown(lane->sock, SHUT_RDWR);
+}
+
+void lks_lane_remove(struct lks_lane *lane)
+{
+	if (!lane->sock)
+		return;
+	stop(lane->sender);
+	stop(lane->receiver);
+	lks_send_purge(lane);
+	sk_clear_memalloc(lane->sock->sk);
+	sockfd_put(lane->sock);
+	lane->sock = NULL;
+}
+
+void lks_lane_failed(struct lks_lane *lane, const char *reason)
+{
+	lks_peer_break(lane->link->peer->host, lane->link->number, reason, false);
+}
+
+bool lks_lane_wait_up(struct lks_lane *lane)
+{
+	wait_event_idle(lane->wait, READ_ONCE(lane->link->state) != LKS_LINK_BUILDING || kthread_should_stop());
+	return READ_ONCE(lane->link->state) == LKS_LINK_UP && !kthread_should_stop();
+}

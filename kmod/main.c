@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Lockstep's kernel module: replicated block devices.
+ *
+ * What is where: netlink.c takes the daemon's commands and event.c tells it what happens; volume.c surrounds the core
+ * (core/, which decides everything) with a lock and carries out its actions; device.c brings it the bios, backing.c does
+ * its I/O, buf.c holds its data; peer.c, lane.c, send.c and receive.c carry its frames.
+ */
+#include <linux/module.h>
+#include <linux/workqueue.h>
+#include "backing.h"
+#include "buf.h"
+#include "device.h"
+#include "netlink.h"
+#include "peer.h"
+#include "volume.h"
+
+struct workqueue_struct *lks_wq, *lks_slow_wq;
+u8 lks_self;
+u32 lks_lease_ms = LKS_LEASE_MS;
+
+static int __init init(void)
+{
+	int err = -ENOMEM;
+
+	lks_peer_init();
+	lks_wq = alloc_workqueue("lockstep", WQ_MEM_RECLAIM | WQ_HIGHPRI, 0);
+	if (!lks_wq)
+		return err;
+	lks_slow_wq = alloc_workqueue("lockstep_slow", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
+	if (!lks_slow_wq)
+		goto err_wq;
+	err = lks_buf_init();
+	if (err)
+		goto err_slow_wq;
+	err = lks_backing_init();
+	if (err)
+		goto err_buf;
+	err = lks_device_init();
+	if (err)
+		goto err_backing;
+	err = lks_netlink_init();
+	if (err)
+		goto err_device;
+	return 0;
+
+err_device:
+	lks_device_exit();
+err_backing:
+	lks_backing_exit();
+err_buf:
+	lks_buf_exit();
+err_slow_wq:
+	destroy_workqueue(lks_slow_wq);
+err_wq:
+	destroy_workqueue(lks_wq);
+	return err;
+}
+
+/* There are no volumes: each holds a reference to the module. */
+static void __exit exit(void)
+{
+	lks_netlink_exit();
+	lks_peer_exit();
+	destroy_workqueue(lks_slow_wq);
+	destroy_workqueue(lks_wq);
+	lks_volume_exit();
+	lks_device_exit();
+	lks_backing_exit();
+	lks_buf_exit();
+}
+
+module_init(init);
+module_exit(exit);
+MODULE_DESCRIPTION("Lockstep: replicated block devices");
+MODULE_LICENSE("GPL");

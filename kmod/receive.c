@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Receiving: the thread of a lane that reads one frame after the other and hands each to its volume.
+ *
+ * It waits for the socket and for memory (which holds the peer back), never for a disk: what the core then wants from the
+ * disk is submitted by the volume's worker. Frames for a volume that is not here (yet, or any more) are read and dropped.
+ * A frame that is wrong in any way closes the link.
+ */
+#include <linux/kthread.h>
+#include <linux/net.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+#include <linux/uio.h>
+#include "buf.h"
+#include "peer.h"
+#include "volume.h"
+
+#define END 1		/* the peer has closed the connection, between frames */
+
+static bool should_stop(void *lane)
+{
+	return READ_ONCE(((struct lks_lane *)lane)->link->state) != LKS_LINK_UP || kthread_should_stop();
+}
+
+static int receive_all(struct lks_lane *lane, struct iov_iter *iter)
+{
+	size_t bytes = iov_iter_count(iter);
+	struct msghdr msg = { .msg_iter = *iter, .msg_flags = MSG_WAITALL | MSG_NOSIGNAL };
+
+	while (msg_data_left(&msg)) {
+		int n = sock_recvmsg(lane->sock, &msg, MSG_WAITALL | MSG_NOSIGNAL);
+
+		if (n < 0)
+			return n;
+		if (!n)
+			return msg_data_left(&msg) == bytes ? END : -ECONNRESET;
+	}
+	return 0;
+}
+
+static int receive_bytes(struct lks_lane *lane, void *to, size_t bytes)
+{
+	struct kvec vec = { .iov_base = to, .iov_len = bytes };
+	struct iov_iter iter;
+
+	iov_iter_kvec(&iter, ITER_DEST, &vec, 1, bytes);
+	return receive_all(lane, &iter);
+}
+
+static int receive_buf(struct lks_lane *lane, struct lks_buf *buf)
+{
+	struct iov_iter iter;
+
+	iov_iter_bvec(&iter, ITER_DEST, buf->vecs, buf->nvecs, buf->bytes);
+	return receive_all(lane, &iter);
+}
+
+static int skip(struct lks_lane *lane, u32 bytes, void *scratch)
+{
+	int err = 0;
+
+	while (!err && bytes) {
+		u32 n = min(bytes, LKS_WIRE_BYTES_MAX);
+
+		err = receive_bytes(lane, scratch, n);
+		bytes -= n;
+	}
+	return err;
+}
+
+static int receive_payload(struct lks_lane *lane, struct lks_volume *v, const struct lks_frame *h, void *scratch)
+{
+	struct lks_buf *buf = NULL;
+	int err = 0;
+
+	if (h->length && lks_frame_has_data(h)) {
+		buf = lks_buf_alloc_wait(h->length);
+		if (!buf)
+			return -ENOMEM;
+		err = receive_buf(lane, buf);
+	} else if (h->length) {
+		err = receive_bytes(lane, scratch, h->length);
+	}
+	if (!err)
+		err = lks_volume_receive(v, lane->link, h, buf, scratch, should_stop, lane);
+	if (buf)
+		lks_buf_put(buf);
+	return err;
+}
+
+static int receive_frame(struct lks_lane *lane, void *scratch)
+{
+	struct lks_volume *v;
+	struct lks_frame h;
+	int err;
+
+	err = receive_bytes(lane, &h, sizeof(h));
+	if (err)
+		return err;
+	err = lks_frame_check(&h);
+	if (err)
+		goto wrong;
+	v = lks_volume_get(h.volume);
+	if (!v) {
+		err = skip(lane, h.length, scratch);
+		return err == END ? -ECONNRESET : err;
+	}
+	err = receive_payload(lane, v, &h, scratch);
+	lks_volume_put(v);
+	if (err == END)
+		return -ECONNRESET;
+	if (err != -EPROTO)
+		return err;
+wrong:
+	pr_warn_ratelimited("lockstep: host %u: wrong frame (volume %u, type %u, length %u)\n", lane->link->peer->host,
+			    h.volume, h.type, h.length);
+	return err;
+}
+
+static const char *reason_of(int err)
+{
+	switch (err) {
+	case END:
+		return "the peer closed it";
+	case -EPROTO:
+		return "the peer sent a wrong frame";
+	case -ENOMEM:
+		return "out of memory";
+	case -ETIMEDOUT:
+		return "the peer did not answer";
+	default:
+		return "the connection broke";
+	}
+}
+
+int lks_receive_thread(void *arg)
+{
+	struct lks_lane *lane = arg;
+	void *scratch;
+	int err = 0;
+
+	memalloc_noio_save();
+	scratch = kmalloc(LKS_WIRE_BYTES_MAX, GFP_KERNEL);
+	if (!scratch)
+		lks_lane_failed(lane, "out of memory");
+	if (scratch && lks_lane_wait_up(lane)) {
+		while (!err && !should_stop(lane))
+			err = receive_frame(lane, scratch);
+		if (err)
+			lks_lane_failed(lane, reason_of(err));
+	}
+	kfree(scratch);
+	wait_event_idle(lane->wait, kthread_should_stop());
+	return 0;
+}

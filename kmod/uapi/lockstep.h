@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later WITH Linux-syscall-note */
+/*
+ * The contract between lockstep.ko and lockstepd: generic netlink family "lockstep", version 1. C and C++.
+ *
+ * The daemon tells the kernel what the cluster has decided (the record of a volume), hands it connected sockets and
+ * backing devices, and asks what is going on. The kernel decides nothing about membership: where a rule needs a new
+ * version of the record it asks for one by an event (PROPOSE) and waits for CONFIG_SET.
+ *
+ * Who may: every command needs CAP_NET_ADMIN in the initial user namespace, and the initial network namespace.
+ * Every command is idempotent: repeating one that has been carried out changes nothing and succeeds. Errors come as the
+ * netlink error code and, for a human, as an extended ack message.
+ *
+ *  command         attributes (o: optional)                          meaning and errors
+ *  --------------  ------------------------------------------------  --------------------------------------------------
+ *  HOST_SET        HOST                                              this host's id; once. EBUSY if another one is set
+ *  PEER_SET        HOST                                              this peer may be sent to and lanes for it be added
+ *  PEER_DEL        HOST                                              close its lanes, forget it
+ *  LANE_ADD        HOST LANE LANES LINK FD                           hand over a connected stream socket: lane LANE of
+ *                                                                    LANES to HOST. All lanes of a link carry the same
+ *                                                                    LINK number, chosen by the daemons to be larger
+ *                                                                    than any before; a lane of a newer link ends the
+ *                                                                    older one (its loss is handled first). The link is
+ *                                                                    up when all its lanes are there. ESTALE: older link.
+ *                                                                    ENOENT: no such peer. The daemon may close FD after.
+ *  VOLUME_ADD      VID UUID NAME MINOR SIZE BLOCK_SIZE CLASS         EEXIST: same VID, other properties
+ *  VOLUME_DEL      VID                                               EBUSY: the device is open, or a replica is attached
+ *  REPLICA_ATTACH  VID PATH OFFSET THIN(o)                           open the backing device, read the metadata behind
+ *                                                                    the data at byte OFFSET. Answer: SUSPECT DISK_VERSION
+ *                                                                    DISK_TERM. The replica takes part in nothing until
+ *                                                                    CONFIG_SET with ADMIT. EUCLEAN: metadata damaged or
+ *                                                                    of another volume or host. ENXIO: no such device.
+ *                                                                    EFBIG: the device is smaller than data + metadata
+ *  REPLICA_DETACH  VID                                               drain, cool, flush, close. As primary: stop serving
+ *                                                                    first. Never waits for a peer
+ *  CONFIG_SET      VID RECORD ADMIT(o)                               what the log says. Versions below the known one are
+ *                                                                    ignored. ADMIT (rule S3): this record was read from
+ *                                                                    the log by a barrier after REPLICA_ATTACH, and if
+ *                                                                    the replica was suspect it says so
+ *  OPEN_REFUSE     VID ERROR                                         answer to EV_OPEN: whoever waits in open() gets ERROR
+ *                                                                    (a negative errno; -EBUSY: another host holds it)
+ *  DEVICE_ADD      VID                                               create the block device (fixed MINOR, name by udev)
+ *  DEVICE_DEL      VID                                               EBUSY: open
+ *  GET             VID(o)                                            dump: one VOLUME message a volume, one PEER message
+ *                                                                    a peer (attributes below)
+ *  TUNE            LEASE_MS(o) ...                                   module wide tunables; only before HOST_SET: LEASE_MS
+ *
+ * Multicast group "events". Each event carries SEQ (+1 an event): who sees a hole dumps again.
+ *
+ *  event           attributes                        meaning
+ *  --------------  --------------------------------  ---------------------------------------------------------------
+ *  EV_PROPOSE      VID RECORD                        the primary wants this record: commit it if the log's version is
+ *                                                    RECORD.version - 1 (W3, C6, J3). Repeated until CONFIG_SET brings
+ *                                                    a newer version. RECORD's replica states say who is a member
+ *  EV_OPEN         VID MODE                          somebody waits in open(): commit an opener for this host
+ *  EV_CLOSE        VID SESSION                       the last opener of SESSION has gone: it may leave the record
+ *  EV_LINK_DOWN    HOST LINK REASON                  a link broke; the daemon dials again
+ *  EV_SILENT       HOST                              rule L4: HOST did not answer; its link was closed
+ *  EV_DISK_ERROR   VID OP ERROR                      the backing device failed; the replica stopped. Commit it failed,
+ *                                                    and another primary if it was the primary
+ *  EV_STATE        VID                               the volume's state changed: dump it
+ */
+#ifndef LOCKSTEP_UAPI_H
+#define LOCKSTEP_UAPI_H
+
+#include <linux/types.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "Lockstep supports little-endian hosts only: its wire and disk formats are used in place"
+#endif
+
+#define LKS_GENL_NAME "lockstep"
+#define LKS_GENL_VERSION 1
+#define LKS_GENL_EVENTS "events"
+
+#define LKS_MAX_HOSTS 64	/* host ids are 1..64; 0 means none */
+#define LKS_MAX_REPLICAS 8	/* of one volume: this one and 7 dirty map slots */
+#define LKS_MAX_LANES 8		/* of one link */
+#define LKS_NAME_MAX 127	/* bytes of a volume's name without the NUL: [A-Za-z0-9][A-Za-z0-9._-]* */
+#define LKS_MAX_MINORS 65536	/* minors are 0..65535 */
+#define LKS_SECTOR 512		/* bytes; sizes and alignments of requests */
+#define LKS_EXTENT_BYTES (4u << 20)
+#define LKS_BLOCK_DEFAULT 16384	/* bytes of a volume a dirty bit stands for; 4 KiB .. 1 MiB, a power of two */
+#define LKS_BLOCK_MIN 4096
+#define LKS_BLOCK_MAX (1u << 20)
+
+enum lks_cmd {
+	LKS_CMD_UNSPEC,
+	LKS_CMD_HOST_SET,
+	LKS_CMD_PEER_SET,
+	LKS_CMD_PEER_DEL,
+	LKS_CMD_LANE_ADD,
+	LKS_CMD_VOLUME_ADD,
+	LKS_CMD_VOLUME_DEL,
+	LKS_CMD_REPLICA_ATTACH,
+	LKS_CMD_REPLICA_DETACH,
+	LKS_CMD_CONFIG_SET,
+	LKS_CMD_DEVICE_ADD,
+	LKS_CMD_DEVICE_DEL,
+	LKS_CMD_GET,
+	LKS_CMD_TUNE,
+	LKS_CMD_OPEN_REFUSE,
+	/* sent by the kernel only */
+	LKS_CMD_VOLUME,		/* part of a dump */
+	LKS_CMD_PEER,		/* part of a dump */
+	LKS_CMD_EV_PROPOSE,
+	LKS_CMD_EV_OPEN,
+	LKS_CMD_EV_CLOSE,
+	LKS_CMD_EV_LINK_DOWN,
+	LKS_CMD_EV_SILENT,
+	LKS_CMD_EV_DISK_ERROR,
+	LKS_CMD_EV_STATE,
+	LKS_CMD_COUNT,
+};
+
+enum lks_attr {
+	LKS_A_UNSPEC,
+	LKS_A_HOST,		/* u8: host id */
+	LKS_A_LANE,		/* u8: 0 .. LANES-1; lane 0 carries control messages */
+	LKS_A_LANES,		/* u8 */
+	LKS_A_LINK,		/* u64 */
+	LKS_A_FD,		/* u32: of the calling process */
+	LKS_A_VID,		/* u32: the volume's serial number in the cluster, never used again */
+	LKS_A_UUID,		/* binary, 16 bytes */
+	LKS_A_NAME,		/* string */
+	LKS_A_MINOR,		/* u32 */
+	LKS_A_SIZE,		/* u64: bytes, a multiple of 4096 */
+	LKS_A_BLOCK_SIZE,	/* u32: bytes */
+	LKS_A_CLASS,		/* u8: enum lks_class */
+	LKS_A_PATH,		/* string: the replica's logical volume */
+	LKS_A_OFFSET,		/* u64: bytes from the start of PATH to its metadata */
+	LKS_A_RECORD,		/* binary: struct lks_record */
+	LKS_A_ADMIT,		/* flag */
+	LKS_A_SUSPECT,		/* u8: 1 if extents were hot at attach (S1) */
+	LKS_A_DISK_VERSION,	/* u64: from the superblock */
+	LKS_A_DISK_TERM,	/* u64: from the superblock */
+	LKS_A_MODE,		/* u8: enum lks_open_mode */
+	LKS_A_SESSION,		/* u64 */
+	LKS_A_REASON,		/* string */
+	LKS_A_OP,		/* string: what failed: "read", "write", "flush", "metadata" */
+	LKS_A_ERROR,		/* s32: errno */
+	LKS_A_SEQ,		/* u64: number of the event; in a dump: number of the last event sent before it */
+	LKS_A_LEASE_MS,		/* u32: 1000 .. 60000, default 3000 */
+	/* in a VOLUME message of a dump, beside VID UUID NAME MINOR SIZE BLOCK_SIZE CLASS: */
+	LKS_A_HAS_DEVICE,	/* flag */
+	LKS_A_OPENERS,		/* u32: open file descriptions of the device, read-only ones included */
+	LKS_A_WRITERS,		/* u32: those that may write */
+	LKS_A_OPEN_WAITERS,	/* u32: processes waiting in open() */
+	LKS_A_HAS_REPLICA,	/* flag; then also PATH, OFFSET, SUSPECT: */
+	LKS_A_ADMITTED,		/* flag: ADMIT was given */
+	LKS_A_FAILED,		/* flag: the backing device failed */
+	LKS_A_ROLE,		/* u8: enum lks_role */
+	LKS_A_VERSION,		/* u64: the version this replica has adopted (its session's), 0 if none */
+	LKS_A_TERM,		/* u64 */
+	LKS_A_NOTED_VERSION,	/* u64: the newest version CONFIG_SET brought */
+	LKS_A_SESSION_WITH,	/* u8: host id of the primary whose data this replica takes, 0 if none (T1) */
+	LKS_A_PENDING,		/* u32: requests of local openers not completed */
+	LKS_A_OLDEST_MS,	/* u32: age of the oldest of them; frozen if it grows */
+	LKS_A_PEERS,		/* nested list of LKS_A_PEER, one a peer replica (only while primary or member) */
+	LKS_A_PEER,		/* nested: HOST SYNC_STATE DIRTY_BLOCKS */
+	LKS_A_SYNC_STATE,	/* u8: enum lks_sync_state */
+	LKS_A_DIRTY_BLOCKS,	/* u64: blocks known to differ there */
+	LKS_A_HOT_EXTENTS,	/* u32 */
+	LKS_A_WRITTEN_EXTENTS,	/* u32 */
+	/* in a PEER message: HOST LINK LANES and */
+	LKS_A_UP,		/* flag: all lanes are there */
+	LKS_A_PAD,
+	LKS_A_THIN,		/* flag: PATH is thin: it reads zeros where it was never written or was discarded */
+	LKS_A_COUNT,
+};
+#define LKS_A_MAX (LKS_A_COUNT - 1)
+
+enum lks_class { LKS_EXCLUSIVE = 0, LKS_SHARED = 1 };
+
+enum lks_open_mode { LKS_OPEN_WRITE = 1 };
+
+enum lks_role {
+	LKS_IDLE = 0,		/* a member, syncing, or nothing */
+	LKS_ACTIVATING = 1,	/* named primary of a new term; not serving yet (R1, L1) */
+	LKS_ACTIVE = 2,		/* serving */
+	LKS_DRAINING = 3,	/* planned handover (M1) */
+};
+
+enum lks_sync_state {
+	LKS_SYNC_MEMBER = 0,	/* in sync */
+	LKS_SYNC_AWAY = 1,	/* not in sync and not talking to us */
+	LKS_SYNC_RUNNING = 2,	/* being resynced */
+	LKS_SYNC_JOINING = 3,	/* clean; its join is prepared or proposed */
+	LKS_SYNC_LOST = 4,	/* a member whose link broke; a version without it is proposed (W3) */
+};
+
+enum lks_replica_state {
+	LKS_REPLICA_NONE = 0,
+	LKS_REPLICA_INSYNC = 1,
+	LKS_REPLICA_SUSPECT = 2,	/* in sync, but restarted with hot extents (S1) */
+	LKS_REPLICA_STALE = 3,		/* to be resynced */
+	LKS_REPLICA_FAILED = 4,		/* its disk failed; takes part in nothing */
+};
+
+#define LKS_RECORD_DRAINED 0x01	/* this term began with a planned handover (M1) */
+
+/*
+ * The record of truth of one volume, as the log holds it (DESIGN section 3). The same bytes go over netlink and over the
+ * wire. Unused entries are zero. Invariants, checked by lks_record_check(): replicas have distinct hosts 1..64; primary is
+ * 0 or an in-sync or suspect replica; since <= version; sessions are distinct and <= session_serial.
+ */
+struct lks_record_replica {
+	__u8 host;
+	__u8 state;		/* enum lks_replica_state */
+	__u8 pad[6];
+	__u64 since;		/* version that last took it out of the in-sync set, or added it. Ties dirty maps to it */
+	__u64 added;		/* version that added it: another number is another, empty replica */
+};
+
+struct lks_record_opener {
+	__u8 host;
+	__u8 pad[7];
+	__u64 session;		/* 1 .. session_serial */
+};
+
+struct lks_record {
+	__u64 version;
+	__u64 term;
+	__u64 incarnation;
+	__u64 session_serial;	/* number of the last open session ever granted; a session not listed is fenced (O1) */
+	__u32 vid;
+	__u8 primary;		/* host id, 0: none */
+	__u8 flags;		/* LKS_RECORD_* */
+	__u8 nreplicas;
+	__u8 nopeners;
+	struct lks_record_replica replicas[LKS_MAX_REPLICAS];
+	struct lks_record_opener openers[LKS_MAX_HOSTS];
+};
+
+#endif

@@ -1,0 +1,615 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Volumes: their table, the lock around the core, the core's actions, and the commands. See volume.h.
+ *
+ * A volume holds a reference to the module, so that the module cannot be unloaded while there are any. A volume's memory
+ * goes when the last reference does; VOLUME_DEL has stopped its timers and workers before. What still holds references
+ * then (a receiver) finds it dead.
+ */
+#include <linux/bio.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/netlink.h>
+#include <linux/slab.h>
+#include <linux/timekeeping.h>
+#include <linux/xarray.h>
+#include "backing.h"
+#include "buf.h"
+#include "device.h"
+#include "event.h"
+#include "peer.h"
+#include "volume.h"
+
+static DEFINE_XARRAY(volumes);		/* vid -> struct lks_volume; read under RCU */
+static DEFINE_MUTEX(lks_volumes_lock);
+
+/* ---- the table ---- */
+
+static void release(struct kref *ref)
+{
+	struct lks_volume *v = container_of(ref, struct lks_volume, refs);
+
+	if (v->core)
+		lks_vol_destroy(v->core);
+	kfree_rcu(v, rcu);
+}
+
+void lks_volume_put(struct lks_volume *v)
+{
+	kref_put(&v->refs, release);
+}
+
+struct lks_volume *lks_volume_get(u32 vid)
+{
+	struct lks_volume *v;
+
+	rcu_read_lock();
+	v = xa_load(&volumes, vid);
+	if (v && !kref_get_unless_zero(&v->refs))
+		v = NULL;
+	rcu_read_unlock();
+	return v;
+}
+
+struct lks_volume *lks_volume_next(u32 vid)
+{
+	unsigned long index = vid;
+	struct lks_volume *v;
+
+	rcu_read_lock();
+	v = xa_find(&volumes, &index, U32_MAX, XA_PRESENT);
+	while (v && !kref_get_unless_zero(&v->refs))
+		v = xa_find_after(&volumes, &index, U32_MAX, XA_PRESENT);
+	rcu_read_unlock();
+	return v;
+}
+
+/* ---- the lock ---- */
+
+static bool never(void *arg)
+{
+	return false;
+}
+
+bool lks_volume_lock_unless(struct lks_volume *v, bool (*stop)(void *arg), void *arg)
+{
+	for (;;) {
+		mutex_lock(&v->lock);
+		if (likely(!v->attaching))
+			break;
+		mutex_unlock(&v->lock);
+		wait_event_idle(v->wait, !READ_ONCE(v->attaching) || stop(arg));
+		if (stop(arg))
+			return false;
+	}
+	v->now_ms = max(v->now_ms, (u64)ktime_to_ms(ktime_get_boottime()));
+	return true;
+}
+
+void lks_volume_lock(struct lks_volume *v)
+{
+	lks_volume_lock_unless(v, never, NULL);
+}
+
+static void submit_ios(struct lks_volume *v, struct lks_list *ios)
+{
+	while (!lks_list_empty(ios)) {
+		struct lks_io *io = lks_list_first(ios, struct lks_io, link);
+
+		lks_list_del(&io->link);
+		lks_backing_submit(v, io);
+	}
+}
+
+void lks_volume_unlock(struct lks_volume *v, bool may_wait)
+{
+	struct lks_request *r, *next;
+	struct lks_list ios;
+	LIST_HEAD(again);
+	LIST_HEAD(done);
+
+	lks_list_init(&ios);
+	for (;;) {
+		list_splice_tail_init(&v->done, &done);
+		if (may_wait)
+			lks_list_splice_tail(&v->ios, &ios);
+		else if (!lks_list_empty(&v->ios))
+			queue_work(lks_wq, &v->submit_work);
+		mutex_unlock(&v->lock);
+
+		submit_ios(v, &ios);
+		list_for_each_entry_safe(r, next, &done, link) {
+			list_del(&r->link);
+			if (lks_device_done(r))
+				list_add_tail(&r->link, &again);
+		}
+		if (list_empty(&again))
+			return;
+		lks_volume_lock(v);
+		list_for_each_entry_safe(r, next, &again, link) {
+			list_del(&r->link);
+			lks_device_start(r);
+		}
+	}
+}
+
+static void submit_work(struct work_struct *work)
+{
+	struct lks_volume *v = container_of(work, struct lks_volume, submit_work);
+
+	lks_volume_lock(v);
+	lks_volume_unlock(v, true);
+}
+
+static void complete_work(struct work_struct *work)
+{
+	struct lks_volume *v = container_of(work, struct lks_volume, complete_work);
+	struct lks_list completed;
+
+	lks_list_init(&completed);
+	lks_volume_lock(v);
+	spin_lock_irq(&v->queue_lock);
+	lks_list_splice_tail(&v->completed, &completed);
+	spin_unlock_irq(&v->queue_lock);
+	while (!lks_list_empty(&completed)) {
+		struct lks_io *io = lks_list_first(&completed, struct lks_io, link);
+
+		lks_list_del(&io->link);
+		lks_vol_io_done(v->core, io, lks_backing_error(io), v->now_ms);
+	}
+	lks_volume_unlock(v, true);
+}
+
+static void tick(struct work_struct *work)
+{
+	struct lks_volume *v = container_of(to_delayed_work(work), struct lks_volume, tick);
+
+	if (!READ_ONCE(v->attaching)) {
+		lks_volume_lock(v);
+		if (!v->dead)
+			lks_vol_tick(v->core, v->now_ms);
+		lks_volume_unlock(v, true);
+	}
+	queue_delayed_work(lks_wq, &v->tick, msecs_to_jiffies(LKS_TICK_MS));
+}
+
+/* ---- the core's actions: the lock is held ---- */
+
+static void *op_alloc(void *ctx, size_t bytes)
+{
+	if (bytes == LKS_META_UNIT)
+		return (void *)get_zeroed_page(GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN);
+	return kvzalloc(bytes, GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN);
+}
+
+static void op_free(void *ctx, void *p, size_t bytes)
+{
+	if (bytes == LKS_META_UNIT)
+		free_page((unsigned long)p);
+	else
+		kvfree(p);
+}
+
+static struct lks_buf *op_buf_alloc(void *ctx, u32 bytes)
+{
+	return lks_buf_alloc(bytes);
+}
+
+static void op_submit(void *ctx, struct lks_io *io)
+{
+	struct lks_volume *v = ctx;
+
+	lks_list_add_tail(&io->link, &v->ios);
+}
+
+static void op_send(void *ctx, u8 host, u8 lane, const struct lks_frame *h, struct lks_buf *buf, const void *bytes)
+{
+	struct lks_volume *v = ctx;
+
+	if (!WARN_ON_ONCE(!host || host > LKS_MAX_HOSTS))
+		lks_peer_send(host, v->link[host], lane, h, buf, bytes);
+}
+
+static void op_req_done(void *ctx, struct lks_req *req, int err)
+{
+	struct lks_volume *v = ctx;
+	struct lks_request *r = container_of(req, struct lks_request, req);
+
+	r->err = err;
+	list_add_tail(&r->link, &v->done);
+}
+
+static void op_event(void *ctx, const struct lks_event_info *info)
+{
+	struct lks_volume *v = ctx;
+
+	switch (info->event) {
+	case LKS_EV_OPENED:
+		v->opened = true;
+		wake_up_all(&v->wait);
+		return;
+	case LKS_EV_DETACHED:
+		v->detached = true;
+		wake_up_all(&v->wait);
+		return;
+	case LKS_EV_SILENT:
+		lks_peer_break(info->host, v->link[info->host], "the host does not answer", true);
+		return;
+	case LKS_EV_FENCED:
+		v->fenced = v->writers > 0;
+		pr_warn("lockstep: volume %s: another host has taken it over; writes fail until it is closed\n", v->name);
+		wake_up_all(&v->wait);
+		break;
+	case LKS_EV_DISK_ERROR:
+		pr_err("lockstep: volume %s: backing device failed (error %d), the replica has stopped\n", v->name, info->error);
+		break;
+	case LKS_EV_PROPOSE:
+	case LKS_EV_STATE:
+		break;
+	}
+	spin_lock_irq(&v->queue_lock);
+	v->events |= 1ul << info->event;
+	if (info->event == LKS_EV_PROPOSE) {
+		v->proposal = *info->record;
+	} else if (info->event == LKS_EV_DISK_ERROR) {
+		v->error_op = info->op;
+		v->error = info->error;
+	}
+	spin_unlock_irq(&v->queue_lock);
+	queue_work(lks_slow_wq, &v->event_work);
+}
+
+static void event_work(struct work_struct *work)
+{
+	struct lks_volume *v = container_of(work, struct lks_volume, event_work);
+	struct lks_record proposal;
+	unsigned long events;
+	u8 error_op;
+	s32 error;
+
+	spin_lock_irq(&v->queue_lock);
+	events = v->events;
+	v->events = 0;
+	proposal = v->proposal;
+	error_op = v->error_op;
+	error = v->error;
+	spin_unlock_irq(&v->queue_lock);
+
+	if (events & 1ul << LKS_EV_PROPOSE)
+		lks_event_propose(v->vid, &proposal);
+	if (events & 1ul << LKS_EV_DISK_ERROR)
+		lks_event_disk_error(v->vid, error_op, error);
+	if (events & (1ul << LKS_EV_STATE | 1ul << LKS_EV_FENCED))
+		lks_event_state(v->vid);
+}
+
+static const struct lks_ops ops = {
+	.alloc = op_alloc,
+	.free = op_free,
+	.buf_alloc = op_buf_alloc,
+	.buf_get = lks_buf_get,
+	.buf_put = lks_buf_put,
+	.buf_copy = lks_buf_copy,
+	.buf_zero = lks_buf_zero,
+	.submit = op_submit,
+	.send = op_send,
+	.req_done = op_req_done,
+	.event = op_event,
+};
+
+/* ---- links and frames ---- */
+
+static void sync_link(struct lks_volume *v, u8 host)
+{
+	u64 up = lks_peer_up(host);
+
+	if (v->link[host] == up)
+		return;
+	if (v->link[host]) {
+		v->link[host] = 0;
+		lks_vol_link_lost(v->core, host, v->now_ms);
+	}
+	if (up) {
+		v->link[host] = up;
+		lks_vol_link_up(v->core, host, v->now_ms);
+	}
+}
+
+void lks_volume_sync_links(struct lks_volume *v)
+{
+	unsigned int host;
+
+	for (host = 1; host <= LKS_MAX_HOSTS; host++)
+		sync_link(v, host);
+}
+
+void lks_volume_sync_all_links(void)
+{
+	struct lks_volume *v;
+	u32 vid = 0;
+
+	/* pairs with lks_volume_add(): either it sees the link's new state, or we see the volume */
+	smp_mb();
+	while ((v = lks_volume_next(vid))) {
+		vid = v->vid + 1;
+		if (!READ_ONCE(v->attaching)) {
+			lks_volume_lock(v);
+			if (!v->dead)
+				lks_volume_sync_links(v);
+			lks_volume_unlock(v, true);
+		}
+		lks_volume_put(v);
+		if (!vid)
+			break;
+	}
+}
+
+int lks_volume_receive(struct lks_volume *v, struct lks_link *link, const struct lks_frame *h, struct lks_buf *buf,
+		       const void *bytes, bool (*stop)(void *arg), void *arg)
+{
+	u8 host = link->peer->host;
+	int err = 0;
+
+	if (!lks_volume_lock_unless(v, stop, arg))
+		return 0;
+	if (!v->dead) {
+		/* the frame may be faster than whoever tells all volumes about the link */
+		if (v->link[host] != link->number)
+			sync_link(v, host);
+		if (v->link[host] == link->number)
+			err = lks_vol_receive(v->core, host, h, buf, bytes, v->now_ms);
+	}
+	lks_volume_unlock(v, false);
+	return err;
+}
+
+/* ---- commands ---- */
+
+static bool same(const struct lks_volume *v, const struct lks_volume_params *p)
+{
+	return !strcmp(v->name, p->name) && !memcmp(v->uuid, p->core.uuid, sizeof(v->uuid)) && v->minor == p->minor &&
+	       v->size == p->core.size && v->block_size == p->core.block_size && v->class == p->core.shared;
+}
+
+/* lks_volumes_lock is held. 0: add it; 1: it is there already. */
+static int check_new(const struct lks_volume_params *p, struct netlink_ext_ack *ack)
+{
+	struct lks_volume *v;
+	unsigned long vid;
+
+	xa_for_each(&volumes, vid, v) {
+		if (v->vid == p->core.vid) {
+			if (same(v, p))
+				return 1;
+			NL_SET_ERR_MSG(ack, "a volume with this VID and other properties is there");
+			return -EEXIST;
+		}
+		if (v->minor == p->minor) {
+			NL_SET_ERR_MSG(ack, "another volume has this minor number");
+			return -EEXIST;
+		}
+		if (!strcmp(v->name, p->name)) {
+			NL_SET_ERR_MSG(ack, "another volume has this name");
+			return -EEXIST;
+		}
+	}
+	return 0;
+}
+
+static struct lks_volume *create(const struct lks_volume_params *p)
+{
+	struct lks_volume *v = kzalloc(sizeof(*v), GFP_KERNEL);
+
+	if (!v)
+		return NULL;
+	v->vid = p->core.vid;
+	v->minor = p->minor;
+	v->block_size = p->core.block_size;
+	v->class = p->core.shared;
+	v->size = p->core.size;
+	memcpy(v->uuid, p->core.uuid, sizeof(v->uuid));
+	strscpy(v->name, p->name, sizeof(v->name));
+	kref_init(&v->refs);
+	mutex_init(&v->admin);
+	mutex_init(&v->lock);
+	spin_lock_init(&v->queue_lock);
+	init_waitqueue_head(&v->wait);
+	lks_list_init(&v->ios);
+	lks_list_init(&v->completed);
+	lks_list_init(&v->zeroes);
+	INIT_LIST_HEAD(&v->done);
+	INIT_WORK(&v->submit_work, submit_work);
+	INIT_WORK(&v->complete_work, complete_work);
+	INIT_WORK(&v->zero_work, lks_backing_zero_work);
+	INIT_WORK(&v->event_work, event_work);
+	INIT_DELAYED_WORK(&v->tick, tick);
+	v->core = lks_vol_create(&p->core, &ops, v);
+	if (v->core)
+		return v;
+	lks_volume_put(v);
+	return NULL;
+}
+
+int lks_volume_add(const struct lks_volume_params *p, struct netlink_ext_ack *ack)
+{
+	struct lks_volume *v;
+	int err;
+
+	mutex_lock(&lks_volumes_lock);
+	err = check_new(p, ack);
+	if (err)
+		goto out;
+	err = -ENOMEM;
+	v = create(p);
+	if (!v)
+		goto out;
+	err = xa_insert(&volumes, v->vid, v, GFP_KERNEL);
+	if (err) {
+		lks_volume_put(v);
+		goto out;
+	}
+	__module_get(THIS_MODULE);
+	kref_get(&v->refs);
+	smp_mb();	/* pairs with lks_volume_sync_all_links() */
+	lks_volume_lock(v);
+	lks_volume_sync_links(v);
+	lks_volume_unlock(v, true);
+	queue_delayed_work(lks_wq, &v->tick, msecs_to_jiffies(LKS_TICK_MS));
+	lks_volume_put(v);
+out:
+	mutex_unlock(&lks_volumes_lock);
+	return err < 0 ? err : 0;
+}
+
+/* v->admin is held */
+static int delete(struct lks_volume *v, struct netlink_ext_ack *ack)
+{
+	int err;
+
+	if (v->backing) {
+		NL_SET_ERR_MSG(ack, "a replica is attached: REPLICA_DETACH comes first");
+		return -EBUSY;
+	}
+	err = lks_device_del(v, ack);
+	if (err)
+		return err;
+	mutex_lock(&lks_volumes_lock);
+	xa_erase(&volumes, v->vid);
+	mutex_unlock(&lks_volumes_lock);
+	mutex_lock(&v->lock);
+	v->dead = true;
+	mutex_unlock(&v->lock);
+	cancel_delayed_work_sync(&v->tick);
+	cancel_work_sync(&v->submit_work);
+	cancel_work_sync(&v->complete_work);
+	cancel_work_sync(&v->zero_work);
+	flush_work(&v->event_work);
+	return 0;
+}
+
+int lks_volume_del(u32 vid, struct netlink_ext_ack *ack)
+{
+	struct lks_volume *v = lks_volume_get(vid);
+	bool was_dead;
+	int err = 0;
+
+	if (!v)
+		return 0;
+	if (mutex_lock_killable(&v->admin)) {
+		lks_volume_put(v);
+		return -EINTR;
+	}
+	was_dead = v->dead;
+	if (!was_dead)
+		err = delete(v, ack);
+	mutex_unlock(&v->admin);
+	if (!was_dead && !err) {
+		lks_volume_put(v);	/* the table's */
+		module_put(THIS_MODULE);
+	}
+	lks_volume_put(v);
+	return err;
+}
+
+static void explain_attach(int err, struct netlink_ext_ack *ack)
+{
+	switch (err) {
+	case -EUCLEAN:
+		NL_SET_ERR_MSG(ack, "the metadata are damaged, or belong to another volume or host");
+		break;
+	case -EIO:
+		NL_SET_ERR_MSG(ack, "the metadata could not be read");
+		break;
+	default:
+		NL_SET_ERR_MSG(ack, "the replica could not be attached");
+	}
+}
+
+/* Under v->admin. */
+int lks_volume_attach(struct lks_volume *v, const char *path, u64 offset, bool thin, struct netlink_ext_ack *ack)
+{
+	struct lks_backing *b;
+	int err;
+
+	if (v->backing) {
+		if (!v->detaching && !strcmp(v->backing->path, path) && v->backing->offset == offset)
+			return 0;
+		NL_SET_ERR_MSG(ack, "another replica is attached, or this one is being detached");
+		return -EBUSY;
+	}
+	b = lks_backing_open(v, path, offset, thin, ack);
+	if (IS_ERR(b))
+		return PTR_ERR(b);
+
+	/* from here on the core is ours, though its lock is free: nobody shall wait for our disk without an end */
+	lks_volume_lock(v);
+	WRITE_ONCE(v->attaching, true);
+	mutex_unlock(&v->lock);
+	err = lks_vol_attach(v->core, offset, !thin, lks_backing_read, b, v->now_ms, &v->suspect, &v->disk_version,
+			     &v->disk_term);
+	mutex_lock(&v->lock);
+	if (!err) {
+		v->backing = b;
+		v->detached = false;
+	}
+	WRITE_ONCE(v->attaching, false);
+	wake_up_all(&v->wait);
+	lks_volume_sync_links(v);
+	lks_volume_unlock(v, true);
+	if (err) {
+		explain_attach(err, ack);
+		lks_backing_close(v, b);
+	}
+	return err;
+}
+
+/* Under v->admin. */
+int lks_volume_detach(struct lks_volume *v, struct netlink_ext_ack *ack)
+{
+	struct lks_backing *b = v->backing;
+
+	if (!b)
+		return 0;
+	lks_volume_lock(v);
+	if (!v->detaching) {
+		v->detaching = true;
+		lks_vol_detach(v->core, v->now_ms);
+	}
+	lks_volume_unlock(v, true);
+	if (wait_event_killable(v->wait, READ_ONCE(v->detached))) {
+		NL_SET_ERR_MSG(ack, "interrupted; the replica goes on detaching");
+		return -EINTR;
+	}
+	mutex_lock(&v->lock);
+	v->backing = NULL;
+	v->detaching = false;
+	mutex_unlock(&v->lock);
+	/* whoever was still on his way out with the last I/O */
+	flush_work(&v->complete_work);
+	flush_work(&v->submit_work);
+	flush_work(&v->zero_work);
+	lks_backing_close(v, b);
+	return 0;
+}
+
+int lks_volume_config(struct lks_volume *v, const struct lks_record *r, bool admit, struct netlink_ext_ack *ack)
+{
+	int err = 0;
+
+	lks_volume_lock(v);
+	if (!v->dead) {
+		err = lks_vol_config(v->core, r, admit, v->now_ms);
+		if (!err && r->version > v->record.version)
+			v->record = *r;
+	}
+	lks_volume_unlock(v, true);
+	if (err)
+		NL_SET_ERR_MSG(ack, "the record was refused");
+	return err;
+}
+
+void lks_volume_exit(void)
+{
+	rcu_barrier();
+	xa_destroy(&volumes);
+}

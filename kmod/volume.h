@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A volume on this host: the core's state of it, the lock around that, and what surrounds it.
+ *
+ * Lock order, outermost first; nothing else nests:
+ *
+ *	lks_volume.admin	mutex: one command at a time on a volume (attach, detach, device)
+ *	lks_volumes_lock	mutex: the table of volumes (add, delete; volume.c)
+ *	lks_peer.admin		mutex: one command at a time on a peer
+ *	gendisk.open_mutex	the block layer's, around open() and release()
+ *	lks_volume.lock		mutex: the core
+ *	lks_peer.lock		spinlock: the link to a peer and its transmit queues
+ *	lks_volume.queue_lock	spinlock, irq: I/O done by the backing device, events not sent yet
+ *	lks_event_lock		mutex: the events' sequence (event.c). Never together with a spinlock
+ *
+ * The core's lock is a mutex: everybody who calls it may sleep, allocations under it may wait a moment (GFP_NOIO) instead
+ * of failing, and a contended mutex spins before it sleeps. Nobody waits for a disk or a peer under it.
+ *
+ * The core's actions are queued under the lock and carried out by lks_volume_unlock(), which every caller of the core ends
+ * with. Only frames go to their lane's queue at once, since their order counts (C2).
+ */
+#ifndef LKS_VOLUME_H
+#define LKS_VOLUME_H
+
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+#include "core/core.h"
+
+struct gendisk;
+struct lks_backing;
+struct lks_link;
+struct netlink_ext_ack;
+
+struct lks_volume {
+	/* what VOLUME_ADD said; constant */
+	u32 vid;
+	u32 minor;
+	u32 block_size;
+	u8 class;
+	u8 uuid[16];
+	u64 size;
+	char name[LKS_NAME_MAX + 1];
+
+	struct kref refs;
+	struct rcu_head rcu;
+	struct mutex admin;
+	struct mutex lock;
+	wait_queue_head_t wait;		/* woken by changes of the fields below that somebody waits for */
+
+	/* under lock */
+	struct lks_vol *core;
+	bool attaching;			/* lks_vol_attach() runs: it has the core to itself without holding the lock */
+	bool dead;			/* VOLUME_DEL: no more calls of the core */
+	u64 now_ms;			/* time of the last call */
+	u64 link[LKS_MAX_HOSTS + 1];	/* the link the core believes to be up, 0: none */
+	struct lks_record record;	/* the newest that CONFIG_SET brought */
+	struct lks_list ios;		/* to be submitted */
+	struct list_head done;		/* struct lks_request: ended */
+	bool opened;			/* an event of the core since the waiter cleared it */
+	bool fenced;			/* O1: whoever writes now does so no more, until the last one has closed */
+	bool detached;
+
+	/* under admin, changed under lock */
+	struct lks_backing *backing;
+	bool detaching;
+	bool suspect;			/* as found at attach */
+	u64 disk_version, disk_term;
+
+	/* the device: under lock */
+	struct gendisk *disk;
+	bool device_going;		/* no more opens */
+	u32 openers, writers, open_waiters;
+	u32 refusals;			/* OPEN_REFUSEs so far */
+	int refused;			/* error of the last one */
+
+	/* under queue_lock */
+	spinlock_t queue_lock;
+	struct lks_list completed;	/* lks_io the backing device is done with */
+	struct lks_list zeroes;		/* lks_io for zero_work */
+	unsigned long events;		/* bits 1 << LKS_EV_*: to be sent */
+	struct lks_record proposal;	/* of EV_PROPOSE */
+	u8 error_op;			/* of EV_DISK_ERROR */
+	s32 error;
+
+	struct work_struct submit_work;		/* submits ios for those who may not wait for a disk */
+	struct work_struct complete_work;	/* completed -> core */
+	struct work_struct zero_work;
+	struct work_struct event_work;
+	struct delayed_work tick;
+};
+
+/* One reference, or NULL. */
+struct lks_volume *lks_volume_get(u32 vid);
+/* The first volume with at least this vid, with one reference, or NULL. */
+struct lks_volume *lks_volume_next(u32 vid);
+void lks_volume_put(struct lks_volume *v);
+
+/*
+ * Locks the core. Waits while an attach has it. The core may be used only if v->dead is false.
+ * stop: give up and return false (not locked) when it becomes true while we wait for an attach.
+ */
+void lks_volume_lock(struct lks_volume *v);
+bool lks_volume_lock_unless(struct lks_volume *v, bool (*stop)(void *arg), void *arg);
+
+/* Unlocks, and carries out what the core has asked for. may_wait: submitting to a busy disk may block us. */
+void lks_volume_unlock(struct lks_volume *v, bool may_wait);
+
+/* Under the lock: tells the core which links are up now. */
+void lks_volume_sync_links(struct lks_volume *v);
+/* For all volumes; done when it returns, except for those being attached, which do it by themselves. */
+void lks_volume_sync_all_links(void);
+
+/* A frame came over link from its host. h was checked. -EPROTO: close the link. */
+int lks_volume_receive(struct lks_volume *v, struct lks_link *link, const struct lks_frame *h, struct lks_buf *buf,
+		       const void *bytes, bool (*stop)(void *arg), void *arg);
+
+/* Commands. 0 or a negative errno with a message in ack. */
+struct lks_volume_params {
+	struct lks_vol_params core;
+	const char *name;
+	u32 minor;
+};
+int lks_volume_add(const struct lks_volume_params *p, struct netlink_ext_ack *ack);
+int lks_volume_del(u32 vid, struct netlink_ext_ack *ack);
+int lks_volume_attach(struct lks_volume *v, const char *path, u64 offset, bool thin, struct netlink_ext_ack *ack);
+int lks_volume_detach(struct lks_volume *v, struct netlink_ext_ack *ack);
+int lks_volume_config(struct lks_volume *v, const struct lks_record *r, bool admit, struct netlink_ext_ack *ack);
+
+void lks_volume_exit(void);
+
+/* main.c */
+extern struct workqueue_struct *lks_wq;		/* short work on the way of I/O */
+extern struct workqueue_struct *lks_slow_wq;	/* work that waits: for a disk, for threads, for a listener */
+extern u8 lks_self;				/* HOST_SET */
+extern u32 lks_lease_ms;			/* TUNE */
+
+#endif

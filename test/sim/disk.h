@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// A simulated disk with a volatile write cache.
+//
+// A sector (512 bytes) is the unit of everything. Data sectors are modelled as one 64-bit value each; the sectors of the
+// metadata behind them as real bytes, because the core computes checksums of them. A write reaches the cache when it
+// completes, in whatever order the world completes writes; reads see the cache. A flush makes durable what had completed
+// before the flush was submitted; FUA makes durable the write itself. At a crash each write of a sector that was not yet
+// durable, those in flight included, survives or not on its own: torn writes of any kind.
+#pragma once
+
+#include "random.h"
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+namespace lockstep::sim {
+
+using MetaSector = std::array<uint8_t, 512>;
+
+class Disk {
+public:
+	// garbage: sectors never written read as values that no client wrote (a thick volume), otherwise as zeros.
+	Disk(uint64_t data_sectors, uint64_t meta_sectors, bool garbage);
+
+	uint64_t data_sectors() const { return data.now.size(); }
+	uint64_t read(uint64_t sector) const { return data.now[sector]; }
+	const MetaSector &read_meta(uint64_t sector) const { return meta.now[sector]; }
+
+	void write(uint64_t sector, uint64_t value) { data.write(sector, value, ++sequence); }
+	void write_meta(uint64_t sector, const MetaSector &bytes) { meta.write(sector, bytes, ++sequence); }
+
+	// Everything of the sector that was written so far is durable (FUA).
+	void persist(uint64_t sector) { data.persist(sector, ++sequence); }
+	void persist_meta(uint64_t sector) { meta.persist(sector, ++sequence); }
+
+	uint64_t mark() const { return sequence; }
+	// Makes durable what was written up to mark.
+	void flush(uint64_t mark);
+	// Writes that were in flight are to be passed to write() before, if they are to count.
+	void crash(Random &random, double survival);
+	// The cache never holds more than this many writes: it destages the oldest.
+	void bound(size_t writes);
+
+private:
+	template <typename T> struct Area {
+		struct Write {
+			uint64_t sequence, sector;
+			T value;
+		};
+		std::vector<T> now, platter;
+		std::vector<uint64_t> durable;    // number of the write that the platter holds; older ones in the cache are void
+		std::deque<Write> cache;
+
+		void write(uint64_t sector, const T &value, uint64_t seq)
+		{
+			now[sector] = value;
+			cache.push_back({seq, sector, value});
+		}
+		void persist(uint64_t sector, uint64_t seq)
+		{
+			platter[sector] = now[sector];
+			durable[sector] = seq;
+		}
+		void settle(const Write &w)
+		{
+			if (w.sequence <= durable[w.sector])
+				return;
+			platter[w.sector] = w.value;
+			durable[w.sector] = w.sequence;
+		}
+		void flush(uint64_t mark)
+		{
+			for (; !cache.empty() && cache.front().sequence <= mark; cache.pop_front())
+				settle(cache.front());
+		}
+		void crash(Random &random, double survival)
+		{
+			for (const Write &w : cache)
+				if (random.chance(survival))
+					settle(w);
+			cache.clear();
+			now = platter;
+		}
+	};
+	Area<uint64_t> data;
+	Area<MetaSector> meta;
+	uint64_t sequence = 0;
+};
+
+}    // namespace lockstep::sim

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// What goes wrong, and how it heals.
+#include "world.h"
+
+#include "core/internal.h"
+
+#include <algorithm>
+
+namespace lockstep::sim {
+
+void World::faults_step()
+{
+	if (random.chance(profile.faults))
+		at(random.below(STEP), [this] {
+			if (hostile)
+				fault();
+		});
+	for (auto &v : volumes) {
+		const lks_record &r = v->record();
+		Instance *p = r.primary ? find(r.primary, v->vid) : nullptr;
+		if ((!p || !p->core || p->core->role == LKS_IDLE) && random.chance(.03))
+			failover(*v);
+		bool opener = false;
+		for (auto &h : hosts)
+			if (Instance *i = find(h->id, v->vid))
+				opener |= i->door == Door::open || i->door == Door::opening;
+		if (!opener && random.chance(.05))
+			take_over(*v, random_host().id);
+	}
+}
+
+void World::fault()
+{
+	enum { CRASH, BLACKOUT, CUT, ONE_WAY, ISOLATE, FAILOVER, TAKE_OVER, BREAK, PAUSE, DISK, DAEMON, LOG, REATTACH };
+	Host &a = random_host(), &b = *hosts[(a.id + random.below(hosts.size() - 1)) % hosts.size()];
+	Volume &v = random_volume();
+	Time how_long = random.between(5, 150) * STEP;
+	switch (random.weighted({40, 4, 60, 25, 15, 15, 15, 30, 20, 15, 10, 8, 12})) {
+	case CRASH:
+		crash(a, random.between(5, random.chance(.3) ? 20 : 120) * STEP);
+		break;
+	case BLACKOUT:
+		blackout();
+		break;
+	case CUT: {
+		bool hard = random.chance(.6);
+		cut(a.id, b.id, how_long, hard);
+		cut(b.id, a.id, how_long, hard);
+		break;
+	}
+	case ONE_WAY:
+		cut(a.id, b.id, how_long, random.chance(.2));
+		break;
+	case ISOLATE: {
+		Host &h = v.record().primary && random.chance(.8) ? host(v.record().primary) : a;
+		isolate(h, v);
+		at(random.between(1, 12) * STEP, [this, &v] { failover(v); });
+		break;
+	}
+	case FAILOVER:
+		failover(v);
+		break;
+	case TAKE_OVER:
+		take_over(v, v.record().primary && random.chance(.4) ? v.record().primary : a.id);
+		break;
+	case BREAK:
+		break_link(a.id, b.id, random.chance(.5) ? a.id : b.id);
+		break;
+	case PAUSE:
+		pause(v.record().primary && random.chance(.5) ? host(v.record().primary) : a, random.between(2, 160) * STEP);
+		break;
+	case DISK:
+		stats[Stat::disk_stalls]++;
+		trace("h%u disks stall for %llu ms", a.id, (unsigned long long)(how_long / MS));
+		a.stalled_until = now + how_long;
+		break;
+	case DAEMON:
+		stats[Stat::daemon_deaths]++;
+		trace("h%u daemon dies for %llu ms", a.id, (unsigned long long)(how_long / MS));
+		a.daemon = false;
+		at_host(a, how_long, [&a] { a.daemon = true; });
+		break;
+	case LOG:
+		stats[Stat::log_outages]++;
+		trace("the log stops for %llu ms", (unsigned long long)(how_long / MS));
+		log_down_until = now + how_long;
+		break;
+	case REATTACH:
+		if (Instance *i = find(a.id, v.vid); i && i->core)
+			reattach(*i, random.chance(.5));
+		break;
+	}
+}
+
+void World::blackout()
+{
+	stats[Stat::blackouts]++;
+	for (auto &h : hosts)
+		crash(*h, random.between(5, 120) * STEP);
+}
+
+// Cuts one host off, perhaps a primary with its opener, while the others carry on quickly.
+void World::isolate(Host &h, Volume &v)
+{
+	Time how_long = random.between(5, 150) * STEP;
+	bool hard = random.chance(.5);
+	for (auto &other : hosts)
+		if (other->id != h.id && random.chance(.9)) {
+			cut(h.id, other->id, how_long, hard);
+			cut(other->id, h.id, how_long, hard);
+		}
+	if (random.chance(.3)) {
+		Host &other = *hosts[(h.id + random.below(hosts.size() - 1)) % hosts.size()];
+		crash(other, random.between(5, 120) * STEP);
+	}
+	at(random.between(1, 12) * STEP, [this, &v] {
+		if (hostile)
+			take_over(v, random_host().id);
+	});
+}
+
+// The whole host stands still; its clock does not.
+void World::pause(Host &h, Time how_long)
+{
+	if (!h.up)
+		return;
+	stats[Stat::pauses]++;
+	trace("h%u stands still for %llu ms", h.id, (unsigned long long)(how_long / MS));
+	h.paused_until = std::max(h.paused_until, now + how_long);
+}
+
+// The replica is detached in good order, and perhaps the whole volume removed from the host; the daemon brings it back.
+void World::reattach(Instance &i, bool anew)
+{
+	if (i.detaching || (anew && (i.door != Door::closed || !i.ops.empty())) || (!anew && !i.attached))
+		return;
+	stats[Stat::reattaches]++;
+	trace("h%u detaches volume %u%s", i.host.id, i.volume.vid, anew ? " and removes it" : "");
+	i.destroy = anew;
+	if (!i.attached) {
+		at_instance(i, 0, [this](Instance &x) { destroy(x); });
+		i.detaching = true;
+		return;
+	}
+	i.detaching = true;
+	enter(i, [](lks_vol *v, uint64_t t) { lks_vol_detach(v, t); });
+}
+
+void World::heal()
+{
+	hostile = busy = false;
+	heal_network();
+	log_down_until = 0;
+	for (auto &h : hosts) {
+		h->paused_until = std::min(h->paused_until, now);
+		h->stalled_until = std::min(h->stalled_until, now);
+		h->daemon = h->up;
+	}
+}
+
+}    // namespace lockstep::sim

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// Scripted runs: each drives a quiet world step by step into one situation. Every bug that the simulator found in the core
+// becomes one, so that it is met again whatever the seeds do.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace lockstep::sim {
+
+struct World;
+struct Options;
+
+struct Scenario {
+	const char *name;
+	const char *what;                        // what it proves, one line
+	void (*play)(World &);
+};
+
+const std::vector<Scenario> &scenarios();
+// Empty, or what went wrong.
+std::string run_scenario(const Scenario &s, const Options &options);
+
+}    // namespace lockstep::sim
