@@ -21,7 +21,7 @@
 
 static struct bio_set bios;
 
-static void complete(struct lks_volume *v, struct lks_io *io, int err)
+static void finish(struct lks_volume *v, struct lks_io *io, int err)
 {
 	unsigned long flags;
 
@@ -38,7 +38,7 @@ static void end_io(struct bio *bio)
 	int err = blk_status_to_errno(bio->bi_status);
 
 	bio_put(bio);
-	complete(io->priv, io, err);
+	finish(io->priv, io, err);
 }
 
 static struct page *page_of(const void *p)
@@ -88,7 +88,7 @@ void lks_backing_submit(struct lks_volume *v, struct lks_io *io)
 		return;
 	default:
 		WARN_ON_ONCE(1);
-		complete(v, io, -EIO);
+		finish(v, io, -EIO);
 		return;
 	}
 	if (io->flags & LKS_IO_FUA)
@@ -150,7 +150,7 @@ void lks_backing_zero_work(struct work_struct *work)
 			err = discard(v->backing, io->offset, io->offset + io->length);
 		else
 			err = zero(v->backing->bdev, io->offset, io->offset + io->length, BLKDEV_ZERO_NOUNMAP);
-		complete(v, io, err);
+		finish(v, io, err);
 	}
 }
 

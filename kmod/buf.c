@@ -121,41 +121,47 @@ void lks_buf_zero(struct lks_buf *buf, u32 bytes)
 	}
 }
 
-void lks_buf_from_bio(struct lks_buf *buf, struct bio *bio)
+/* Copies a segment of a bio from or to byte `at` of buf. */
+static void copy_segment(struct lks_buf *buf, u32 at, struct bio_vec segment, bool to_bio)
+{
+	while (segment.bv_len) {
+		struct page *page = buf->vecs[at / PAGE_SIZE].bv_page;
+		u32 n = min_t(u32, segment.bv_len, PAGE_SIZE - at % PAGE_SIZE);
+
+		if (to_bio)
+			memcpy_page(segment.bv_page, segment.bv_offset, page, at % PAGE_SIZE, n);
+		else
+			memcpy_page(page, at % PAGE_SIZE, segment.bv_page, segment.bv_offset, n);
+		at += n;
+		segment.bv_offset += n;
+		segment.bv_len -= n;
+	}
+}
+
+static void copy_bio(struct lks_buf *buf, struct bio *bio, bool to_bio)
 {
 	struct bvec_iter iter;
-	struct bio_vec from;
+	struct bio_vec segment;
 	u32 at = 0;
 
-	bio_for_each_segment(from, bio, iter) {
-		while (from.bv_len) {
-			u32 n = min_t(u32, from.bv_len, PAGE_SIZE - at % PAGE_SIZE);
-
-			memcpy_page(buf->vecs[at / PAGE_SIZE].bv_page, at % PAGE_SIZE, from.bv_page, from.bv_offset, n);
-			at += n;
-			from.bv_offset += n;
-			from.bv_len -= n;
-		}
+	if (WARN_ON_ONCE(bio->bi_iter.bi_size != buf->bytes))
+		return;
+	bio_for_each_segment(segment, bio, iter) {
+		copy_segment(buf, at, segment, to_bio);
+		if (to_bio)
+			flush_dcache_page(segment.bv_page);
+		at += segment.bv_len;
 	}
+}
+
+void lks_buf_from_bio(struct lks_buf *buf, struct bio *bio)
+{
+	copy_bio(buf, bio, false);
 }
 
 void lks_buf_to_bio(struct lks_buf *buf, struct bio *bio)
 {
-	struct bvec_iter iter;
-	struct bio_vec to;
-	u32 at = 0;
-
-	bio_for_each_segment(to, bio, iter) {
-		while (to.bv_len) {
-			u32 n = min_t(u32, to.bv_len, PAGE_SIZE - at % PAGE_SIZE);
-
-			memcpy_page(to.bv_page, to.bv_offset, buf->vecs[at / PAGE_SIZE].bv_page, at % PAGE_SIZE, n);
-			at += n;
-			to.bv_offset += n;
-			to.bv_len -= n;
-		}
-		flush_dcache_page(to.bv_page);
-	}
+	copy_bio(buf, bio, true);
 }
 
 int lks_buf_init(void)

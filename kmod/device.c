@@ -39,7 +39,7 @@ static mempool_t requests;
 
 /* ---- I/O ---- */
 
-static void end_request(struct lks_request *r)
+static void end_request(struct lks_bio *r)
 {
 	struct bio *bio = r->bio;
 
@@ -54,7 +54,7 @@ static void end_request(struct lks_request *r)
 	bio_endio(bio);
 }
 
-bool lks_device_done(struct lks_request *r)
+bool lks_device_done(struct lks_bio *r)
 {
 	if (r->preflush && !r->err) {
 		r->preflush = false;
@@ -64,7 +64,7 @@ bool lks_device_done(struct lks_request *r)
 	return false;
 }
 
-static int may_start(struct lks_request *r, u8 op)
+static int may_start(struct lks_bio *r, u8 op)
 {
 	if (op == LKS_OP_READ)
 		return 0;
@@ -95,7 +95,7 @@ static u8 op_of(const struct bio *bio)
 }
 
 /* What the core is to do next for r. */
-static void describe(struct lks_request *r)
+static void describe(struct lks_bio *r)
 {
 	struct lks_req *req = &r->req;
 	struct bio *bio = r->bio;
@@ -112,7 +112,7 @@ static void describe(struct lks_request *r)
 		req->flags = LKS_F_FUA;
 }
 
-void lks_device_start(struct lks_request *r)
+void lks_device_start(struct lks_bio *r)
 {
 	struct lks_volume *v = r->v;
 	int err;
@@ -151,7 +151,7 @@ static struct bio *cut(struct bio *bio)
 static void submit(struct bio *bio)
 {
 	struct lks_volume *v = bio->bi_bdev->bd_disk->private_data;
-	struct lks_request *r;
+	struct lks_bio *r;
 
 	if (!op_of(bio)) {
 		bio->bi_status = BLK_STS_NOTSUPP;
@@ -193,19 +193,6 @@ static int open_state(struct lks_volume *v, u32 refusals)
 	if (v->refusals != refusals)
 		return v->refused;
 	return 0;
-}
-
-/* The core's session ends when nobody may write any more. v->lock is held. Returns the session to report, 0: none. */
-static u64 end_session(struct lks_volume *v)
-{
-	struct lks_vol_status s;
-
-	if (v->writers || v->open_waiters)
-		return 0;
-	lks_vol_status(v->core, v->now_ms, &s);
-	lks_vol_close(v->core, v->now_ms);
-	v->fenced = false;
-	return s.session;
 }
 
 static int wait_for_session(struct lks_volume *v, u32 refusals)
@@ -254,8 +241,8 @@ static int open_for_writing(struct lks_volume *v)
 	if (state > 0) {
 		v->writers++;
 		v->openers++;
-	} else if (!v->writers) {
-		session = end_session(v);
+	} else {
+		session = lks_volume_end_session(v);
 	}
 	lks_volume_unlock(v, true);
 	if (session)
@@ -297,7 +284,7 @@ static void release(struct gendisk *disk, fmode_t mode)
 	v->openers--;
 	if (mode & FMODE_WRITE) {
 		v->writers--;
-		session = end_session(v);
+		session = lks_volume_end_session(v);
 	}
 	lks_volume_unlock(v, true);
 	if (session)
@@ -427,7 +414,7 @@ int lks_device_init(void)
 {
 	int err;
 
-	err = mempool_init_kmalloc_pool(&requests, REQUESTS_RESERVED, sizeof(struct lks_request));
+	err = mempool_init_kmalloc_pool(&requests, REQUESTS_RESERVED, sizeof(struct lks_bio));
 	if (err)
 		return err;
 	err = register_blkdev(major, "lockstep");

@@ -6,7 +6,7 @@
 #include "volume.h"
 
 /* A bio on its way through the core. */
-struct lks_request {
+struct lks_bio {
 	struct lks_req req;
 	struct list_head link;		/* in v->done */
 	struct lks_volume *v;
@@ -22,9 +22,9 @@ int lks_device_add(struct lks_volume *v, struct netlink_ext_ack *ack);
 int lks_device_del(struct lks_volume *v, struct netlink_ext_ack *ack);
 
 /* r has ended with r->err; no lock is held. true: it is to be started again by lks_device_start(). */
-bool lks_device_done(struct lks_request *r);
+bool lks_device_done(struct lks_bio *r);
 /* Under the lock of r->v, with no unlock but lks_volume_unlock() to follow. */
-void lks_device_start(struct lks_request *r);
+void lks_device_start(struct lks_bio *r);
 
 /* OPEN_REFUSE: err < 0 */
 void lks_device_refuse_open(struct lks_volume *v, int err);

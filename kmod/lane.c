@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * A lane: a connected stream socket from the daemon, with a thread for each direction. See peer.h.
+ * A lane: a connected stream socket from the daemon, with a thread for each direction. See host.h.
  *
  * The socket may carry what pages are written out through, so neither it nor its threads may wait for pages to be
  * written out: GFP_NOIO, no per-task page fragment, and the right to the emergency reserves for what it receives.
@@ -10,7 +10,7 @@
 #include <linux/net.h>
 #include <linux/tcp.h>
 #include <net/sock.h>
-#include "peer.h"
+#include "host.h"
 #include "volume.h"
 
 static void prepare(struct socket *sock)
@@ -83,7 +83,7 @@ void lks_lane_remove(struct lks_lane *lane)
 
 void lks_lane_failed(struct lks_lane *lane, const char *reason)
 {
-	lks_peer_break(lane->link->peer->host, lane->link->number, reason, false);
+	lks_host_break(lane->link->peer->host, lane->link->number, reason, false);
 }
 
 bool lks_lane_wait_up(struct lks_lane *lane)

@@ -4,7 +4,7 @@
  *
  * What is where: netlink.c takes the daemon's commands and event.c tells it what happens; volume.c surrounds the core
  * (core/, which decides everything) with a lock and carries out its actions; device.c brings it the bios, backing.c does
- * its I/O, buf.c holds its data; peer.c, lane.c, send.c and receive.c carry its frames.
+ * its I/O, buf.c holds its data; host.c, lane.c, send.c and receive.c carry its frames.
  */
 #include <linux/module.h>
 #include <linux/workqueue.h>
@@ -12,18 +12,18 @@
 #include "buf.h"
 #include "device.h"
 #include "netlink.h"
-#include "peer.h"
+#include "host.h"
 #include "volume.h"
 
 struct workqueue_struct *lks_wq, *lks_slow_wq;
 u8 lks_self;
 u32 lks_lease_ms = LKS_LEASE_MS;
 
-static int __init init(void)
+static int __init lks_init(void)
 {
 	int err = -ENOMEM;
 
-	lks_peer_init();
+	lks_host_init();
 	lks_wq = alloc_workqueue("lockstep", WQ_MEM_RECLAIM | WQ_HIGHPRI, 0);
 	if (!lks_wq)
 		return err;
@@ -58,10 +58,10 @@ err_wq:
 }
 
 /* There are no volumes: each holds a reference to the module. */
-static void __exit exit(void)
+static void __exit lks_exit(void)
 {
 	lks_netlink_exit();
-	lks_peer_exit();
+	lks_host_exit();
 	destroy_workqueue(lks_slow_wq);
 	destroy_workqueue(lks_wq);
 	lks_volume_exit();
@@ -70,7 +70,7 @@ static void __exit exit(void)
 	lks_buf_exit();
 }
 
-module_init(init);
-module_exit(exit);
+module_init(lks_init);
+module_exit(lks_exit);
 MODULE_DESCRIPTION("Lockstep: replicated block devices");
 MODULE_LICENSE("GPL");

@@ -3,7 +3,7 @@
  * The generic netlink family: commands of the daemon, and the dump. uapi/lockstep.h is the contract.
  *
  * Commands run in parallel: one that waits for a disk must hold up neither others nor other families. Each serialises
- * itself with what it touches: lks_volume.admin, lks_peer.admin, or host_lock here.
+ * itself with what it touches: lks_volume.admin, lks_host.admin, or host_lock here.
  */
 #include <linux/ctype.h>
 #include <linux/module.h>
@@ -12,7 +12,7 @@
 #include "device.h"
 #include "event.h"
 #include "netlink.h"
-#include "peer.h"
+#include "host.h"
 #include "volume.h"
 
 #define PATH_BYTES_MAX 1024	/* so that a VOLUME message fits into one page with the rest */
@@ -21,6 +21,10 @@
 #define LEASE_MS_MAX 60000
 
 static DEFINE_MUTEX(host_lock);		/* lks_self, lks_lease_ms */
+
+static struct netlink_range_validation block_sizes = { .min = LKS_BLOCK_MIN, .max = LKS_BLOCK_MAX };
+static struct netlink_range_validation leases = { .min = LEASE_MS_MIN, .max = LEASE_MS_MAX };
+static struct netlink_range_validation minors = { .max = LKS_MAX_MINORS - 1 };
 
 static const struct nla_policy policy[LKS_A_MAX + 1] = {
 	[LKS_A_HOST] = NLA_POLICY_RANGE(NLA_U8, 1, LKS_MAX_HOSTS),
@@ -31,16 +35,16 @@ static const struct nla_policy policy[LKS_A_MAX + 1] = {
 	[LKS_A_VID] = NLA_POLICY_MIN(NLA_U32, 1),
 	[LKS_A_UUID] = NLA_POLICY_EXACT_LEN(16),
 	[LKS_A_NAME] = { .type = NLA_NUL_STRING, .len = LKS_NAME_MAX },
-	[LKS_A_MINOR] = NLA_POLICY_MAX(NLA_U32, LKS_MAX_MINORS - 1),
+	[LKS_A_MINOR] = NLA_POLICY_FULL_RANGE(NLA_U32, &minors),
 	[LKS_A_SIZE] = NLA_POLICY_MIN(NLA_U64, 1),
-	[LKS_A_BLOCK_SIZE] = NLA_POLICY_RANGE(NLA_U32, LKS_BLOCK_MIN, LKS_BLOCK_MAX),
+	[LKS_A_BLOCK_SIZE] = NLA_POLICY_FULL_RANGE(NLA_U32, &block_sizes),
 	[LKS_A_CLASS] = NLA_POLICY_MAX(NLA_U8, LKS_SHARED),
 	[LKS_A_PATH] = { .type = NLA_NUL_STRING, .len = PATH_BYTES_MAX },
 	[LKS_A_OFFSET] = { .type = NLA_U64 },
 	[LKS_A_RECORD] = NLA_POLICY_EXACT_LEN(sizeof(struct lks_record)),
 	[LKS_A_ADMIT] = { .type = NLA_FLAG },
 	[LKS_A_ERROR] = { .type = NLA_S32 },
-	[LKS_A_LEASE_MS] = NLA_POLICY_RANGE(NLA_U32, LEASE_MS_MIN, LEASE_MS_MAX),
+	[LKS_A_LEASE_MS] = NLA_POLICY_FULL_RANGE(NLA_U32, &leases),
 	[LKS_A_THIN] = { .type = NLA_FLAG },
 };
 
@@ -51,7 +55,7 @@ static bool missing(struct genl_info *info, int attr)
 
 /* ---- this host and its peers ---- */
 
-static int host_set(struct sk_buff *skb, struct genl_info *info)
+static int do_host_set(struct sk_buff *skb, struct genl_info *info)
 {
 	int err = 0;
 	u8 host;
@@ -70,7 +74,7 @@ static int host_set(struct sk_buff *skb, struct genl_info *info)
 	return err;
 }
 
-static int tune(struct sk_buff *skb, struct genl_info *info)
+static int do_tune(struct sk_buff *skb, struct genl_info *info)
 {
 	u32 lease_ms;
 	int err = 0;
@@ -97,21 +101,21 @@ static bool no_host(struct genl_info *info)
 	return true;
 }
 
-static int peer_set(struct sk_buff *skb, struct genl_info *info)
+static int do_peer_set(struct sk_buff *skb, struct genl_info *info)
 {
 	if (no_host(info) || missing(info, LKS_A_HOST))
 		return -EINVAL;
-	return lks_peer_set(nla_get_u8(info->attrs[LKS_A_HOST]), info->extack);
+	return lks_host_set(nla_get_u8(info->attrs[LKS_A_HOST]), info->extack);
 }
 
-static int peer_del(struct sk_buff *skb, struct genl_info *info)
+static int do_peer_del(struct sk_buff *skb, struct genl_info *info)
 {
 	if (missing(info, LKS_A_HOST))
 		return -EINVAL;
-	return lks_peer_del(nla_get_u8(info->attrs[LKS_A_HOST]), info->extack);
+	return lks_host_del(nla_get_u8(info->attrs[LKS_A_HOST]), info->extack);
 }
 
-static int lane_add(struct sk_buff *skb, struct genl_info *info)
+static int do_lane_add(struct sk_buff *skb, struct genl_info *info)
 {
 	u8 lane, nlanes;
 
@@ -124,7 +128,7 @@ static int lane_add(struct sk_buff *skb, struct genl_info *info)
 		NL_SET_ERR_MSG_ATTR(info->extack, info->attrs[LKS_A_LANE], "LANE must be less than LANES");
 		return -EINVAL;
 	}
-	return lks_peer_add_lane(nla_get_u8(info->attrs[LKS_A_HOST]), lane, nlanes,
+	return lks_host_add_lane(nla_get_u8(info->attrs[LKS_A_HOST]), lane, nlanes,
 				 nla_get_u64(info->attrs[LKS_A_LINK]), nla_get_u32(info->attrs[LKS_A_FD]), info->extack);
 }
 
@@ -140,7 +144,7 @@ static bool name_ok(const char *name)
 	return c != name;
 }
 
-static int volume_add(struct sk_buff *skb, struct genl_info *info)
+static int do_volume_add(struct sk_buff *skb, struct genl_info *info)
 {
 	struct nlattr **a = info->attrs;
 	struct lks_volume_params p = { };
@@ -174,7 +178,7 @@ static int volume_add(struct sk_buff *skb, struct genl_info *info)
 	return lks_volume_add(&p, info->extack);
 }
 
-static int volume_del(struct sk_buff *skb, struct genl_info *info)
+static int do_volume_del(struct sk_buff *skb, struct genl_info *info)
 {
 	if (missing(info, LKS_A_VID))
 		return -EINVAL;
@@ -239,7 +243,7 @@ static int answer_attach(struct lks_volume *v, struct genl_info *info)
 	return genlmsg_reply(skb, info);
 }
 
-static int replica_attach(struct sk_buff *skb, struct genl_info *info)
+static int do_replica_attach(struct sk_buff *skb, struct genl_info *info)
 {
 	struct nlattr **a = info->attrs;
 	struct lks_volume *v;
@@ -257,7 +261,7 @@ static int replica_attach(struct sk_buff *skb, struct genl_info *info)
 	return err;
 }
 
-static int replica_detach(struct sk_buff *skb, struct genl_info *info)
+static int do_replica_detach(struct sk_buff *skb, struct genl_info *info)
 {
 	struct lks_volume *v = volume_enter(info);
 	int err;
@@ -269,7 +273,7 @@ static int replica_detach(struct sk_buff *skb, struct genl_info *info)
 	return err;
 }
 
-static int config_set(struct sk_buff *skb, struct genl_info *info)
+static int do_config_set(struct sk_buff *skb, struct genl_info *info)
 {
 	const struct lks_record *r;
 	struct lks_volume *v;
@@ -293,7 +297,7 @@ static int config_set(struct sk_buff *skb, struct genl_info *info)
 	return err;
 }
 
-static int open_refuse(struct sk_buff *skb, struct genl_info *info)
+static int do_open_refuse(struct sk_buff *skb, struct genl_info *info)
 {
 	struct lks_volume *v;
 	s32 error;
@@ -313,7 +317,7 @@ static int open_refuse(struct sk_buff *skb, struct genl_info *info)
 	return 0;
 }
 
-static int device_add(struct sk_buff *skb, struct genl_info *info)
+static int do_device_add(struct sk_buff *skb, struct genl_info *info)
 {
 	struct lks_volume *v = volume_enter(info);
 	int err;
@@ -325,7 +329,7 @@ static int device_add(struct sk_buff *skb, struct genl_info *info)
 	return err;
 }
 
-static int device_del(struct sk_buff *skb, struct genl_info *info)
+static int do_device_del(struct sk_buff *skb, struct genl_info *info)
 {
 	struct lks_volume *v = volume_enter(info);
 	int err;
@@ -413,6 +417,7 @@ static int put_volume(struct sk_buff *skb, struct lks_volume *v)
 	err = err ?: nla_put_u32(skb, LKS_A_OPENERS, v->openers);
 	err = err ?: nla_put_u32(skb, LKS_A_WRITERS, v->writers);
 	err = err ?: nla_put_u32(skb, LKS_A_OPEN_WAITERS, v->open_waiters);
+	err = err ?: put_u64(skb, LKS_A_SESSION_ENDED, v->session_ended);
 	err = err ?: put_replica(skb, v);
 	if (!err && !v->attaching && !v->dead) {
 		struct lks_vol_status s;
@@ -426,9 +431,9 @@ static int put_volume(struct sk_buff *skb, struct lks_volume *v)
 
 static int put_peer(struct sk_buff *skb, u8 host)
 {
-	struct lks_peer_info info;
+	struct lks_host_info info;
 
-	lks_peer_info(host, &info);
+	lks_host_info(host, &info);
 	if (nla_put_u8(skb, LKS_A_HOST, host) || put_u64(skb, LKS_A_LINK, info.number) ||
 	    nla_put_u8(skb, LKS_A_LANES, info.nlanes) || put_flag(skb, LKS_A_UP, info.up))
 		return -EMSGSIZE;
@@ -486,10 +491,10 @@ static int dump_peers(struct sk_buff *skb, struct netlink_callback *cb)
 	struct dump *d = (struct dump *)cb->ctx;
 
 	for (; d->next_host <= LKS_MAX_HOSTS; d->next_host++) {
-		struct lks_peer_info info;
+		struct lks_host_info info;
 		void *head;
 
-		lks_peer_info(d->next_host, &info);
+		lks_host_info(d->next_host, &info);
 		if (!info.set)
 			continue;
 		head = begin(skb, cb, LKS_CMD_PEER);
@@ -530,19 +535,19 @@ static int get(struct sk_buff *skb, struct netlink_callback *cb)
 #define COMMAND(command, function) { .cmd = LKS_CMD_##command, .flags = GENL_ADMIN_PERM, .doit = function }
 
 static const struct genl_small_ops ops[] = {
-	COMMAND(HOST_SET, host_set),
-	COMMAND(PEER_SET, peer_set),
-	COMMAND(PEER_DEL, peer_del),
-	COMMAND(LANE_ADD, lane_add),
-	COMMAND(VOLUME_ADD, volume_add),
-	COMMAND(VOLUME_DEL, volume_del),
-	COMMAND(REPLICA_ATTACH, replica_attach),
-	COMMAND(REPLICA_DETACH, replica_detach),
-	COMMAND(CONFIG_SET, config_set),
-	COMMAND(OPEN_REFUSE, open_refuse),
-	COMMAND(DEVICE_ADD, device_add),
-	COMMAND(DEVICE_DEL, device_del),
-	COMMAND(TUNE, tune),
+	COMMAND(HOST_SET, do_host_set),
+	COMMAND(PEER_SET, do_peer_set),
+	COMMAND(PEER_DEL, do_peer_del),
+	COMMAND(LANE_ADD, do_lane_add),
+	COMMAND(VOLUME_ADD, do_volume_add),
+	COMMAND(VOLUME_DEL, do_volume_del),
+	COMMAND(REPLICA_ATTACH, do_replica_attach),
+	COMMAND(REPLICA_DETACH, do_replica_detach),
+	COMMAND(CONFIG_SET, do_config_set),
+	COMMAND(OPEN_REFUSE, do_open_refuse),
+	COMMAND(DEVICE_ADD, do_device_add),
+	COMMAND(DEVICE_DEL, do_device_del),
+	COMMAND(TUNE, do_tune),
 	{ .cmd = LKS_CMD_GET, .flags = GENL_ADMIN_PERM, .dumpit = get },
 };
 

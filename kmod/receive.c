@@ -12,7 +12,7 @@
 #include <linux/slab.h>
 #include <linux/uio.h>
 #include "buf.h"
-#include "peer.h"
+#include "host.h"
 #include "volume.h"
 
 #define END 1		/* the peer has closed the connection, between frames */

@@ -15,7 +15,7 @@
 #include <linux/slab.h>
 #include <linux/uio.h>
 #include "buf.h"
-#include "peer.h"
+#include "host.h"
 
 static void free_tx(struct lks_tx *tx)
 {
@@ -81,23 +81,23 @@ static bool enqueue_all(struct lks_link *link, u8 lane, struct lks_tx **txs)
 	return true;
 }
 
-void lks_peer_send(u8 host, u64 number, u8 lane, const struct lks_frame *h, struct lks_buf *buf, const void *bytes)
+void lks_host_send(u8 host, u64 number, u8 lane, const struct lks_frame *h, struct lks_buf *buf, const void *bytes)
 {
-	struct lks_peer *peer = lks_peer_of(host);
+	struct lks_host *peer = lks_host_of(host);
 	struct lks_tx *txs[LKS_MAX_LANES];
-	struct lks_peer_info info;
+	struct lks_host_info info;
 	unsigned int i, ntx;
 	bool queued;
 
 	/* frames are made without the spinlock; the link cannot change its number of lanes meanwhile, only end */
-	lks_peer_info(host, &info);
+	lks_host_info(host, &info);
 	if (!number || info.number != number || !info.up)
 		return;
 	ntx = lane == LKS_LANE_ALL ? info.nlanes : 1;
 	for (i = 0; i < ntx; i++) {
 		txs[i] = create_tx(h, buf, bytes);
 		if (!txs[i]) {
-			lks_peer_break(host, number, "out of memory", false);
+			lks_host_break(host, number, "out of memory", false);
 			goto out;
 		}
 	}

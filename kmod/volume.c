@@ -17,7 +17,7 @@
 #include "buf.h"
 #include "device.h"
 #include "event.h"
-#include "peer.h"
+#include "host.h"
 #include "volume.h"
 
 static DEFINE_XARRAY(volumes);		/* vid -> struct lks_volume; read under RCU */
@@ -103,7 +103,7 @@ static void submit_ios(struct lks_volume *v, struct lks_list *ios)
 
 void lks_volume_unlock(struct lks_volume *v, bool may_wait)
 {
-	struct lks_request *r, *next;
+	struct lks_bio *r, *next;
 	struct lks_list ios;
 	LIST_HEAD(again);
 	LIST_HEAD(done);
@@ -207,13 +207,13 @@ static void op_send(void *ctx, u8 host, u8 lane, const struct lks_frame *h, stru
 	struct lks_volume *v = ctx;
 
 	if (!WARN_ON_ONCE(!host || host > LKS_MAX_HOSTS))
-		lks_peer_send(host, v->link[host], lane, h, buf, bytes);
+		lks_host_send(host, v->link[host], lane, h, buf, bytes);
 }
 
 static void op_req_done(void *ctx, struct lks_req *req, int err)
 {
 	struct lks_volume *v = ctx;
-	struct lks_request *r = container_of(req, struct lks_request, req);
+	struct lks_bio *r = container_of(req, struct lks_bio, req);
 
 	r->err = err;
 	list_add_tail(&r->link, &v->done);
@@ -233,7 +233,7 @@ static void op_event(void *ctx, const struct lks_event_info *info)
 		wake_up_all(&v->wait);
 		return;
 	case LKS_EV_SILENT:
-		lks_peer_break(info->host, v->link[info->host], "the host does not answer", true);
+		lks_host_break(info->host, v->link[info->host], "the host does not answer", true);
 		return;
 	case LKS_EV_FENCED:
 		v->fenced = v->writers > 0;
@@ -297,11 +297,30 @@ static const struct lks_ops ops = {
 	.event = op_event,
 };
 
-/* ---- links and frames ---- */
+/* ---- sessions, links and frames ---- */
+
+u64 lks_volume_end_session(struct lks_volume *v)
+{
+	const struct lks_record *r = &v->record;
+	u64 session = 0;
+	unsigned int i;
+
+	if (v->writers || v->open_waiters)
+		return 0;
+	for (i = 0; i < r->nopeners; i++)
+		if (r->openers[i].host == lks_self)
+			session = max(session, (u64)r->openers[i].session);
+	lks_vol_close(v->core, v->now_ms);
+	v->fenced = false;
+	if (session <= v->session_ended)
+		return 0;
+	v->session_ended = session;
+	return session;
+}
 
 static void sync_link(struct lks_volume *v, u8 host)
 {
-	u64 up = lks_peer_up(host);
+	u64 up = lks_host_up(host);
 
 	if (v->link[host] == up)
 		return;
@@ -594,15 +613,21 @@ int lks_volume_detach(struct lks_volume *v, struct netlink_ext_ack *ack)
 
 int lks_volume_config(struct lks_volume *v, const struct lks_record *r, bool admit, struct netlink_ext_ack *ack)
 {
+	u64 unwanted = 0;
 	int err = 0;
 
 	lks_volume_lock(v);
 	if (!v->dead) {
 		err = lks_vol_config(v->core, r, admit, v->now_ms);
-		if (!err && r->version > v->record.version)
+		if (!err && r->version > v->record.version) {
 			v->record = *r;
+			/* a session that came after whoever waited for it had given up */
+			unwanted = lks_volume_end_session(v);
+		}
 	}
 	lks_volume_unlock(v, true);
+	if (unwanted)
+		lks_event_close(v->vid, unwanted);
 	if (err)
 		NL_SET_ERR_MSG(ack, "the record was refused");
 	return err;

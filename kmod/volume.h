@@ -6,10 +6,10 @@
  *
  *	lks_volume.admin	mutex: one command at a time on a volume (attach, detach, device)
  *	lks_volumes_lock	mutex: the table of volumes (add, delete; volume.c)
- *	lks_peer.admin		mutex: one command at a time on a peer
+ *	lks_host.admin		mutex: one command at a time on a peer
  *	gendisk.open_mutex	the block layer's, around open() and release()
  *	lks_volume.lock		mutex: the core
- *	lks_peer.lock		spinlock: the link to a peer and its transmit queues
+ *	lks_host.lock		spinlock: the link to a peer and its transmit queues
  *	lks_volume.queue_lock	spinlock, irq: I/O done by the backing device, events not sent yet
  *	lks_event_lock		mutex: the events' sequence (event.c). Never together with a spinlock
  *
@@ -59,7 +59,7 @@ struct lks_volume {
 	u64 link[LKS_MAX_HOSTS + 1];	/* the link the core believes to be up, 0: none */
 	struct lks_record record;	/* the newest that CONFIG_SET brought */
 	struct lks_list ios;		/* to be submitted */
-	struct list_head done;		/* struct lks_request: ended */
+	struct list_head done;		/* struct lks_bio: ended */
 	bool opened;			/* an event of the core since the waiter cleared it */
 	bool fenced;			/* O1: whoever writes now does so no more, until the last one has closed */
 	bool detached;
@@ -74,6 +74,7 @@ struct lks_volume {
 	struct gendisk *disk;
 	bool device_going;		/* no more opens */
 	u32 openers, writers, open_waiters;
+	u64 session_ended;		/* sessions up to this one were closed here */
 	u32 refusals;			/* OPEN_REFUSEs so far */
 	int refused;			/* error of the last one */
 
@@ -108,6 +109,12 @@ bool lks_volume_lock_unless(struct lks_volume *v, bool (*stop)(void *arg), void 
 
 /* Unlocks, and carries out what the core has asked for. may_wait: submitting to a busy disk may block us. */
 void lks_volume_unlock(struct lks_volume *v, bool may_wait);
+
+/*
+ * Under the lock: if nobody writes or waits to, whatever session this host has is over and never used again. Returns the
+ * session to report by EV_CLOSE, 0: none.
+ */
+u64 lks_volume_end_session(struct lks_volume *v);
 
 /* Under the lock: tells the core which links are up now. */
 void lks_volume_sync_links(struct lks_volume *v);

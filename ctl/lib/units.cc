@@ -32,9 +32,10 @@ Result<uint64_t> parse_size(std::string_view text)
 	uint64_t number = 0;
 	size_t i = 0;
 	for (; i < text.size() && text[i] >= '0' && text[i] <= '9'; i++) {
-		if (number > (std::numeric_limits<uint64_t>::max() - 9) / 10)
+		uint64_t digit = uint64_t(text[i] - '0');
+		if (number > (std::numeric_limits<uint64_t>::max() - digit) / 10)
 			return usage_error("size " + shown + " is too large");
-		number = number * 10 + uint64_t(text[i] - '0');
+		number = number * 10 + digit;
 	}
 	int shift = i ? unit_shift(text.substr(i)) : -1;
 	if (shift < 0)

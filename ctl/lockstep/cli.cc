@@ -21,11 +21,29 @@ std::string one_line(std::string text)
 	return text;
 }
 
-int parse_error(const CLI::App &app, const CLI::ParseError &e, Context &context)
+// The first word that should be a command and is none; CLI11 only says that a command is missing.
+std::string unknown_command(const CLI::App &app, const std::vector<std::string> &args)
+{
+	const CLI::App *at = &app;
+	for (const std::string &arg : args) {
+		auto commands = at->get_subcommands({});
+		if (arg.starts_with("-") || commands.empty())
+			return {};
+		auto next = std::find_if(commands.begin(), commands.end(), [&](const CLI::App *c) { return c->get_name() == arg; });
+		if (next == commands.end())
+			return arg;
+		at = *next;
+	}
+	return {};
+}
+
+int parse_error(const CLI::App &app, const CLI::ParseError &e, const std::vector<std::string> &args, Context &context)
 {
 	if (e.get_exit_code() == int(CLI::ExitCodes::Success))
 		return app.exit(e, context.out, context.err);    // --help
-	context.err << "lockstep: " << one_line(e.what()) << ": see `lockstep --help`\n";
+	std::string unknown = unknown_command(app, args);
+	std::string message = unknown.empty() ? one_line(e.what()) : "there is no command \"" + unknown + "\"";
+	context.err << "lockstep: " << message << ": see `lockstep --help`\n";
 	return int(Status::usage);
 }
 
@@ -45,7 +63,7 @@ int run(const std::vector<std::string> &args, Context &context)
 		std::vector<std::string> reversed(args.rbegin(), args.rend());    // CLI11 takes them from the back
 		app.parse(reversed);
 	} catch (const CLI::ParseError &e) {
-		return parse_error(app, e, context);
+		return parse_error(app, e, args, context);
 	}
 	if (!context.is_root) {
 		context.err << "lockstep: must be run as root\n";

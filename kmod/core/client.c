@@ -14,7 +14,7 @@ void lks_client_init(struct lks_vol *v)
 	v->open_req.op = LKS_OP_OPEN;
 }
 
-/* This host's session in a record, 0 if none. */
+/* This host's session in a record, 0 if none. One that was closed here is about to leave the record: never used again. */
 static u64 session_in(const struct lks_vol *v, const struct lks_record *r)
 {
 	u64 session = 0;
@@ -22,7 +22,7 @@ static u64 session_in(const struct lks_vol *v, const struct lks_record *r)
 	for (u32 i = 0; i < r->nopeners; i++)
 		if (r->openers[i].host == v->p.self && r->openers[i].session > session)
 			session = r->openers[i].session;
-	return session;
+	return session > v->ended ? session : 0;
 }
 
 static void done(struct lks_vol *v, struct lks_req *req, int err)
@@ -236,6 +236,10 @@ void lks_client_open(struct lks_vol *v)
 
 void lks_client_close(struct lks_vol *v)
 {
+	u64 session = session_in(v, &v->note);
+
+	if (session)
+		v->ended = session;
 	v->want_open = false;
 	v->session = 0;
 	v->unflushed = v->lost_cache = false;

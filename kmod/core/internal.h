@@ -233,7 +233,7 @@ struct lks_vol {
 
 	/* a member's session (T1) */
 	u8 session_host;
-	u64 session_term;
+	u64 session_term, session_version;	/* version it began with */
 	u8 answer_to;		/* host that waits for ACTIVATED once ios is 0 */
 	u64 stable;
 	struct lks_list unstable;	/* LKS_WORK_MEMBER by arrival */
@@ -269,6 +269,7 @@ struct lks_vol {
 	struct lks_list reqs;
 	struct lks_req open_req;
 	u64 session;		/* this host's in note, confirmed (O2); 0: none */
+	u64 ended;		/* sessions up to this one were closed here */
 	bool want_open;
 	bool unflushed;		/* writes have completed since the last flush */
 	bool lost_cache;	/* S2: a new incarnation began meanwhile; the next flush must fail */

@@ -4,10 +4,13 @@
 
 #define ATTACH_EVERY_MS 1000u
 
-/* T1: a replica takes data only in its session */
-static bool mine(const struct lks_vol *v, u8 host, u64 term)
+/*
+ * T1: a replica takes data only in its session. A session can end and another begin under the same primary, in the same
+ * term and over the same link (the replica was detached meanwhile); what is older than its first version is of the former.
+ */
+static bool mine(const struct lks_vol *v, u8 host, const struct lks_frame *h)
 {
-	return (v->session_host == host && v->session_term == term) || !LKS_ON(T1);
+	return (v->session_host == host && v->session_term == h->term && h->version >= v->session_version) || !LKS_ON(T1);
 }
 
 /* ---- beginning a session ---- */
@@ -96,7 +99,7 @@ int lks_on_map(struct lks_vol *v, u8 host, const struct lks_frame *h, const void
 	if (h->tag >> 16 || h->offset % LKS_LEAF_BITS || (h->length && h->offset >= v->blocks))
 		return -EPROTO;
 	if (kind == LKS_MAP_DIRTY) {
-		if (!mine(v, host, h->term))
+		if (!mine(v, host, h))
 			return 0;
 		v->maps++;
 		if (p && h->length && LKS_ON(D2))
@@ -157,7 +160,7 @@ int lks_on_repl(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lk
 {
 	struct lks_work *w;
 
-	if (!mine(v, host, h->term))
+	if (!mine(v, host, h))
 		return 0;
 	if (v->cfg.version < h->version && LKS_ON(C2) && LKS_ON(T1))
 		return -EPROTO;		/* C2 is broken at the other end */
@@ -207,7 +210,7 @@ int lks_on_sync(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lk
 {
 	struct lks_work *w;
 
-	if (!mine(v, host, h->term))
+	if (!mine(v, host, h))
 		return 0;
 	if (!h->length && !(lks_extent_bits(v, h->offset / LKS_EXTENT_BYTES) & LKS_EXTENT_WRITTEN)) {
 		lks_send(v, host, LKS_LANE_ANY, LKS_SYNCED, h->seq, 0);		/* zeros both, no I/O */
@@ -226,7 +229,7 @@ void lks_on_flush(struct lks_vol *v, u8 host, const struct lks_frame *h)
 {
 	struct lks_work *w;
 
-	if (!mine(v, host, h->term))
+	if (!mine(v, host, h))
 		return;
 	w = incoming(v, LKS_WORK_MFLUSH, host, h, 0, 0, NULL);
 	if (!w) {
@@ -239,7 +242,7 @@ void lks_on_flush(struct lks_vol *v, u8 host, const struct lks_frame *h)
 
 void lks_member_io_done(struct lks_vol *v, struct lks_work *w, int err)
 {
-	bool current = mine(v, w->host, w->session);
+	bool current = (v->session_host == w->host && v->session_term == w->session) || !LKS_ON(T1);
 	u8 host = w->host;
 
 	(void)err;
@@ -264,7 +267,7 @@ void lks_member_io_done(struct lks_vol *v, struct lks_work *w, int err)
 
 void lks_on_stable(struct lks_vol *v, u8 host, const struct lks_frame *h)
 {
-	if (mine(v, host, h->term))
+	if (mine(v, host, h))
 		lks_set_stable(v, h->stable);
 }
 
@@ -272,7 +275,7 @@ void lks_on_stable(struct lks_vol *v, u8 host, const struct lks_frame *h)
 
 void lks_on_prepare(struct lks_vol *v, u8 host, const struct lks_frame *h)
 {
-	if (!mine(v, host, h->term) || v->session_host != host || h->tag != v->maps)
+	if (!mine(v, host, h) || v->session_host != host || h->tag != v->maps)
 		return;
 	v->maps = 0;
 	v->prepare = true;
@@ -294,7 +297,7 @@ void lks_on_ping(struct lks_vol *v, u8 host, const struct lks_frame *h)
 {
 	u64 until = v->now + (u64)v->p.lease_ms * (100 + LKS_DRIFT_PERCENT) / 100;
 
-	if (!mine(v, host, h->term))
+	if (!mine(v, host, h))
 		return;
 	if (until > v->promise_ms)
 		v->promise_ms = until;		/* L1 */

@@ -14,6 +14,8 @@
 #define PROPOSE_EVERY_MS 500u
 #define PINGS_PER_LEASE 5u
 
+static void replica_lost(struct lks_vol *v, u8 host);
+
 /* ---- activation ---- */
 
 void lks_begin_activation(struct lks_vol *v, const struct lks_record *r)
@@ -45,7 +47,7 @@ void lks_on_refuse(struct lks_vol *v, u8 host, const struct lks_frame *h)
 		return;
 	/* S4: it is no member, or no longer: from here on it is lost, as if its link had broken */
 	if (h->type == LKS_DISK_FAILED || (v->role == LKS_ACTIVATING && v->wait & LKS_BIT(host)))
-		lks_primary_link_lost(v, host);
+		replica_lost(v, host);
 }
 
 void lks_on_activated(struct lks_vol *v, u8 host, const struct lks_frame *h)
@@ -249,6 +251,8 @@ static void reply(struct lks_vol *v, struct lks_work *w, int err)
 			       .stable = (u64)-err };
 
 	w->done = true;
+	if (!w->host)
+		return;		/* its client's connection was lost */
 	if (w->host == v->p.self) {
 		struct lks_req *req = w->req;
 
@@ -379,6 +383,19 @@ static void begin_flush(struct lks_vol *v, struct lks_work *w)
 	lks_work_io(v, w, LKS_IO_FLUSH, 0);
 }
 
+/* O2: what sessions no longer listed have begun may still take effect. */
+static bool drained(struct lks_vol *v)
+{
+	struct lks_list *lists[] = { &v->heating, &v->writes };
+	struct lks_list *pos;
+
+	for (u32 i = 0; i < sizeof(lists) / sizeof(lists[0]) && LKS_ON(O2); i++)
+		lks_list_for_each(pos, lists[i])
+			if (!listed(&v->cfg, lks_list_entry(pos, struct lks_work, link)->session))
+				return false;
+	return true;
+}
+
 /* Begins what can be begun; the rest stays queued in order. */
 void lks_pump(struct lks_vol *v)
 {
@@ -398,7 +415,9 @@ void lks_pump(struct lks_vol *v)
 			lks_work_free(v, w);
 			refuse(v, req, client, id, session);
 		} else if (w->kind == LKS_WORK_OPEN) {
-			reply(v, w, 0);		/* O2 */
+			if (!drained(v))
+				continue;
+			reply(v, w, 0);
 			lks_work_free(v, w);
 		} else if (w->kind == LKS_WORK_FLUSH) {
 			begin_flush(v, w);
@@ -554,7 +573,7 @@ void lks_primary_io_done(struct lks_vol *v, struct lks_work *w, int err)
 			break;
 		}
 		/* fall through */
-		__attribute__((fallthrough));
+		__attribute__((__fallthrough__));
 	default:
 		w->local = false;
 		maybe_done(v, w);
@@ -613,14 +632,26 @@ void lks_on_flushed(struct lks_vol *v, u8 host, const struct lks_frame *h)
 
 /* ---- losses, leases ---- */
 
-void lks_primary_link_lost(struct lks_vol *v, u8 host)
+/*
+ * What a client on host has begun goes on, but nobody is answered: over a new connection the answer could be taken for
+ * that of another request (X1).
+ */
+static void mute(struct lks_vol *v, u8 host)
+{
+	struct lks_list *lists[] = { &v->heating, &v->writes, &v->flushes, &v->reads, &v->held };
+	struct lks_list *pos;
+
+	for (u32 i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)
+		lks_list_for_each(pos, lists[i])
+			if (lks_list_entry(pos, struct lks_work, link)->host == host)
+				lks_list_entry(pos, struct lks_work, link)->host = 0;
+}
+
+/* The replica on host is lost; the clients there are not, if its link still stands. */
+static void replica_lost(struct lks_vol *v, u8 host)
 {
 	u64 bit = LKS_BIT(host);
-	struct lks_list *pos, *tmp;
 
-	lks_list_for_each_safe(pos, tmp, &v->queue)
-		if (lks_list_entry(pos, struct lks_work, link)->host == host && LKS_ON(X2))
-			lks_work_free(v, lks_list_entry(pos, struct lks_work, link));
 	if (v->role == LKS_IDLE)
 		return;
 	if ((lks_insync(&v->cfg) | v->ackset) & bit)
@@ -630,6 +661,17 @@ void lks_primary_link_lost(struct lks_vol *v, u8 host)
 	else if (v->syncing & ~v->ackset & bit)
 		lks_drop_sync(v, host);
 	lks_event(v, LKS_EV_STATE, 0);
+}
+
+void lks_primary_link_lost(struct lks_vol *v, u8 host)
+{
+	struct lks_list *pos, *tmp;
+
+	mute(v, host);
+	lks_list_for_each_safe(pos, tmp, &v->queue)
+		if (lks_list_entry(pos, struct lks_work, link)->host == host && LKS_ON(X2))
+			lks_work_free(v, lks_list_entry(pos, struct lks_work, link));
+	replica_lost(v, host);
 }
 
 /* Asks the daemon for the record with this in-sync set. Once a while for the same one. */
@@ -679,7 +721,7 @@ static void ping(struct lks_vol *v, u64 members)
 		if (v->links & LKS_BIT(h))
 			lks_event(v, LKS_EV_SILENT, h);
 		else
-			lks_primary_link_lost(v, h);
+			replica_lost(v, h);
 	}
 }
 

@@ -359,6 +359,7 @@ void lks_start_session(struct lks_vol *v, u8 host, const struct lks_record *r)
 	lks_adopt(v, r, true);
 	v->session_host = host;
 	v->session_term = r->term;
+	v->session_version = r->version;
 	inherit_unstable(v);
 }
 

@@ -165,6 +165,7 @@ enum lks_attr {
 	LKS_A_UP,		/* flag: all lanes are there */
 	LKS_A_PAD,
 	LKS_A_THIN,		/* flag: PATH is thin: it reads zeros where it was never written or was discarded */
+	LKS_A_SESSION_ENDED,	/* u64, in a VOLUME message: sessions up to this one were closed here (EV_CLOSE) */
 	LKS_A_COUNT,
 };
 #define LKS_A_MAX (LKS_A_COUNT - 1)

@@ -3,8 +3,9 @@
  * Proves that what fsync() reported durable is durable. Runs in a host that will be killed; the evidence leaves the host
  * on standard output, before the kill.
  *
- *   fsynclog write FILE BLOCKS SEED    writes for ever: 1 to 8 blocks of 4 KiB at pseudo-random positions, fsync(), then
- *                                      one line `fsync SEQ`: all writes up to SEQ are durable from now on
+ *   fsynclog write FILE BLOCKS SEED [PAUSE_MS]
+ *                                      writes for ever: 1 to 8 blocks of 4 KiB at pseudo-random positions, fsync(), then
+ *                                      one line `fsync SEQ`: all writes up to SEQ are durable from now on; a pause
  *   fsynclog check FILE BLOCKS SEED ACKED
  *                                      elsewhere, afterwards: every position must hold a whole, undamaged block of this
  *                                      run, written to this very position, not older than the last write to it that is
@@ -62,7 +63,7 @@ static void make(struct block *b, uint64_t seed, uint64_t seq, uint64_t blocks)
 	b->sum = sum;
 }
 
-static _Noreturn void write_for_ever(int fd, uint64_t blocks, uint64_t seed)
+static _Noreturn void write_for_ever(int fd, uint64_t blocks, uint64_t seed, unsigned int pause_ms)
 {
 	struct block b;
 	uint64_t seq = 0;
@@ -77,6 +78,7 @@ static _Noreturn void write_for_ever(int fd, uint64_t blocks, uint64_t seed)
 			fail("fsync");
 		if (printf("fsync %" PRIu64 "\n", seq) < 0 || fflush(stdout))
 			fail("standard output");
+		usleep(pause_ms * 1000);
 	}
 }
 
@@ -116,12 +118,12 @@ static int check(int fd, uint64_t blocks, uint64_t seed, uint64_t acked)
 
 int main(int argc, char **argv)
 {
-	int writing = argc == 5 && !strcmp(argv[1], "write");
+	int writing = (argc == 5 || argc == 6) && !strcmp(argv[1], "write");
 	uint64_t blocks, seed;
 	int fd;
 
 	if (!writing && !(argc == 6 && !strcmp(argv[1], "check"))) {
-		fprintf(stderr, "usage: fsynclog write FILE BLOCKS SEED | fsynclog check FILE BLOCKS SEED ACKED\n");
+		fprintf(stderr, "usage: fsynclog write FILE BLOCKS SEED [PAUSE_MS] | fsynclog check FILE BLOCKS SEED ACKED\n");
 		return 2;
 	}
 	blocks = strtoull(argv[3], NULL, 0);
@@ -130,6 +132,6 @@ int main(int argc, char **argv)
 	if (fd < 0 || !blocks)
 		fail(argv[2]);
 	if (writing)
-		write_for_ever(fd, blocks, seed);
+		write_for_ever(fd, blocks, seed, argc == 6 ? strtoul(argv[5], NULL, 0) : 0);
 	return check(fd, blocks, seed, strtoull(argv[5], NULL, 0));
 }

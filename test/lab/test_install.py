@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """scripts/install: makes group and pool, can be repeated and interrupted, and never takes a disk that is in use."""
+import signal, time
+
 import pytest
 from lablib import Lab, wait
 
@@ -40,10 +42,11 @@ def state(host):
                     'pvs --noheadings -o pv_name,pv_uuid; cat /etc/lvm/lvmlocal.conf; ls /etc/modules-load.d; for d in /dev/loop?; do wipefs -n $d; done')
 
 
-def refused(host, arguments, status, text):
+def refused(host, *cases):
+    """Each case: (arguments, status, a part of the message)."""
     before = state(host)
-    result = install(host, arguments, status)
-    assert text in result.err
+    for arguments, status, text in cases:
+        assert text in install(host, arguments, status).err, arguments
     assert state(host) == before, 'a refusal changes nothing'
 
 
@@ -70,8 +73,7 @@ def test_install_thick_and_thin(host, disks):
     before = state(host)
     install(host, f'--disks {one} {two} --thin')
     assert state(host) == before
-    refused(host, f'--disks {one} {two}', 5, 'use --thin')
-    refused(host, f'--disks {three}', 5, 'name all its disks')
+    refused(host, (f'--disks {one} {two}', 5, 'use --thin'), (f'--disks {three}', 5, 'name all its disks'))
     install(host, f'--update-only')
     assert state(host) == before
 
@@ -89,19 +91,42 @@ def test_install_completes_an_interrupted_run(host, disks):
     assert '/dev/lockstep/' in host.out('lvmconfig devices/global_filter')
 
 
+def test_install_survives_being_killed(host, disks):
+    """SIGKILL of the script and of the LVM command it runs, at several moments; the same command again gets to the end."""
+    one, two, *_ = disks
+    command = f'--disks {one} {two} --thin --force'
+    began = time.monotonic()
+    install(host, command)
+    whole = time.monotonic() - began
+    killed = 0
+    for part in (0.35, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8):
+        host.run('vgchange -qan lockstep_group; vgremove -qff -y lockstep_group; rm -f /etc/lvm/lvmlocal.conf', check=False)
+        run = host.start(f'lockstep-install {command}')
+        time.sleep(part * whole)			# the moment is the point here, not a condition
+        run.signal(signal.SIGKILL)
+        killed += run.wait(30).status == -signal.SIGKILL
+        before = host.run('vgs; lvs -a', check=False).out
+        install(host, command)
+        assert host.out('vgs --noheadings -o pv_count lockstep_group') == '2', before
+        assert host.out('lvs --noheadings -o segtype lockstep_group/thin_device') == 'thin-pool', before
+        host.run('lvcreate -qq -V 16M -T lockstep_group/thin_device -n probe && dd if=/dev/zero of=/dev/lockstep_group/probe bs=1M count=4 conv=fsync')
+    assert killed > 3, 'most of the runs must have been cut short'
+
+
 def test_install_refuses_bad_input(host, disks):
     one, two, three, four = disks
-    refused(host, '', 2, 'no disks given')
-    refused(host, '--disks', 2, 'no disks given')
-    refused(host, f'--disks {one} --frobnicate', 2, 'unknown argument')
-    refused(host, f'--disks {one} {one}', 2, 'given twice')
-    refused(host, f'--update-only --thin', 2, '--update-only')
-    refused(host, '--disks /dev/nosuch', 3, 'no such disk: /dev/nosuch')
-    refused(host, '--disks /etc/passwd', 3, 'not a block device')
-    refused(host, f'--disks {one} /dev/nosuch', 3, 'no such disk')
-    refused(host, '--disks /dev/vda', 5, 'read-only')
     host.run('truncate -s 1M /tmp/disk-small; losetup /dev/loop40 /tmp/disk-small')
-    refused(host, '--disks /dev/loop40', 5, 'too small')
+    refused(host,
+            ('', 2, 'no disks given'),
+            ('--disks', 2, 'no disks given'),
+            (f'--disks {one} --frobnicate', 2, 'unknown argument'),
+            (f'--disks {one} {one}', 2, 'given twice'),
+            (f'--update-only --thin', 2, '--update-only'),
+            ('--disks /dev/nosuch', 3, 'no such disk: /dev/nosuch'),
+            ('--disks /etc/passwd', 3, 'not a block device'),
+            (f'--disks {one} /dev/nosuch', 3, 'no such disk'),
+            ('--disks /dev/vda', 5, 'read-only'),
+            ('--disks /dev/loop40', 5, 'too small'))
     host.run('losetup -d /dev/loop40')
     result = host.run(f'setpriv --reuid 65534 lockstep-install --disks {one}', check=False)
     assert result.status == 5 and 'must be run as root' in result.err
@@ -113,15 +138,15 @@ def test_install_never_takes_what_is_in_use(host, disks):
     host.run(f'mke2fs -q {one} && mount {one} /mnt')
     host.run(f'mkswap {two} && swapon {two}')
     host.run(f'vgcreate -q guest {three} {four} && lvcreate -qy -L 64M -n v guest')
-    for force in ('', ' --force'):
-        refused(host, f'--disks {one}{force}', 5, 'mounted on /mnt')
-        refused(host, f'--disks {two}{force}', 5, 'used as swap')
-        refused(host, f'--disks /dev/vdc{force}', 5, 'in use')
-    refused(host, f'--disks {three}', 5, 'volume group guest')
-    refused(host, f'--disks {three} --force', 5, f'also uses {four}')
+    refused(host,
+            (f'--disks {one}', 5, 'mounted on /mnt'), (f'--disks {one} --force', 5, 'mounted on /mnt'),
+            (f'--disks {two} --force', 5, 'used as swap'),
+            ('--disks /dev/vdc --force', 5, 'in use'),
+            (f'--disks {three}', 5, f'also uses {four}'), (f'--disks {three} --force', 5, f'also uses {four}'),
+            (f'--disks {three} {four}', 5, 'belongs to the volume group guest'))
     holder = host.start('exec 9</dev/guest/v; echo held; exec sleep 1000')
     wait(lambda: holder.out, 10, 'the volume to be open')
-    refused(host, f'--disks {three} {four} --force', 5, 'guest/v on it is open')
+    refused(host, (f'--disks {three} {four} --force', 5, 'guest/v on it is open'))
     holder.stop()
     install(host, f'--disks {three} {four} --force')
     assert host.out('vgs --noheadings -o vg_name') == 'lockstep_group'
@@ -132,10 +157,8 @@ def test_install_force(host, disks):
     one, two, three, four = disks
     host.run(f'mke2fs -q {one}; pvcreate -q {two}; printf "o\\nn\\np\\n1\\n\\n\\nw\\n" | busybox fdisk {three} >/dev/null 2>&1; '
              f'blockdev --rereadpt {three}; udevadm settle')
-    refused(host, f'--disks {one}', 5, 'carries a signature')
-    refused(host, f'--disks {two}', 5, 'physical volume')
-    refused(host, f'--disks {three}', 5, '--force')
-    refused(host, f'--disks {four} {one}', 5, 'carries a signature')
+    refused(host, (f'--disks {one}', 5, 'carries a signature'), (f'--disks {two}', 5, 'physical volume'),
+            (f'--disks {three}', 5, 'has partitions'), (f'--disks {four} {one}', 5, 'carries a signature'))
     install(host, f'--disks {one} {two} {three} {four} --thin --force')
     assert host.out('vgs --noheadings -o pv_count') == '4'
 
@@ -143,7 +166,7 @@ def test_install_force(host, disks):
 def test_install_keeps_a_group_of_others(host, disks):
     one, *_ = disks
     host.run(f'vgcreate -q lockstep_group {one}')
-    refused(host, f'--disks {one}', 5, 'not made by this script')
+    refused(host, (f'--disks {one}', 5, 'not made by this script'))
     install(host, f'--disks {one} --force')
     assert host.out('vgs --noheadings -o vg_tags') == 'lockstep'
 

@@ -32,6 +32,7 @@ void World::open_door(Instance &i)
 {
 	trace("h%u opens volume %u", i.host.id, i.volume.vid);
 	i.door = Door::opening;
+	i.asked = false;
 	i.session = 0;
 	i.pace = profile.pace;
 	enter(i, [](lks_vol *v, uint64_t t) { lks_vol_open(v, t); });

@@ -38,8 +38,12 @@ void World::reconcile(Instance &i)
 	}
 	bool replica = h.disks[v.vid - 1] != nullptr;
 	if (i.door == Door::opening && quorum(h)) {
-		record_open(v, h.id, h.ended_session[v.vid - 1]);
-		h.applied[v.vid - 1] = v.log.size() - 1;
+		if (!i.asked) {
+			record_open(v, h.id, h.ended_session[v.vid - 1]);
+			i.asked = true;
+		} else if (!opener_in(v.record(), h.id)) {
+			close_door(i);    // taken over before it was open: whoever waits in open() gets EBUSY
+		}
 	}
 	if (const lks_record_opener *o = opener_in(v.record(), h.id);
 	    o && i.door == Door::closed && o->session <= h.ended_session[v.vid - 1] && quorum(h))

@@ -151,6 +151,7 @@ struct Instance {
 	// the client
 	Door door = Door::closed;
 	uint64_t session = 0;
+	bool asked = false;                      // opening: the daemon has committed a session for this host
 	double pace = 0;
 	std::vector<std::unique_ptr<Op>> ops;
 	// what the core did during a call, worked off after it

@@ -26,10 +26,15 @@ inline std::string soft_text(const nlohmann::json &at, const char *field)
 	return it == at.end() || !it->is_string() ? std::string() : it->get<std::string>();
 }
 
-inline uint64_t soft_number(const nlohmann::json &at, const char *field)
+inline bool soft_has_number(const nlohmann::json &at, const char *field)
 {
 	auto it = at.find(field);
-	return it == at.end() || !it->is_number_unsigned() ? 0 : it->get<uint64_t>();
+	return it != at.end() && it->is_number_integer() && (it->is_number_unsigned() || it->get<int64_t>() >= 0);
+}
+
+inline uint64_t soft_number(const nlohmann::json &at, const char *field)
+{
+	return soft_has_number(at, field) ? at.at(field).get<uint64_t>() : 0;
 }
 
 }    // namespace lockstep

@@ -59,17 +59,17 @@ json replica_json(const State &s, const Volume &v, const Replica &r, const json 
 		j["sync_percent"] = 100.0;
 		return j;
 	}
-	auto dirty = peer.find("dirty_blocks");
-	if (r.state == ReplicaState::suspect || dirty == peer.end() || !dirty->is_number_unsigned())
+	if (r.state == ReplicaState::suspect || !soft_has_number(peer, "dirty_blocks"))
 		return j;
-	uint64_t dirty_bytes = std::min(dirty->get<uint64_t>() * v.block_size, v.size_bytes);
+	uint64_t dirty = std::min(soft_number(peer, "dirty_blocks"), (v.size_bytes + v.block_size - 1) / v.block_size);
+	uint64_t dirty_bytes = std::min(dirty * v.block_size, v.size_bytes);
 	j["dirty_bytes"] = dirty_bytes;
 	// Rounded down to a tenth, so that it never says 100 while something is missing.
 	uint64_t permille = uint64_t((long double)(v.size_bytes - dirty_bytes) * 1000 / v.size_bytes);
 	j["sync_percent"] = double(dirty_bytes ? std::min<uint64_t>(permille, 999) : permille) / 10;
 	if (uint64_t rate = soft_number(peer, "rate_blocks_s"); running && rate) {
 		j["rate_bytes_s"] = rate * v.block_size;
-		j["eta_s"] = (dirty->get<uint64_t>() + rate - 1) / rate;
+		j["eta_s"] = (dirty + rate - 1) / rate;
 	}
 	return j;
 }

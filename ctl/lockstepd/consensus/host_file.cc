@@ -125,10 +125,10 @@ Result<std::optional<HostFile>> load_host_file(const std::string &state_dir)
 
 Done check_raft_dir(const std::string &state_dir, const HostFile &file)
 {
-	// libraft writes its two alternating metadata files before anything else and never removes them.
 	const std::string dir = raft_dir_of(state_dir);
-	std::error_code error;
-	if (fs::exists(dir + "/metadata1", error) || fs::exists(dir + "/metadata2", error))
+	std::ifstream in(dir + "/" + MEMBER_FILE);
+	uint64_t raft_id = 0;
+	if (in >> raft_id && raft_id == file.raft_id)
 		return Nothing{};
 	return forbidden("this is host " + std::to_string(file.host_id) + " of cluster " + file.cluster_name + ", but " + dir +
 			 " is lost: to vote again under the same id could undo what was committed. Remove host " +

@@ -115,7 +115,7 @@ Done flush_directory(const std::string &dir)
 	return Nothing{};
 }
 
-// Makes options.dir anew, with libraft's metadata and, if asked for, a first configuration in it.
+// Makes options.dir anew, with MEMBER_FILE and, if asked for, a first configuration in it.
 Done make_dir(const ConsensusOptions &options, bool found)
 {
 	const fs::path dir = options.dir;
@@ -149,7 +149,7 @@ Done make_dir(const ConsensusOptions &options, bool found)
 	uv_run(&loop, UV_RUN_DEFAULT);
 	uv_loop_close(&loop);
 	if (done)
-		done = flush_directory(options.dir);
+		done = write_file_durably(options.dir + "/" + MEMBER_FILE, std::to_string(options.self.raft_id) + "\n");
 	if (done)
 		done = flush_directory(dir.parent_path().string());
 	return done;

@@ -70,7 +70,7 @@ struct lks_raft_config {
 	unsigned seed;		/* random; differs between members */
 };
 
-/* Opens dir and creates libraft's metadata there if there is none. NULL on failure, with the reason in errmsg. */
+/* Opens dir. NULL on failure, with the reason in errmsg. */
 struct lks_raft *lks_raft_new(const struct lks_raft_config *config, const struct lks_raft_ops *ops, char *errmsg);
 
 /* Writes a first configuration in which this member alone votes. Fails if dir has any log already. Before start. */

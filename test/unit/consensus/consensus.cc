@@ -403,6 +403,8 @@ TEST_CASE("a raft directory that was lost, or is in use, is not silently made an
 	CHECK(lost.error().status == Status::forbidden);
 	std::filesystem::create_directories(o.dir);    // emptied is as bad as gone
 	CHECK_FALSE(check_raft_dir(tmp.path, f));
+	std::ofstream(o.dir + "/member") << "8\n";    // another's is not ours
+	CHECK_FALSE(check_raft_dir(tmp.path, f));
 
 	std::ofstream(tmp.path + "/host.json") << "{\"format\": 1";
 	CHECK_FALSE(load_host_file(tmp.path));
@@ -461,7 +463,8 @@ TEST_CASE("once: copies of a proposal are known for long enough, and no longer")
 	CHECK_FALSE(Once::too_late(5 + REMEMBERED, 5));
 	CHECK(Once::too_late(6 + REMEMBERED, 5));
 
-	const auto e = unwrap_entry(wrap_entry(id(3), 77, "payload"));
+	const std::string wrapped = wrap_entry(id(3), 77, "payload");
+	const auto e = unwrap_entry(wrapped);
 	REQUIRE(e);
 	CHECK(e->id == id(3));
 	CHECK(e->first_try_at == 77);

@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* Peers and the state machine of the links to them. See peer.h. */
+/* Peers and the state machine of the links to them. See host.h. */
 #include <linux/net.h>
 #include <linux/netlink.h>
 #include <linux/slab.h>
+#include <net/sock.h>
+#include <net/tcp_states.h>
 #include "event.h"
-#include "peer.h"
+#include "host.h"
 #include "volume.h"
 
-static struct lks_peer peers[LKS_MAX_HOSTS + 1];
+static struct lks_host peers[LKS_MAX_HOSTS + 1];
 
-struct lks_peer *lks_peer_of(u8 host)
+struct lks_host *lks_host_of(u8 host)
 {
 	return &peers[host];
 }
 
-u64 lks_peer_up(u8 host)
+u64 lks_host_up(u8 host)
 {
-	struct lks_peer *peer = &peers[host];
+	struct lks_host *peer = &peers[host];
 	u64 number = 0;
 
 	spin_lock(&peer->lock);
@@ -26,9 +28,9 @@ u64 lks_peer_up(u8 host)
 	return number;
 }
 
-void lks_peer_info(u8 host, struct lks_peer_info *info)
+void lks_host_info(u8 host, struct lks_host_info *info)
 {
-	struct lks_peer *peer = &peers[host];
+	struct lks_host *peer = &peers[host];
 
 	memset(info, 0, sizeof(*info));
 	spin_lock(&peer->lock);
@@ -41,9 +43,9 @@ void lks_peer_info(u8 host, struct lks_peer_info *info)
 	spin_unlock(&peer->lock);
 }
 
-void lks_peer_break(u8 host, u64 number, const char *reason, bool silent)
+void lks_host_break(u8 host, u64 number, const char *reason, bool silent)
 {
-	struct lks_peer *peer = &peers[host];
+	struct lks_host *peer = &peers[host];
 	struct lks_link *link;
 
 	spin_lock(&peer->lock);
@@ -57,11 +59,11 @@ void lks_peer_break(u8 host, u64 number, const char *reason, bool silent)
 	spin_unlock(&peer->lock);
 }
 
-/* The end of a link, in the order that peer.h promises. Waits for nobody but our own threads. */
+/* The end of a link, in the order that host.h promises. Waits for nobody but our own threads. */
 static void close_link(struct work_struct *work)
 {
 	struct lks_link *link = container_of(work, struct lks_link, close_work);
-	struct lks_peer *peer = link->peer;
+	struct lks_host *peer = link->peer;
 	unsigned int i;
 
 	/* a LANE_ADD that saw the link alive finishes first, so that no lane comes behind our back */
@@ -85,7 +87,7 @@ static void close_link(struct work_struct *work)
 	kfree(link);
 }
 
-static bool no_link(struct lks_peer *peer)
+static bool no_link(struct lks_host *peer)
 {
 	bool none;
 
@@ -96,15 +98,15 @@ static bool no_link(struct lks_peer *peer)
 }
 
 /* Closes whatever link there is and waits for its end. peer->admin is held, and let go meanwhile. */
-static int end_link(struct lks_peer *peer, const char *reason)
+static int end_link(struct lks_host *peer, const char *reason)
 {
 	int err = 0;
 
 	while (!err && !no_link(peer)) {
-		struct lks_peer_info info;
+		struct lks_host_info info;
 
-		lks_peer_info(peer->host, &info);
-		lks_peer_break(peer->host, info.number, reason, false);
+		lks_host_info(peer->host, &info);
+		lks_host_break(peer->host, info.number, reason, false);
 		mutex_unlock(&peer->admin);
 		err = wait_event_killable(peer->gone, no_link(peer));
 		mutex_lock(&peer->admin);
@@ -112,9 +114,9 @@ static int end_link(struct lks_peer *peer, const char *reason)
 	return err;
 }
 
-int lks_peer_set(u8 host, struct netlink_ext_ack *ack)
+int lks_host_set(u8 host, struct netlink_ext_ack *ack)
 {
-	struct lks_peer *peer = &peers[host];
+	struct lks_host *peer = &peers[host];
 
 	if (host == lks_self) {
 		NL_SET_ERR_MSG(ack, "this is the host itself, not a peer");
@@ -128,9 +130,9 @@ int lks_peer_set(u8 host, struct netlink_ext_ack *ack)
 	return 0;
 }
 
-int lks_peer_del(u8 host, struct netlink_ext_ack *ack)
+int lks_host_del(u8 host, struct netlink_ext_ack *ack)
 {
-	struct lks_peer *peer = &peers[host];
+	struct lks_host *peer = &peers[host];
 	int err;
 
 	mutex_lock(&peer->admin);
@@ -142,7 +144,7 @@ int lks_peer_del(u8 host, struct netlink_ext_ack *ack)
 	return err;
 }
 
-static struct lks_link *create_link(struct lks_peer *peer, u64 number, u8 nlanes)
+static struct lks_link *create_link(struct lks_host *peer, u64 number, u8 nlanes)
 {
 	struct lks_link *link = kzalloc(sizeof(*link), GFP_KERNEL);
 	unsigned int i;
@@ -170,7 +172,7 @@ static struct lks_link *create_link(struct lks_peer *peer, u64 number, u8 nlanes
 }
 
 /* The link to add a lane to. peer->admin is held. NULL: the lane is there already. */
-static struct lks_link *link_for_lane(struct lks_peer *peer, u8 lane, u8 nlanes, u64 number, struct netlink_ext_ack *ack)
+static struct lks_link *link_for_lane(struct lks_host *peer, u8 lane, u8 nlanes, u64 number, struct netlink_ext_ack *ack)
 {
 	struct lks_link *link;
 	bool closing;
@@ -209,7 +211,7 @@ static struct lks_link *link_for_lane(struct lks_peer *peer, u8 lane, u8 nlanes,
 
 static void go_up(struct lks_link *link)
 {
-	struct lks_peer *peer = link->peer;
+	struct lks_host *peer = link->peer;
 	unsigned int i;
 	bool up;
 
@@ -225,9 +227,9 @@ static void go_up(struct lks_link *link)
 		wake_up_all(&link->lanes[i].wait);
 }
 
-int lks_peer_add_lane(u8 host, u8 lane, u8 nlanes, u64 number, int fd, struct netlink_ext_ack *ack)
+int lks_host_add_lane(u8 host, u8 lane, u8 nlanes, u64 number, int fd, struct netlink_ext_ack *ack)
 {
-	struct lks_peer *peer = &peers[host];
+	struct lks_host *peer = &peers[host];
 	struct lks_link *link;
 	struct socket *sock;
 	bool all = false;
@@ -264,12 +266,12 @@ out:
 	return err;
 }
 
-void lks_peer_init(void)
+void lks_host_init(void)
 {
 	unsigned int i;
 
 	for (i = 0; i <= LKS_MAX_HOSTS; i++) {
-		struct lks_peer *peer = &peers[i];
+		struct lks_host *peer = &peers[i];
 
 		peer->host = i;
 		mutex_init(&peer->admin);
@@ -278,12 +280,12 @@ void lks_peer_init(void)
 	}
 }
 
-void lks_peer_exit(void)
+void lks_host_exit(void)
 {
 	unsigned int i;
 
 	for (i = 1; i <= LKS_MAX_HOSTS; i++) {
-		struct lks_peer *peer = &peers[i];
+		struct lks_host *peer = &peers[i];
 
 		mutex_lock(&peer->admin);
 		while (end_link(peer, "the module is unloaded"))

@@ -14,8 +14,8 @@
  *
  * A struct lks_link lives from the first LANE_ADD to the end of its close_work, which waits for its threads.
  */
-#ifndef LKS_PEER_H
-#define LKS_PEER_H
+#ifndef LKS_HOST_H
+#define LKS_HOST_H
 
 #include <linux/list.h>
 #include <linux/mutex.h>
@@ -31,7 +31,7 @@
 
 struct socket;
 struct netlink_ext_ack;
-struct lks_peer;
+struct lks_host;
 
 enum lks_link_state { LKS_LINK_BUILDING, LKS_LINK_UP, LKS_LINK_CLOSING };
 
@@ -54,7 +54,7 @@ struct lks_lane {
 };
 
 struct lks_link {
-	struct lks_peer *peer;
+	struct lks_host *peer;
 	u64 number;
 	u8 nlanes;
 	u8 nready;			/* lanes that are there; under peer->admin */
@@ -66,7 +66,7 @@ struct lks_link {
 	struct lks_lane lanes[LKS_MAX_LANES];
 };
 
-struct lks_peer {
+struct lks_host {
 	u8 host;
 	struct mutex admin;
 	spinlock_t lock;
@@ -76,32 +76,32 @@ struct lks_peer {
 	wait_queue_head_t gone;		/* link became NULL */
 };
 
-struct lks_peer_info {
+struct lks_host_info {
 	bool set, up;
 	u8 nlanes;
 	u64 number;	/* 0: no link */
 };
 
 /* host is 1 .. LKS_MAX_HOSTS; never NULL */
-struct lks_peer *lks_peer_of(u8 host);
+struct lks_host *lks_host_of(u8 host);
 
-int lks_peer_set(u8 host, struct netlink_ext_ack *ack);
-int lks_peer_del(u8 host, struct netlink_ext_ack *ack);
+int lks_host_set(u8 host, struct netlink_ext_ack *ack);
+int lks_host_del(u8 host, struct netlink_ext_ack *ack);
 /* Takes its own reference to fd's file. */
-int lks_peer_add_lane(u8 host, u8 lane, u8 nlanes, u64 number, int fd, struct netlink_ext_ack *ack);
-void lks_peer_info(u8 host, struct lks_peer_info *info);
+int lks_host_add_lane(u8 host, u8 lane, u8 nlanes, u64 number, int fd, struct netlink_ext_ack *ack);
+void lks_host_info(u8 host, struct lks_host_info *info);
 
 /* Number of the link to host if it is up, else 0. Any context. */
-u64 lks_peer_up(u8 host);
+u64 lks_host_up(u8 host);
 
 /*
  * Closes the link `number` to host if it is still the one; the rest happens later. reason: a constant. silent: rule L4.
  * Any context that may take peer->lock.
  */
-void lks_peer_break(u8 host, u64 number, const char *reason, bool silent);
+void lks_host_break(u8 host, u64 number, const char *reason, bool silent);
 
 /* ops->send for the link `number`, see core.h. Dropped if it is not up. Called with a volume's lock held. */
-void lks_peer_send(u8 host, u64 number, u8 lane, const struct lks_frame *h, struct lks_buf *buf, const void *bytes);
+void lks_host_send(u8 host, u64 number, u8 lane, const struct lks_frame *h, struct lks_buf *buf, const void *bytes);
 
 /* A lane's life; lane.c. add: takes over the socket on success. */
 int lks_lane_add(struct lks_lane *lane, struct socket *sock);
@@ -116,7 +116,7 @@ int lks_send_thread(void *lane);	/* send.c */
 void lks_send_purge(struct lks_lane *lane);
 int lks_receive_thread(void *lane);	/* receive.c */
 
-void lks_peer_init(void);
-void lks_peer_exit(void);
+void lks_host_init(void);
+void lks_host_exit(void);
 
 #endif

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// A daemon in this process: the real API server over a real State, with hosts that are played. And the command line run
+// against it, its output caught.
+//
+// A played host makes replicas and devices as soon as the State wants them, unless a test tells it not to.
+#pragma once
+
+#include "lockstep/cli.h"
+#include "lockstepd/api/server.h"
+
+#include <catch2/catch_test_macros.hpp>
+
+#include <unistd.h>
+
+#include <atomic>
+#include <mutex>
+#include <set>
+#include <sstream>
+#include <string>
+
+namespace lockstep::test {
+
+constexpr uint64_t MIB = 1ull << 20, GIB = 1ull << 30;
+constexpr uint64_t NOW_MS = 1'700'000'000'000;
+
+inline std::string uuid(unsigned n)
+{
+	std::string digits = std::to_string(n);
+	return "00000000-0000-4000-8000-" + std::string(12 - digits.size(), '0') + digits;
+}
+
+inline bool has(const std::string &text, const std::string &part) { return text.find(part) != std::string::npos; }
+
+struct Outcome {
+	int status;
+	std::string out, err;
+};
+
+class FakeDaemon {
+public:
+	// what tests may change before or while it runs
+	LocalFacts facts{"alpha", 1, 1, ""};
+	std::set<HostId> idle;                  // hosts that do nothing
+	std::string create_error;               // hosts answer a new replica with this failure
+	bool quorum = true;
+
+	explicit FakeDaemon(unsigned hosts = 3, unsigned effect_timeout_ms = 5000)
+		: server_(backend(), {socket_path(), effect_timeout_ms})
+	{
+		if (!hosts)
+			facts.host = facts.leader = 0;
+		for (unsigned n = 1; n <= hosts; n++)
+			add_host(n);
+		Done started = server_.start();
+		REQUIRE(started);
+	}
+
+	~FakeDaemon() { server_.stop(); }
+
+	Outcome run(const std::vector<std::string> &args)
+	{
+		std::ostringstream out, err;
+		cli::Context context{out, err, socket_path(), true, [] {
+			static std::atomic<uint64_t> now_ms = NOW_MS;
+			return now_ms += 50;
+		}};
+		int status = cli::run(args, context);
+		INFO(err.str());
+		std::string line = err.str();
+		if (status)
+			REQUIRE((!line.empty() && line.find('\n') == line.size() - 1));    // one line
+		else
+			REQUIRE(line.empty());
+		return {status, out.str(), err.str()};
+	}
+
+	nlohmann::json json_of(const std::vector<std::string> &args)
+	{
+		Outcome o = run(args);
+		REQUIRE(o.status == 0);
+		return nlohmann::json::parse(o.out);
+	}
+
+	// Applies an entry as the leader would, and lets the hosts do their part.
+	nlohmann::json apply(const nlohmann::json &entry)
+	{
+		nlohmann::json answer;
+		{
+			std::lock_guard lock(mutex_);
+			answer = lockstep::apply(state_, state_.applied + 1, entry);
+			play();
+		}
+		server_.changed(state()->applied);
+		return answer;
+	}
+
+	void good(const nlohmann::json &entry)
+	{
+		nlohmann::json answer = apply(entry);
+		INFO(answer.dump());
+		REQUIRE(answer["ok"] == true);
+	}
+
+	void online(HostId host, bool is) { good({{"op", "host.status"}, {"host", host}, {"online", is}, {"now_ms", NOW_MS}}); }
+
+	std::shared_ptr<const State> state()
+	{
+		std::lock_guard lock(mutex_);
+		return std::make_shared<const State>(state_);
+	}
+
+	const Volume volume(const std::string &name)
+	{
+		auto s = state();
+		REQUIRE(s->volume_named(name));
+		return *s->volume_named(name);
+	}
+
+	ApiServer &server() { return server_; }
+	static std::string socket_path() { return "/tmp/lockstep-unit-" + std::to_string(getpid()) + ".sock"; }
+
+private:
+	void add_host(unsigned n)
+	{
+		static const char *names[] = {"alpha", "beta", "gamma", "delta"};
+		std::string address = "10.77.2." + std::to_string(n);
+		nlohmann::json host = {{"uuid", uuid(n)}, {"name", names[n - 1]}, {"addresses", {address}}, {"now_ms", NOW_MS - 60000}};
+		if (n == 1) {
+			good({{"op", "cluster.init"}, {"uuid", uuid(1000)}, {"name", "lab"}, {"host", host}, {"now_ms", NOW_MS - 60000}});
+		} else {
+			host["op"] = "host.add";
+			good(host);
+		}
+		good({{"op", "pool.add"}, {"name", "default"}, {"host", n}, {"kind", "thin"}, {"vg", "lockstep_group"}, {"thin_lv", "thin_device"},
+		      {"size_bytes", 20 * GIB}, {"free_bytes", 15 * GIB}});
+	}
+
+	// What the reconcilers of all hosts would do now. mutex_ held.
+	void play()
+	{
+		for (bool busy = true; busy;) {
+			busy = false;
+			for (const nlohmann::json &entry : duties()) {
+				nlohmann::json answer = lockstep::apply(state_, state_.applied + 1, entry);
+				busy = busy || answer["ok"] == true;
+			}
+		}
+	}
+
+	std::vector<nlohmann::json> duties() const
+	{
+		std::vector<nlohmann::json> list;
+		for (const auto &[vid, v] : state_.volumes)
+			for (const auto &[id, h] : state_.hosts) {
+				if (!h.online || idle.contains(id))
+					continue;
+				const Replica *r = v.replica(id);
+				nlohmann::json entry = {{"vid", vid}, {"host", id}, {"message", create_error}};
+				if (v.phase == Phase::creating && r && !r->created)
+					entry["op"] = create_error.empty() ? "replica.created" : "replica.failed";
+				else if (v.phase == Phase::ready && !v.devices.contains(id))
+					entry["op"] = "device.ready";
+				else if (v.phase == Phase::deleting && (r || v.devices.contains(id)))
+					entry["op"] = "replica.deleted";
+				else
+					continue;
+				list.push_back(entry);
+			}
+		return list;
+	}
+
+	ApiBackend backend()
+	{
+		ApiBackend b;
+		b.local = [this] { return facts; };
+		b.state = [this] { return state(); };
+		b.propose = [this](const nlohmann::json &entry) -> Result<nlohmann::json> {
+			if (!quorum)
+				return failed("no quorum: a majority of the hosts must be online");
+			nlohmann::json answer = apply(entry);
+			if (answer["ok"] == true)
+				return answer;
+			return Error{Status(answer["status"].get<int>()), answer["message"]};
+		};
+		b.barrier = [] { return Done(Nothing{}); };
+		b.init = [this](const std::string &name) -> Result<nlohmann::json> {
+			facts.host = facts.leader = 1;
+			nlohmann::json host = {{"uuid", uuid(1)}, {"name", "alpha"}, {"addresses", {"10.77.2.1"}}};
+			return apply({{"op", "cluster.init"}, {"uuid", uuid(1000)}, {"name", name}, {"host", host}, {"now_ms", NOW_MS}});
+		};
+		b.join = [this](const std::string &address, unsigned port) -> Result<nlohmann::json> {
+			joined_ = address + " " + std::to_string(port);
+			if (address == "10.0.0.9")
+				return failed("cannot reach a cluster at 10.0.0.9 port 7788: check the address");
+			for (unsigned n = 1; n <= 2; n++)
+				add_host(n);
+			facts.host = 2;
+			return nlohmann::json{{"host", 2}};
+		};
+		b.pool_create = [this](const std::string &name, HostId host, const std::string &vg,
+				       const std::string &thin) -> Result<nlohmann::json> {
+			if (vg == "nowhere")
+				return not_found("host " + state()->host_name(host) + " has no volume group " + vg);
+			nlohmann::json entry = {{"op", "pool.add"}, {"name", name}, {"host", host}, {"kind", thin.empty() ? "thick" : "thin"},
+						{"vg", vg}, {"size_bytes", GIB}, {"free_bytes", GIB}};
+			if (!thin.empty())
+				entry["thin_lv"] = thin;
+			nlohmann::json answer = apply(entry);
+			if (answer["ok"] == true)
+				return answer;
+			return Error{Status(answer["status"].get<int>()), answer["message"]};
+		};
+		return b;
+	}
+
+	std::mutex mutex_;
+	State state_;
+	std::string joined_;
+	ApiServer server_;
+
+public:
+	const std::string &joined() const { return joined_; }
+};
+
+}    // namespace lockstep::test

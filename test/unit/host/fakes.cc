@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "fakes.h"
+
+#include <stdexcept>
+
+namespace lockstep::test {
+
+FakeWorld::FakeWorld()
+{
+	groups["vg"] = {"vg", 100 * GIB, 100 * GIB, 4 << 20, false};
+	propose({{"op", "cluster.init"}, {"uuid", UUID1}, {"name", "test"}, {"now_ms", 1},
+		 {"host", {{"uuid", UUID1}, {"name", "alpha"}, {"addresses", {"10.0.0.1"}}, {"port", 7788}, {"level", 1}}}});
+	propose({{"op", "host.add"}, {"uuid", UUID2}, {"name", "beta"}, {"addresses", {"10.0.0.2"}}, {"now_ms", 1}});
+	propose({{"op", "host.add"}, {"uuid", UUID3}, {"name", "gamma"}, {"addresses", {"10.0.0.3"}}, {"now_ms", 1}});
+	for (int host : {1, 2, 3})
+		propose({{"op", "pool.add"}, {"name", "default"}, {"host", host}, {"kind", "thick"}, {"vg", "vg"},
+			 {"size_bytes", 100 * GIB}, {"free_bytes", 100 * GIB}});
+}
+
+nlohmann::json FakeWorld::propose(Json entry)
+{
+	entry["level"] = 1;
+	Json answer = apply(state, ++index_, entry);
+	if (!answer.value("ok", false))
+		throw std::runtime_error(entry.dump() + ": " + answer.value("message", ""));
+	return answer;
+}
+
+// ---- the daemon ----
+
+void FakeWorld::start_daemon()
+{
+	life_ = std::make_shared<int>(0);
+	reconciler_ = std::make_unique<Reconciler>(1, world());
+	reconciler_->module_changed(module_loaded ? "" : "the kernel module lockstep is not loaded on host alpha");
+	reconciler_->look();
+}
+
+void FakeWorld::kill_daemon()
+{
+	life_.reset();
+	queue_.clear();
+	reconciler_.reset();
+}
+
+void FakeWorld::reboot()
+{
+	kill_daemon();
+	volumes.clear();
+	peers.clear();
+	kernel_host = 0;
+	for (auto &[path, lv] : lvs)
+		lv.lv.active = false;
+	start_daemon();
+}
+
+bool FakeWorld::step()
+{
+	if (queue_.empty())
+		return false;
+	auto task = std::move(queue_.front());
+	queue_.pop_front();
+	try {
+		task();
+	} catch (const Killed &) {
+		kill_daemon();
+		if (restart_when_killed)
+			start_daemon();
+	}
+	return true;
+}
+
+void FakeWorld::run_for(uint64_t ms)
+{
+	run_until([] { return false; }, ms);
+}
+
+bool FakeWorld::run_until(const std::function<bool()> &done, uint64_t ms)
+{
+	const uint64_t end = now_ms + ms;
+	for (;;) {
+		unsigned turns = 0;
+		while (!done() && step())
+			if (++turns > 100'000)
+				throw std::runtime_error("the reconciler does not come to rest");
+		if (done())
+			return true;
+		if (now_ms >= end)
+			return false;
+		now_ms += 100;
+		if (reconciler_)
+			reconciler_->tick();
+	}
+}
+
+ReconcilerWorld FakeWorld::world()
+{
+	ReconcilerWorld w;
+	w.kernel = kernel();
+	w.lvm = lvm();
+	w.metadata = metadata();
+	std::weak_ptr<int> life = life_;
+	w.run = [this, life](const std::string &, std::function<void()> work, std::function<void()> done) {
+		queue_.push_back([this, life, work, done] {
+			work();
+			queue_.push_back([life, done] {
+				if (!life.expired())
+					done();
+			});
+		});
+	};
+	w.state = [this]() -> const State & { return state; };
+	w.propose = [this, life](const Json &entry, std::function<void(Result<Json>)> done) {
+		queue_.push_back([this, life, entry, done] {
+			if (!quorum) {
+				done(failed("no quorum: 1 of 3 voters reachable"));
+				return;
+			}
+			const std::string op = entry["op"];
+			proposals.push_back(op);
+			if (op == "replica.created") {
+				auto lv = lvs.find(replica_lv_path("vg", entry["vid"]));
+				if (lv == lvs.end() || !lv->second.formatted)
+					violations.push_back("replica.created without a formatted replica");
+			}
+			if (op == "replica.deleted" && (lvs.contains(replica_lv_path("vg", entry["vid"])) || volumes.contains(entry["vid"])))
+				violations.push_back("replica.deleted while there is something left of it");
+			Result<Json> answer = effect<Result<Json>>(op + " " + entry["vid"].dump(), [&]() -> Result<Json> {
+				Json full = entry;
+				full["level"] = 1;
+				return apply(state, ++index_, full);
+			});
+			done(answer);
+		});
+	};
+	w.barrier = [this, life](std::function<void(Done)> done) {
+		const uint64_t number = ++barriers_begun;
+		(void)number;
+		queue_.push_back([this, done] { done(quorum ? Done(Nothing{}) : Done(failed("no quorum: 1 of 3 voters reachable"))); });
+	};
+	w.node_exists = [this](const std::string &name) {
+		for (const auto &[vid, k] : volumes)
+			if (k.name == name && k.has_device)
+				return true;
+		return false;
+	};
+	w.now_ms = [this] { return now_ms; };
+	w.log = [this](const std::string &line) { log_lines.push_back(line); };
+	return w;
+}
+
+// ---- effects ----
+
+template <class R> R FakeWorld::effect(const std::string &call, const std::function<R()> &f)
+{
+	calls.push_back(call);
+	if (on_call)
+		on_call(call);
+	steps++;
+	const bool struck = fault_at == steps;
+	if (struck && fault == Fault::killed_before)
+		throw Killed{};
+	if (struck && fault == Fault::fails)
+		return failed(call + ": injected");
+	if (auto f = failing.find(call.substr(0, call.find(' '))); f != failing.end())
+		return failed(f->second);
+	R result = f();
+	if (struck && fault == Fault::killed_after)
+		throw Killed{};
+	return result;
+}
+
+int FakeWorld::count(const std::string &prefix) const
+{
+	int n = 0;
+	for (const std::string &call : calls)
+		n += call.rfind(prefix, 0) == 0;
+	return n;
+}
+
+KernelVolume *FakeWorld::find(uint32_t vid)
+{
+	auto found = volumes.find(vid);
+	return found == volumes.end() ? nullptr : &found->second;
+}
+
+Done FakeWorld::config_set(const lks_record &record, bool admit)
+{
+	KernelVolume *k = find(record.vid);
+	if (!k)
+		return failed("no such volume");
+	if (admit) {
+		if (!k->replica)
+			return failed("no replica");
+		if (barriers_begun <= attached_at[record.vid])
+			violations.push_back("S3: admitted without a barrier begun after the attachment");
+		for (const lks_record_replica &r : record.replicas)
+			if (r.host == 1 && r.state == LKS_REPLICA_INSYNC && k->replica->suspect)
+				violations.push_back("S1: a suspect replica was admitted as in sync");
+		if (record.primary == 1 && k->role == LKS_IDLE)
+			violations.push_back("S3: admitted as primary of an older term");
+		if (record.version != state.volume(record.vid)->version)
+			violations.push_back("S3: admitted with an old record");
+		k->replica->admitted = true;
+	}
+	k->noted_version = std::max<uint64_t>(k->noted_version, record.version);
+	for (const lks_record_opener &o : record.openers)
+		if (o.host == 1 && k->open_waiters && record.primary) {
+			k->writers += k->open_waiters;
+			k->openers += k->open_waiters;
+			k->open_waiters = 0;
+			k->session = o.session;
+		}
+	if (k->replica && k->replica->admitted)
+		k->role = record.primary == 1 ? LKS_ACTIVE : LKS_IDLE;
+	return Nothing{};
+}
+
+Kernel FakeWorld::kernel()
+{
+	Kernel k;
+	auto act = [this](const std::string &call, std::function<Done()> f) {
+		if (!module_loaded)
+			return Done(failed("the kernel module lockstep is not loaded on host alpha"));
+		return effect<Done>(call, f);
+	};
+	auto name = [](const char *verb, uint64_t n) { return std::string(verb) + " " + std::to_string(n); };
+	k.host_set = [=, this](uint8_t host) {
+		return act(name("host_set", host), [=, this]() -> Done {
+			if (kernel_host && kernel_host != host)
+				return failed("another host id is set");
+			kernel_host = host;
+			return Nothing{};
+		});
+	};
+	k.peer_set = [=, this](uint8_t host) {
+		return act(name("peer_set", host), [=, this]() -> Done {
+			peers.insert(host);
+			return Nothing{};
+		});
+	};
+	k.peer_del = [=, this](uint8_t host) {
+		return act(name("peer_del", host), [=, this]() -> Done {
+			peers.erase(host);
+			return Nothing{};
+		});
+	};
+	k.volume_add = [=, this](const KernelVolumeSpec &v) {
+		return act(name("volume_add", v.vid), [=, this]() -> Done {
+			if (!kernel_host)
+				return failed("no host id is set");
+			if (find(v.vid))
+				return Nothing{};
+			KernelVolume k;
+			k.vid = v.vid;
+			k.uuid = v.uuid;
+			k.name = v.name;
+			k.minor = v.minor;
+			k.size_bytes = v.size_bytes;
+			k.block_size = v.block_size;
+			volumes[v.vid] = k;
+			return Nothing{};
+		});
+	};
+	k.volume_del = [=, this](uint32_t vid) {
+		return act(name("volume_del", vid), [=, this]() -> Done {
+			KernelVolume *k = find(vid);
+			if (k && (k->has_device || k->replica))
+				return forbidden("EBUSY");
+			volumes.erase(vid);
+			return Nothing{};
+		});
+	};
+	k.replica_attach = [=, this](uint32_t vid, const std::string &path, uint64_t offset) -> Result<AttachAnswer> {
+		if (!module_loaded)
+			return failed("the kernel module lockstep is not loaded on host alpha");
+		return effect<Result<AttachAnswer>>(name("replica_attach", vid), [=, this]() -> Result<AttachAnswer> {
+			KernelVolume *k = find(vid);
+			auto lv = lvs.find(path);
+			if (!k || lv == lvs.end() || !lv->second.lv.active)
+				return failed("no such device");
+			if (!lv->second.formatted)
+				return failed("EUCLEAN");
+			if (!k->replica) {
+				k->replica = KernelReplica{path, offset, lv->second.hot, false, false};
+				attached_at[vid] = barriers_begun;
+			}
+			return AttachAnswer{k->replica->suspect, 1, 1};
+		});
+	};
+	k.replica_detach = [=, this](uint32_t vid) {
+		return act(name("replica_detach", vid), [=, this]() -> Done {
+			if (KernelVolume *k = find(vid)) {
+				k->replica.reset();
+				k->role = LKS_IDLE;
+			}
+			return Nothing{};
+		});
+	};
+	k.config_set = [=, this](const lks_record &record, bool admit) {
+		return act(name(admit ? "admit" : "config_set", record.vid), [=, this] { return config_set(record, admit); });
+	};
+	k.open_refuse = [=, this](uint32_t vid, int32_t error) {
+		return act(name("open_refuse", vid), [=, this]() -> Done {
+			refused[vid] = error;
+			if (KernelVolume *k = find(vid))
+				k->open_waiters = 0;
+			return Nothing{};
+		});
+	};
+	k.device_add = [=, this](uint32_t vid) {
+		return act(name("device_add", vid), [=, this]() -> Done {
+			if (!find(vid))
+				return failed("no such volume");
+			find(vid)->has_device = true;
+			return Nothing{};
+		});
+	};
+	k.device_del = [=, this](uint32_t vid) {
+		return act(name("device_del", vid), [=, this]() -> Done {
+			KernelVolume *k = find(vid);
+			if (k && k->openers)
+				return forbidden("the device is open");
+			if (k)
+				k->has_device = false;
+			return Nothing{};
+		});
+	};
+	k.dump = [this]() -> Result<KernelDump> {
+		if (!module_loaded)
+			return failed("the kernel module lockstep is not loaded on host alpha");
+		KernelDump d;
+		d.seq = seq;
+		d.volumes = volumes;
+		for (uint8_t host : peers)
+			d.peers[host] = {host, 0, 0, false};
+		return d;
+	};
+	return k;
+}
+
+Lvm FakeWorld::lvm()
+{
+	Lvm l;
+	l.report = [this](const std::string &vg) -> Result<LvmReport> {
+		if (auto f = failing.find("report"); f != failing.end())
+			return failed(f->second);
+		if (!groups.contains(vg))
+			return not_found("there is no volume group " + vg);
+		LvmReport r;
+		r.groups.push_back(groups[vg]);
+		for (const auto &[path, lv] : lvs)
+			r.volumes.push_back(lv.lv);
+		return r;
+	};
+	l.create = [this](const ReplicaLv &lv) {
+		return effect<Done>("lv_create " + std::to_string(lv.vid), [=, this]() -> Done {
+			const std::string path = replica_lv_path(lv.vg, lv.vid);
+			FakeLv &f = lvs[path];
+			f.lv.vg = lv.vg;
+			f.lv.name = replica_lv_name(lv.vid);
+			f.lv.path = path;
+			f.lv.active = true;
+			f.lv.size_bytes = lv.size_bytes;
+			f.lv.tags = {replica_lv_tag(lv.uuid)};
+			return Nothing{};
+		});
+	};
+	l.activate = [this](const ReplicaLv &lv) {
+		return effect<Done>("lv_activate " + std::to_string(lv.vid), [=, this]() -> Done {
+			auto found = lvs.find(replica_lv_path(lv.vg, lv.vid));
+			if (found == lvs.end())
+				return failed("no such logical volume");
+			found->second.lv.active = true;
+			return Nothing{};
+		});
+	};
+	l.remove = [this](const ReplicaLv &lv) {
+		return effect<Done>("lv_remove " + std::to_string(lv.vid), [=, this]() -> Done {
+			if (KernelVolume *k = find(lv.vid); k && k->replica)
+				violations.push_back("an attached LV was removed");
+			lvs.erase(replica_lv_path(lv.vg, lv.vid));
+			return Nothing{};
+		});
+	};
+	return l;
+}
+
+MetadataTools FakeWorld::metadata()
+{
+	MetadataTools m;
+	m.format = [this](const ReplicaMetadata &r) {
+		return effect<Done>("format " + std::to_string(r.vid), [=, this]() -> Done {
+			auto found = lvs.find(r.path);
+			if (found == lvs.end() || !found->second.lv.active)
+				return failed("no such device");
+			if (KernelVolume *k = find(r.vid); k && k->replica)
+				violations.push_back("an attached replica was formatted");
+			found->second.formatted = true;
+			return Nothing{};
+		});
+	};
+	m.wipe = [this](const std::string &path, uint64_t) {
+		return effect<Done>("wipe " + path, [=, this]() -> Done {
+			auto found = lvs.find(path);
+			if (found == lvs.end() || !found->second.lv.active)
+				return failed("no such device");
+			found->second.formatted = false;
+			return Nothing{};
+		});
+	};
+	return m;
+}
+
+}    // namespace lockstep::test

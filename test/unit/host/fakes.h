@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// A world for the reconciler: a kernel, an LVM, disks, a log and a clock, all in memory and deterministic.
+//
+// The fakes hold what the real parts would enforce, and write down (in `violations`) what the real parts could not notice
+// but the rules forbid: admitting a replica without a fresh barrier, calling a replica created that is not formatted, and so
+// on. Every effect on kernel, LVM or disk is a numbered step; a test can have the daemon killed before or after any of them.
+#pragma once
+
+#include <cerrno>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "lockstepd/host/reconciler.h"
+
+namespace lockstep::test {
+
+constexpr const char *UUID1 = "11111111-1111-4111-8111-111111111111";
+constexpr const char *UUID2 = "22222222-2222-4222-8222-222222222222";
+constexpr const char *UUID3 = "33333333-3333-4333-8333-333333333333";
+constexpr const char *VOLUME_UUID = "6c1c4f0e-1111-4222-8333-944445555666";
+constexpr uint64_t GIB = 1ull << 30;
+
+struct FakeLv {
+	LogicalVolume lv;
+	bool formatted = false;
+	bool hot = false;              // the next attachment finds hot extents
+	uint64_t attached_at = 0;      // barriers begun when it was attached
+};
+
+enum class Fault { none, fails, killed_before, killed_after };
+
+class FakeWorld {
+public:
+	using Json = nlohmann::json;
+
+	FakeWorld();
+
+	// ---- the daemon ----
+	void start_daemon();
+	void kill_daemon();            // whatever was under way never reports back
+	void reboot();                 // the kernel forgets all, LVs are inactive, open devices are gone
+	Reconciler &daemon() { return *reconciler_; }
+	bool killed() const { return !reconciler_; }
+
+	// Runs until nothing is left to do now (work queued, timers due within `ms`).
+	void run_for(uint64_t ms);
+	// Runs until `done` holds; false: it did not within `ms` of the fake clock. Restarts a killed daemon if told so.
+	bool run_until(const std::function<bool()> &done, uint64_t ms = 120'000);
+	bool restart_when_killed = true;
+
+	// ---- the log ----
+	Json propose(Json entry);      // by anybody; throws if refused
+	State state;
+	bool quorum = true;
+	uint64_t barriers_begun = 0;
+	std::vector<std::string> proposals;    // ops of this host, in order
+
+	// ---- faults ----
+	uint64_t steps = 0;            // effects so far
+	uint64_t fault_at = 0;         // this one is struck (0: none)
+	Fault fault = Fault::none;
+	std::map<std::string, std::string> failing;    // verb -> message: fails as long as it is here
+	std::vector<std::string> calls;        // "volume_add 1", in order
+	std::vector<std::string> violations;
+	std::vector<std::string> log_lines;
+
+	// ---- kernel, LVM, disks ----
+	bool module_loaded = true;
+	uint8_t kernel_host = 0;
+	std::map<uint32_t, KernelVolume> volumes;
+	std::set<uint8_t> peers;
+	std::map<uint32_t, uint64_t> attached_at;       // barriers begun then
+	std::map<uint32_t, int> refused;                // vid -> error of OPEN_REFUSE
+	uint64_t seq = 0;
+	std::map<std::string, VolumeGroup> groups;
+	std::map<std::string, FakeLv> lvs;              // by path
+	std::function<void(const std::string &call)> on_call;    // before the effect
+
+	uint64_t now_ms = 1'000'000;
+	int count(const std::string &prefix) const;     // calls that begin so
+
+	Kernel kernel();
+	Lvm lvm();
+	MetadataTools metadata();
+
+private:
+	struct Killed {};
+	template <class R> R effect(const std::string &call, const std::function<R()> &f);
+	KernelVolume *find(uint32_t vid);
+	Done config_set(const lks_record &record, bool admit);
+	ReconcilerWorld world();
+	bool step();                                    // one queued task; false: none
+
+	std::unique_ptr<Reconciler> reconciler_;
+	std::shared_ptr<int> life_;                     // of the daemon: callbacks of a former one are dropped
+	std::deque<std::function<void()>> queue_;
+	uint64_t index_ = 0;
+};
+
+}    // namespace lockstep::test

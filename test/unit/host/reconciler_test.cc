@@ -1,0 +1,509 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The reconciler of host alpha (1) in a fake world with hosts beta (2) and gamma (3). What beta and gamma do is proposed
+// by the tests.
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+
+#include <algorithm>
+
+#include "fakes.h"
+
+using namespace lockstep;
+using namespace lockstep::test;
+
+namespace {
+
+using Json = nlohmann::json;
+
+uint32_t create_volume(FakeWorld &w, std::vector<int> hosts = {1, 2})
+{
+	Json answer = w.propose({{"op", "volume.create"}, {"name", "db1"}, {"uuid", VOLUME_UUID}, {"size_bytes", GIB}, {"pool", "default"},
+				 {"redundancy", hosts.size()}, {"hosts", hosts}, {"now_ms", 1}});
+	w.daemon().look();
+	return answer["vid"];
+}
+
+void tell(FakeWorld &w, Json entry)
+{
+	w.propose(std::move(entry));
+	w.daemon().look();
+}
+
+void beta_created(FakeWorld &w, uint32_t vid) { tell(w, {{"op", "replica.created"}, {"vid", vid}, {"host", 2}}); }
+
+bool serving(FakeWorld &w, uint32_t vid)
+{
+	const Volume *v = w.state.volume(vid);
+	auto k = w.volumes.find(vid);
+	if (!v || v->phase != Phase::ready || k == w.volumes.end())
+		return false;
+	const bool replica = !v->replica(1) || (k->second.replica && k->second.replica->admitted);
+	return replica && k->second.has_device && v->devices.contains(1) && k->second.noted_version == v->version;
+}
+
+// A world with a volume on alpha and beta that serves.
+struct Ready {
+	FakeWorld w;
+	uint32_t vid = 0;
+	explicit Ready(std::vector<int> hosts = {1, 2})
+	{
+		w.start_daemon();
+		vid = create_volume(w, hosts);
+		for (int host : hosts)
+			if (host != 1)
+				tell(w, {{"op", "replica.created"}, {"vid", vid}, {"host", host}});
+		REQUIRE(w.run_until([&] { return serving(w, vid); }));
+	}
+	const Volume &volume() const { return *w.state.volume(vid); }
+	KernelVolume &kernel() { return w.volumes.at(vid); }
+};
+
+KernelEvent event(lks_cmd kind, uint32_t vid)
+{
+	KernelEvent e;
+	e.kind = kind;
+	e.vid = vid;
+	return e;
+}
+
+bool before(const FakeWorld &w, const std::string &first, const std::string &second)
+{
+	auto a = std::find(w.calls.begin(), w.calls.end(), first);
+	auto b = std::find(w.calls.begin(), w.calls.end(), second);
+	return a != w.calls.end() && b != w.calls.end() && a < b;
+}
+
+}    // namespace
+
+TEST_CASE("a volume comes into being, in the order that survives a crash")
+{
+	Ready r;
+	CHECK(before(r.w, "lv_create 1", "format 1"));
+	CHECK(before(r.w, "format 1", "replica.created 1"));
+	CHECK(before(r.w, "replica.created 1", "volume_add 1"));
+	CHECK(before(r.w, "volume_add 1", "replica_attach 1"));
+	CHECK(before(r.w, "replica_attach 1", "admit 1"));
+	CHECK(before(r.w, "device_add 1", "device.ready 1"));
+	CHECK(r.w.kernel_host == 1);
+	CHECK(r.w.peers == std::set<uint8_t>{2, 3});
+	CHECK(r.w.violations.empty());
+	CHECK(r.w.daemon().problems().empty());
+}
+
+TEST_CASE("nothing is left to do once a volume serves")
+{
+	Ready r;
+	const auto calls = r.w.calls;
+	const auto proposals = r.w.proposals;
+	r.w.run_for(30'000);
+	CHECK(r.w.calls == calls);
+	CHECK(r.w.proposals == proposals);
+}
+
+TEST_CASE("a daemon that restarts finds everything in place and changes nothing")
+{
+	Ready r;
+	const auto calls = r.w.calls.size();
+	const auto proposals = r.w.proposals;
+	r.w.kill_daemon();
+	r.w.start_daemon();
+	r.w.run_for(30'000);
+	CHECK(r.w.proposals == proposals);
+	REQUIRE(r.w.calls.size() == calls + 1);
+	CHECK(r.w.calls.back() == "host_set 1");
+}
+
+TEST_CASE("a host without a replica gets the device")
+{
+	FakeWorld w;
+	w.start_daemon();
+	const uint32_t vid = create_volume(w, {2, 3});
+	tell(w, {{"op", "replica.created"}, {"vid", vid}, {"host", 2}});
+	tell(w, {{"op", "replica.created"}, {"vid", vid}, {"host", 3}});
+	REQUIRE(w.run_until([&] { return serving(w, vid); }));
+	CHECK(w.count("lv_") == 0);
+	CHECK(w.count("replica_attach") == 0);
+	CHECK(w.violations.empty());
+}
+
+TEST_CASE("killed or failing at any step, it converges")
+{
+	const Fault fault = GENERATE(Fault::fails, Fault::killed_before, Fault::killed_after);
+	// How many steps are there without faults? Creation, restart unclean, deletion.
+	uint64_t last = 1;
+	for (uint64_t k = 0; k <= last; k++) {
+		INFO("fault " << int(fault) << " at step " << k);
+		FakeWorld w;
+		w.fault = fault;
+		w.fault_at = k;
+		w.start_daemon();
+		const uint32_t vid = create_volume(w);
+		beta_created(w, vid);
+		REQUIRE(w.run_until([&] { return serving(w, vid); }));
+		w.lvs.at("/dev/vg/lockstep.1").hot = true;
+		w.reboot();
+		REQUIRE(w.run_until([&] { return serving(w, vid); }));
+		CHECK(w.state.volume(vid)->replica(1)->state == ReplicaState::suspect);
+		tell(w, {{"op", "volume.delete"}, {"vid", vid}});
+		tell(w, {{"op", "replica.deleted"}, {"vid", vid}, {"host", 2}});
+		REQUIRE(w.run_until([&] { return !w.state.volume(vid); }));
+		CHECK(w.lvs.empty());
+		CHECK(w.volumes.empty());
+		CHECK(w.violations == std::vector<std::string>{});
+		w.run_for(1000);
+		CHECK(w.daemon().problems().empty());
+		if (k == 0)
+			last = w.steps;
+	}
+	CHECK(last > 15);
+}
+
+TEST_CASE("S1, S3: a suspect replica is recorded so, after a barrier, before it takes part")
+{
+	Ready r;
+	r.w.lvs.at("/dev/vg/lockstep.1").hot = true;
+	r.w.calls.clear();
+	r.w.reboot();
+	REQUIRE(r.w.run_until([&] { return serving(r.w, r.vid); }));
+	CHECK(before(r.w, "replica_attach 1", "record.suspect 1"));
+	CHECK(before(r.w, "record.suspect 1", "admit 1"));
+	CHECK(r.volume().replica(1)->state == ReplicaState::suspect);
+	CHECK(r.w.violations.empty());
+}
+
+TEST_CASE("S3: without a quorum nothing is admitted, and nothing is made or removed")
+{
+	Ready r;
+	r.w.calls.clear();
+	r.w.quorum = false;
+	r.w.reboot();
+	r.w.run_for(60'000);
+	CHECK(r.w.count("admit") == 0);
+	CHECK(r.w.count("volume_add") == 0);
+	CHECK(!r.w.daemon().problems().empty());
+	// The message stands in the log once, however often it was tried.
+	CHECK(std::count(r.w.log_lines.begin(), r.w.log_lines.end(), "cluster: no quorum: 1 of 3 voters reachable") == 1);
+	r.w.quorum = true;
+	REQUIRE(r.w.run_until([&] { return serving(r.w, r.vid); }, 3000));
+	CHECK(r.w.violations.empty());
+}
+
+TEST_CASE("S3: a quorum lost between attachment and barrier delays the admission")
+{
+	Ready r;
+	r.w.calls.clear();
+	r.w.on_call = [&](const std::string &call) {
+		if (call == "replica_attach 1")
+			r.w.quorum = false;
+	};
+	r.w.reboot();
+	r.w.run_for(20'000);
+	CHECK(r.w.count("replica_attach") == 1);
+	CHECK(r.w.count("admit") == 0);
+	r.w.quorum = true;
+	REQUIRE(r.w.run_until([&] { return serving(r.w, r.vid); }, 3000));
+	CHECK(r.w.violations.empty());
+}
+
+TEST_CASE("S3: a primary that rebooted resigns before it is admitted")
+{
+	Ready r;
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }));
+	REQUIRE(r.volume().primary == 1);
+	r.w.calls.clear();
+	r.w.reboot();
+	REQUIRE(r.w.run_until([&] { return serving(r.w, r.vid) && r.volume().openers.empty(); }));
+	CHECK(before(r.w, "record.resign 1", "admit 1"));
+	CHECK(r.volume().primary == 0);
+	CHECK(r.w.violations.empty());
+}
+
+TEST_CASE("a daemon that restarts does not admit what an earlier one attached without a barrier of its own")
+{
+	Ready r;
+	r.w.on_call = [&](const std::string &call) {
+		if (call == "admit 1")
+			r.w.fault_at = r.w.steps + 1;
+	};
+	r.w.fault = Fault::killed_before;
+	r.w.reboot();
+	const uint64_t attached = r.w.steps;
+	REQUIRE(r.w.run_until([&] { return r.w.fault_at > attached; }));
+	r.w.on_call = nullptr;
+	const uint64_t barriers = r.w.barriers_begun;
+	REQUIRE(r.w.run_until([&] { return serving(r.w, r.vid); }));
+	CHECK(r.w.barriers_begun >= barriers + 2);    // to begin at all, and for this replica
+}
+
+TEST_CASE("an open is granted, and its end leaves the record")
+{
+	Ready r;
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }));
+	REQUIRE(r.volume().opener(1));
+	const uint64_t session = r.volume().opener(1)->session;
+	CHECK(r.volume().primary == 1);
+	r.w.run_for(10'000);
+	CHECK(r.volume().opener(1)->session == session);
+
+	r.kernel().writers = r.kernel().openers = 0;
+	KernelEvent closed = event(LKS_CMD_EV_CLOSE, r.vid);
+	closed.session = session;
+	r.w.daemon().kernel_event(closed);
+	REQUIRE(r.w.run_until([&] { return r.volume().openers.empty(); }));
+
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }));
+	CHECK(r.volume().opener(1)->session > session);
+}
+
+TEST_CASE("an open is found without its event")
+{
+	Ready r;
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_resync();
+	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }));
+	CHECK(r.w.count("record.open") == 1);
+}
+
+TEST_CASE("an open that another host holds is refused at once")
+{
+	Ready r;
+	tell(r.w, {{"op", "record.open"}, {"vid", r.vid}, {"host", 2}});
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.w.refused.contains(r.vid); }, 2000));
+	CHECK(r.w.refused[r.vid] == -EBUSY);
+	CHECK(r.volume().opener(2));
+	CHECK(!r.volume().opener(1));
+}
+
+TEST_CASE("an open waits while there is no quorum")
+{
+	Ready r;
+	r.w.quorum = false;
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	r.w.run_for(10'000);
+	CHECK(r.kernel().open_waiters == 1);
+	CHECK(r.w.refused.empty());
+	r.w.quorum = true;
+	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }, 3000));
+}
+
+TEST_CASE("after a reboot the session of the time before is closed, and a new open gets a new one")
+{
+	Ready r;
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }));
+	const uint64_t session = r.volume().opener(1)->session;
+	r.w.reboot();
+	REQUIRE(r.w.run_until([&] { return r.volume().openers.empty(); }));
+	REQUIRE(r.w.run_until([&] { return serving(r.w, r.vid); }));
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }));
+	CHECK(r.volume().opener(1)->session > session);
+}
+
+TEST_CASE("a proposal of the kernel is committed once, however often it is repeated")
+{
+	Ready r;
+	tell(r.w, {{"op", "record.open"}, {"vid", r.vid}, {"host", 1}});
+	REQUIRE(r.w.run_until([&] { return serving(r.w, r.vid); }));
+	KernelEvent e = event(LKS_CMD_EV_PROPOSE, r.vid);
+	e.record = to_record(r.volume());
+	e.record->version++;
+	for (lks_record_replica &replica : e.record->replicas)
+		if (replica.host == 2)
+			replica.state = LKS_REPLICA_STALE;
+	const uint64_t version = r.volume().version;
+	for (int i = 0; i < 5; i++)
+		r.w.daemon().kernel_event(e);
+	REQUIRE(r.w.run_until([&] { return r.volume().version == version + 1 && serving(r.w, r.vid); }));
+	CHECK(r.volume().replica(2)->state == ReplicaState::stale);
+	for (int i = 0; i < 5; i++)
+		r.w.daemon().kernel_event(e);
+	r.w.run_for(2000);
+	CHECK(r.volume().version == version + 1);
+	CHECK(r.w.daemon().problems().empty());
+}
+
+TEST_CASE("a creation that LVM cannot carry out is rolled back with LVM's words")
+{
+	FakeWorld w;
+	w.failing["lv_create"] = "cannot create logical volume vg/lockstep.1: insufficient free space";
+	w.start_daemon();
+	const uint32_t vid = create_volume(w);
+	REQUIRE(w.run_until([&] { return !w.state.volume(vid) || w.state.volume(vid)->phase == Phase::deleting; }, 5000));
+	CHECK(w.count("lv_create") == int(CREATE_TRIES));
+	REQUIRE(w.state.volume(vid));
+	CHECK(w.state.volume(vid)->failure.find("insufficient free space") != std::string::npos);
+	CHECK(w.state.volume(vid)->failure.find("alpha") != std::string::npos);
+}
+
+TEST_CASE("a creation on a host without the module is refused at once")
+{
+	FakeWorld w;
+	w.module_loaded = false;
+	w.start_daemon();
+	w.run_for(500);
+	const uint32_t vid = create_volume(w);
+	REQUIRE(w.run_until([&] { return w.state.volume(vid)->phase == Phase::deleting; }, 1000));
+	CHECK(w.state.volume(vid)->failure.find("not loaded") != std::string::npos);
+	CHECK(w.count("lv_create") == 0);
+}
+
+TEST_CASE("a module that is loaded later is taken into use")
+{
+	FakeWorld w;
+	w.module_loaded = false;
+	w.start_daemon();
+	w.run_for(5000);
+	w.module_loaded = true;
+	w.daemon().module_changed("");
+	const uint32_t vid = create_volume(w);
+	beta_created(w, vid);
+	REQUIRE(w.run_until([&] { return serving(w, vid); }));
+	CHECK(w.daemon().problems().empty());
+}
+
+TEST_CASE("a deletion finishes when this host comes back")
+{
+	Ready r;
+	r.w.kill_daemon();
+	r.w.propose({{"op", "volume.delete"}, {"vid", r.vid}});
+	r.w.propose({{"op", "replica.deleted"}, {"vid", r.vid}, {"host", 2}});
+	r.w.volumes.clear();
+	r.w.kernel_host = 0;
+	r.w.start_daemon();
+	REQUIRE(r.w.run_until([&] { return !r.w.state.volume(r.vid); }));
+	CHECK(r.w.lvs.empty());
+	CHECK(r.w.count("replica_attach") == 1);    // the one from before
+	CHECK(r.w.violations.empty());
+}
+
+TEST_CASE("a deletion waits for an open device, and holds up nothing else")
+{
+	Ready r;
+	r.kernel().openers = 1;    // read-only: in no record
+	tell(r.w, {{"op", "volume.delete"}, {"vid", r.vid}});
+	r.w.run_for(2000);
+	CHECK(r.w.volumes.contains(r.vid));
+	Json second = r.w.propose({{"op", "volume.create"}, {"name", "db2"}, {"uuid", UUID3}, {"size_bytes", GIB}, {"pool", "default"},
+				   {"redundancy", 1}, {"hosts", {1}}, {"now_ms", 1}});
+	REQUIRE(r.w.run_until([&] { return serving(r.w, second["vid"]); }, 2000));
+	auto problems = r.w.daemon().problems();
+	REQUIRE(problems.size() == 1);
+	CHECK(problems[0].vid == r.vid);
+	r.kernel().openers = 0;
+	REQUIRE(r.w.run_until([&] { return !r.w.volumes.contains(r.vid); }));
+	CHECK(!r.w.lvs.contains("/dev/vg/lockstep.1"));
+}
+
+TEST_CASE("what the kernel holds of a volume that the cluster no longer knows is taken down")
+{
+	Ready r({2, 3});
+	r.w.kill_daemon();
+	r.w.propose({{"op", "volume.delete"}, {"vid", r.vid}});
+	for (int host : {1, 2, 3})
+		r.w.propose({{"op", "replica.deleted"}, {"vid", r.vid}, {"host", host}});
+	REQUIRE(!r.w.state.volume(r.vid));
+	r.w.start_daemon();
+	REQUIRE(r.w.run_until([&] { return r.w.volumes.empty(); }));
+}
+
+TEST_CASE("a failed disk is recorded, detached, tried again and repaired")
+{
+	Ready r;
+	r.kernel().replica->failed = true;
+	r.w.failing["replica_attach"] = "cannot attach: Input/output error";
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_DISK_ERROR, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.volume().replica(1)->state == ReplicaState::failed && !r.kernel().replica; }, 5000));
+	CHECK(r.kernel().has_device);
+	r.w.failing.clear();
+	REQUIRE(r.w.run_until([&] { return serving(r.w, r.vid); }));
+	CHECK(r.volume().replica(1)->state == ReplicaState::stale);
+	CHECK(r.w.violations.empty());
+}
+
+TEST_CASE("a replica whose LV is gone counts as failed, and the device serves on")
+{
+	Ready r;
+	r.w.failing["lv_activate"] = "cannot activate logical volume vg/lockstep.1: a physical volume is missing";
+	r.w.reboot();
+	REQUIRE(r.w.run_until([&] { return r.volume().replica(1)->state == ReplicaState::failed; }));
+	CHECK(r.kernel().has_device);
+	CHECK(r.kernel().noted_version == r.volume().version);
+	r.w.failing.clear();
+	REQUIRE(r.w.run_until([&] { return serving(r.w, r.vid); }));
+	CHECK(r.volume().replica(1)->state == ReplicaState::stale);
+	CHECK(r.w.violations.empty());
+}
+
+TEST_CASE("an error stands in the log once")
+{
+	Ready r;
+	r.w.failing["lv_activate"] = "broken";
+	r.w.reboot();
+	r.w.run_for(60'000);
+	CHECK(std::count(r.w.log_lines.begin(), r.w.log_lines.end(), "volume db1: broken") == 1);
+	CHECK(r.w.count("lv_activate") > 5);
+	CHECK(r.w.count("lv_activate") < 20);
+}
+
+TEST_CASE("a pool's space is reported when it changes, and only then")
+{
+	FakeWorld w;
+	w.start_daemon();
+	w.run_for(3 * POOL_PERIOD_MS);
+	CHECK(std::count(w.proposals.begin(), w.proposals.end(), "pool.report") == 0);
+	w.groups["vg"].free_bytes = 40 * GIB;
+	w.run_for(2 * POOL_PERIOD_MS);
+	CHECK(std::count(w.proposals.begin(), w.proposals.end(), "pool.report") == 1);
+	CHECK(w.state.pool("default", 1)->free_bytes == 40 * GIB);
+}
+
+TEST_CASE("a pool whose volume group is gone is a problem with a name")
+{
+	FakeWorld w;
+	w.groups.clear();
+	w.start_daemon();
+	w.run_for(1000);
+	auto problems = w.daemon().problems();
+	REQUIRE(problems.size() == 1);
+	CHECK(problems[0].message == "there is no volume group vg");
+}
+
+TEST_CASE("the soft report has the shape that the API expects")
+{
+	Ready r;
+	r.kernel().peers = {{2, LKS_SYNC_RUNNING, 77}};
+	r.kernel().role = LKS_ACTIVE;
+	r.w.daemon().kernel_resync();
+	r.w.run_for(500);
+	const Json v = r.w.daemon().soft_report().at("volumes").at("1");
+	CHECK(v.at("role") == "active");
+	CHECK(v.at("lv_path") == "/dev/vg/lockstep.1");
+	CHECK(v.at("admitted") == true);
+	CHECK(v.at("peers").at("2") == Json{{"sync_state", "running"}, {"dirty_blocks", 77}});
+	CHECK(!v.contains("problem"));
+}
+
+TEST_CASE("events are numbered without a hole, or the kernel is dumped again")
+{
+	EventSequence s;
+	CHECK(s.follows(7));
+	CHECK(s.follows(8));
+	CHECK(!s.follows(10));
+	CHECK(s.follows(11));
+	CHECK(!s.follows(11));
+	s.forget();
+	CHECK(s.follows(1));
+}
