@@ -82,6 +82,7 @@ static void extent_free(struct lks_vol *v, struct lks_extent *e)
 {
 	lks_list_del(&e->hash);
 	lks_list_del(&e->all);
+	lks_list_del(&e->meta);
 	v->nextents--;
 	v->ops->free(v->ctx, e, sizeof(*e));
 }
@@ -182,8 +183,8 @@ void lks_extent_zeroed(struct lks_vol *v, struct lks_extent *e, int err)
 	if (!v->ios)
 		lks_todo(v, LKS_DO_ANSWER | LKS_DO_ACTIVATE | LKS_DO_META);
 	if (err || v->failed) {
+		lks_disk_failed(v, e->zero.op, err ? err : -EIO);	/* drops its waiters */
 		e->heat = LKS_COLD;
-		lks_disk_failed(v, e->zero.op, err ? err : -EIO);
 		lks_extent_put(v, e);
 		return;
 	}

@@ -411,6 +411,9 @@ static void run(struct lks_vol *v)
 static void enter(struct lks_vol *v, u64 now_ms)
 {
 	v->now = now_ms > v->now ? now_ms : v->now;
+	/* X1: a volume created anew must not take replies to its predecessor's requests that come over the same link */
+	if (!v->ids)
+		v->ids = v->now << 20;
 }
 
 /* ---- entry points ---- */
@@ -553,7 +556,6 @@ void lks_vol_link_up(struct lks_vol *v, u8 host, u64 now_ms)
 	v->links |= LKS_BIT(host);
 	if (p)
 		p->maps = 0;
-	v->maps = 0;
 	lks_todo(v, LKS_DO_CLIENT);
 	run(v);
 }

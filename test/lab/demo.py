@@ -17,19 +17,19 @@ writers report each completed fsync over the agent's stream to this process.
 
 Ends with a table of what was proved; exit status 0 only if all of it was. Leaves nothing behind, on Ctrl-C neither.
 """
-import contextlib, hashlib, json, os, shutil, signal, sys, tempfile, time
+import contextlib, hashlib, json, shutil, sys, tempfile, time
 from pathlib import Path
 
-from lablib import Cluster, Lab, LabError, exit_on_signals, together, wait
+from lablib import Cluster, Lab, LabError, SyncLog, differing_chunks, digests, exit_on_signals, last_number, together, wait
 from lablib import image, kernel
 from lablib.paths import BUILD
 
 TREE = Path('/usr/share/doc')
 TREE_BYTES = 32 << 20			# a deterministic part of the tree: every n-th file, so that n is the least that fits
 VOLUME_BYTES = 1 << 30
-ROUNDS, FSYNCS = 6, 100			# the least of evidence before the kill
+ROUNDS, LOG_WRITES = 6, 500		# the least of evidence before the kill
 ROUND_BYTES = 512 << 10
-LOG_BLOCKS, LOG_SEED, LOG_PAUSE_MS = 2048, 77, 40
+LOG_PAUSE_MS = 40
 FIO = ('--size={size} --rw=randwrite --bs=4k --ioengine=psync --fallocate=none --thread --verify=crc32c --verify_fatal=1 '
        '--verify_state_save=0').format(size=ROUND_BYTES)
 LOAD = f"""mkdir -p /mnt/load; n=0
@@ -120,34 +120,28 @@ def fill(a, files, size):
     say(f'alpha made an ext4 file system on /dev/lockstep/disk, with {files} files of {TREE} ({size >> 20} MiB)')
 
 
-def last_number(process, word):
-    """The number in the last complete line `WORD number` of a command's output, or 0."""
-    lines = bytes(process.out).decode().split('\n')[:-1]
-    return next((int(line.split()[1]) for line in reversed(lines) if line.startswith(word + ' ')), 0)
-
-
 def load_and_kill(a):
-    """Returns (rounds that fio completed, writes that fsynclog saw synced, time of the kill)."""
+    """Returns (rounds that fio completed, the SyncLog, time of the kill)."""
     fio = a.start(LOAD)
     wait(lambda: last_number(fio, 'start') or not fio.running, 20, 'fio to start')
-    log = a.start(f'exec /lab/fsynclog write /mnt/load/log {LOG_BLOCKS} {LOG_SEED} {LOG_PAUSE_MS}')
+    log = SyncLog(a, '/mnt/load/log', pause_ms=LOG_PAUSE_MS)
     say('alpha writes: fio with verify headers, and fsynclog')
 
     def enough():
-        ended = not (fio.running and log.running)
+        ended = not (fio.running and log.process.running)
         # in the middle of a round: it began a while ago and has not ended
-        return ended or (last_number(fio, 'done') >= ROUNDS and bytes(log.out).count(b'\n') >= FSYNCS
+        return ended or (last_number(fio, 'done') >= ROUNDS and log.acked >= LOG_WRITES
                          and last_number(fio, 'start') > last_number(fio, 'done'))
     wait(enough, 120, 'enough evidence of the load')
-    for p in (fio, log):
+    for p in (fio, log.process):
         if not p.running:
             raise LabError(f'the load on alpha ended by itself: {p.wait(1)}')
     time.sleep(0.4)			# fio's start-up; the round takes longer
     a.kill()
     killed = time.monotonic()
-    rounds, writes = last_number(fio, 'done'), last_number(log, 'fsync')
-    say(f'alpha killed (SIGKILL) while it writes; fio had completed {rounds} rounds, fsynclog write {writes}')
-    return rounds, writes, killed
+    rounds = last_number(fio, 'done')
+    say(f'alpha killed (SIGKILL) while it writes; fio had completed {rounds} rounds, fsynclog write {log.acked}')
+    return rounds, log, killed
 
 
 def take_over(b, killed):
@@ -161,7 +155,7 @@ def take_over(b, killed):
     b.run('mount /dev/lockstep/disk /mnt', timeout=60)
 
 
-def verify(b, files, rounds, writes):
+def verify(b, files, rounds, log):
     sums = b.run('cd /mnt && sha256sum --quiet -c SHA256SUMS && find doc -type f | wc -l && wc -l <SHA256SUMS', check=False, timeout=150)
     prove('every file is intact', sums.status == 0 and sums.out.split() == [str(files)] * 2,
           f'{files} files, SHA-256 as before' if sums.status == 0 else (sums.err or sums.out).strip()[-200:])
@@ -173,8 +167,8 @@ def verify(b, files, rounds, writes):
     expected = rounds * ROUND_BYTES // 4096
     prove('every write that fio saw synced is there', fio.status == 0 and read == expected,
           f'{read} of {expected} verified in {rounds} rounds' + (f'; {fio.err.strip()[:160]}' if fio.status else ''))
-    log = b.run(f'/lab/fsynclog check /mnt/load/log {LOG_BLOCKS} {LOG_SEED} {writes}', check=False, timeout=60)
-    prove('every write that fsynclog saw synced is there', log.status == 0, (log.out or log.err).strip().splitlines()[-1])
+    good, line = log.check(b)
+    prove('every write that fsynclog saw synced is there', good, line)
 
 
 def resync(a, b):
@@ -191,22 +185,15 @@ def resync(a, b):
     print(b.run('lockstep status', check=False).out.rstrip(), flush=True)
 
 
-def compare(a, b):
+def compare(cluster, b):
     b.run('umount /mnt && sync', timeout=60)
-    volume = b.lockstep('status disk --json')['volumes'][0]
-    path = {r['host']: r['lv_path'] for r in volume['replicas']}
-    hosts = [h for h in (a, b)]
-
-    def digest(h):
-        return h.out(f'/lab/digest {path[h.name]} {VOLUME_BYTES}', timeout=180)
-    one, other = together(digest, hosts)
-    good = one == other and int(one.split()[1]) > 0
-    prove('both replicas are the same, bit for bit', good,
-          f'first {VOLUME_BYTES >> 20} MiB of {path["alpha"]} on alpha and beta: SHA-256 {one[:16]}..., {one.split()[1]} chunks with data'
-          if good else f'alpha {one}, beta {other}')
+    found = digests(cluster, 'disk')
+    (one, chunks), other = found['alpha'], found['beta']
+    good = (one, chunks) == other and chunks > 0
+    prove('both replicas are the same, bit for bit', good, f'the {VOLUME_BYTES >> 20} MiB of data in the LVs on alpha and beta: '
+          f'SHA-256 {one[:16]}..., {chunks} chunks of 64 KiB that are not zeros' if good else str(found))
     if not good:
-        lists = together(lambda h: set(h.out(f'/lab/digest --chunks {path[h.name]} {VOLUME_BYTES}', timeout=180).splitlines()), hosts)
-        offsets = sorted({int(line.split()[0]) for line in lists[0] ^ lists[1]})
+        offsets = differing_chunks(cluster, 'disk')
         say(f'{len(offsets)} chunks of 64 KiB differ, the first at {offsets[:8]}')
 
 
@@ -222,13 +209,13 @@ def story(lab):
     tree, files, size = tree_image()
     hosts = a, b, _ = boot(lab, tree)
     prepare(hosts)
-    form(hosts)
+    cluster = form(hosts)
     fill(a, files, size)
-    rounds, writes, killed = load_and_kill(a)
+    rounds, log, killed = load_and_kill(a)
     take_over(b, killed)
-    verify(b, files, rounds, writes)
+    verify(b, files, rounds, log)
     resync(a, b)
-    compare(a, b)
+    compare(cluster, b)
 
 
 def table():

@@ -13,7 +13,8 @@
  *        REPLICAS: HOST:STATE[:SINCE],...  with STATE insync, suspect, stale or failed;  OPENERS: HOST:SESSION,... or -
  *   kdrive device-add VID              device-del VID          refuse VID ERRNO
  *   kdrive get [VID]                   the dump                events [SECONDS]         what the kernel tells
- *   kdrive auto VID HOST               decides alone, for a volume with one replica: grants opens, commits proposals. Until killed
+ *   kdrive auto VID REPLICAS           decides alone, until killed: grants opens to the first replica's host, where it must
+ *                                      run and which it makes the primary, and commits what the primary proposes
  *
  * Exit status: 0, 1 failed, 2 usage.
  */
@@ -345,15 +346,12 @@ static uint8_t state_of(const char *name)
 	return 0;
 }
 
-static void config(char **a, bool admit)
+static void parse_replicas(struct lks_record *r, char *list)
 {
-	struct lks_record r = { .vid = (uint32_t)strtoul(a[0], NULL, 0), .version = strtoull(a[1], NULL, 0),
-				.term = strtoull(a[2], NULL, 0), .primary = (uint8_t)atoi(a[3]),
-				.session_serial = strtoull(a[4], NULL, 0) };
-	char *save, *word;
+	char *save;
 
-	for (word = strtok_r(a[5], ",", &save); word; word = strtok_r(NULL, ",", &save)) {
-		struct lks_record_replica *p = &r.replicas[r.nreplicas++ % LKS_MAX_REPLICAS];
+	for (char *word = strtok_r(list, ",", &save); word; word = strtok_r(NULL, ",", &save)) {
+		struct lks_record_replica *p = &r->replicas[r->nreplicas++ % LKS_MAX_REPLICAS];
 		char *state = strchr(word, ':'), *since = state ? strchr(state + 1, ':') : NULL;
 
 		if (!state)
@@ -365,6 +363,16 @@ static void config(char **a, bool admit)
 		p->state = state_of(state);
 		p->since = since ? strtoull(since, NULL, 0) : 0;
 	}
+}
+
+static void config(char **a, bool admit)
+{
+	struct lks_record r = { .vid = (uint32_t)strtoul(a[0], NULL, 0), .version = strtoull(a[1], NULL, 0),
+				.term = strtoull(a[2], NULL, 0), .primary = (uint8_t)atoi(a[3]),
+				.session_serial = strtoull(a[4], NULL, 0) };
+	char *save, *word;
+
+	parse_replicas(&r, a[5]);
 	for (word = strcmp(a[6], "-") ? strtok_r(a[6], ",", &save) : NULL; word; word = strtok_r(NULL, ",", &save)) {
 		struct lks_record_opener *o = &r.openers[r.nopeners++ % LKS_MAX_HOSTS];
 		char *session = strchr(word, ':');
@@ -512,12 +520,11 @@ static void decide(const struct nlmsghdr *h, void *arg)
 	fflush(stdout);
 }
 
-static void decide_alone(uint32_t vid, uint8_t host)
+static void decide_alone(uint32_t vid, char *replicas)
 {
-	struct lks_record r = { .version = 1, .vid = vid, .nreplicas = 1 };
+	struct lks_record r = { .version = 1, .vid = vid };
 
-	r.replicas[0].host = host;
-	r.replicas[0].state = LKS_REPLICA_INSYNC;
+	parse_replicas(&r, replicas);
 	set_config(&r, true);
 	events(0, decide, &r);
 }
@@ -571,7 +578,7 @@ int main(int argc, char **argv)
 	} else if (!strcmp(c, "events") && n <= 1) {
 		events(n ? atoi(a[0]) : 0, show_event, NULL);
 	} else if (!strcmp(c, "auto") && n == 2) {
-		decide_alone((uint32_t)strtoul(a[0], NULL, 0), (uint8_t)atoi(a[1]));
+		decide_alone((uint32_t)strtoul(a[0], NULL, 0), a[1]);
 	} else if (!strcmp(c, "listen") && (n == 3 || n == 4)) {
 		do_listen((uint8_t)atoi(a[0]), strtoull(a[1], NULL, 0), atoi(a[2]), n == 4 ? atoi(a[3]) : 1);
 	} else if (!strcmp(c, "connect") && (n == 4 || n == 5)) {

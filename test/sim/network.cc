@@ -47,10 +47,11 @@ void World::send(Instance &from, uint8_t to, uint8_t lane, const lks_frame &head
 		fail("h%u sends a frame of volume %u for volume %u", me, head.volume, from.volume.vid);
 	Link *l = link_of(me, to);
 	int direction = l && l->hosts[1] == me;
-	if (!l || !l->ends[direction].up || l->ends[direction].lost)
+	if (!l || !l->ends[direction].up || l->ends[direction].lost || l->ends[direction].mute)
 		return;
 	if (spoils(profile.alloc_failures)) {
 		stats[Stat::alloc_failures]++;
+		l->ends[direction].mute = true;    // nothing may follow what was left out
 		at_instance(from, 0, [this, to](Instance &x) { break_link(x.host.id, to, x.host.id); });
 		return;
 	}
@@ -167,7 +168,9 @@ bool World::deliver(Link &l, int direction, unsigned number)
 	});
 	if (buf)
 		put_buffer(buf);
-	if (err)
+	if (err == -ENOMEM && profile.alloc_failures > 0)
+		break_link(from, to, to);
+	else if (err)
 		fail("h%u refuses a %s of h%u: error %d", to, frame_name(f.type), from, err);
 	return true;
 }

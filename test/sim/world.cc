@@ -179,6 +179,12 @@ bool World::settled(std::string *why)
 			*why = name + "its primary does not serve, " + describe(r);
 			return false;
 		}
+		const lks_vol &c = *p->core;
+		for (const lks_list *l : {&c.queue, &c.heating, &c.writes, &c.live, &c.flushes, &c.reads, &c.held, &c.copies})
+			if (!lks_list_empty(l)) {    // perhaps of a client that has crashed
+				*why = name + "its primary is never done with its work";
+				return false;
+			}
 		for (uint8_t h : v->replicas) {
 			const lks_record_replica *in = replica_in(r, h);
 			Instance *i = find(h, v->vid);

@@ -202,7 +202,7 @@ struct Link {
 	bool broken = false;
 	std::array<std::vector<Lane>, 2> lanes;  // [0]: from hosts[0] to hosts[1]
 	struct End {
-		bool up = false, lost = false;
+		bool up = false, lost = false, mute = false;
 	};
 	std::array<End, 2> ends;
 };

@@ -263,7 +263,8 @@ Result<LvmReport> parse_lvm_report(std::string_view json)
 {
 	try {
 		LvmReport report;
-		for (const Json &part : Json::parse(json).at("report"))
+		const Json parsed = Json::parse(json);
+		for (const Json &part : parsed.at("report"))
 			read_group(part, report);
 		return report;
 	} catch (const std::exception &e) {

@@ -10,7 +10,7 @@
 #include "lockstepd/consensus/membership.h"
 #include "lockstepd/consensus/once.h"
 #include "lockstepd/consensus/snapshot.h"
-#include "unit/consensus/node.h"
+#include "test/unit/consensus/node.h"
 
 using namespace lockstep;
 using namespace lockstep::test;

@@ -110,22 +110,23 @@ ReconcilerWorld FakeWorld::world()
 		});
 	};
 	w.state = [this]() -> const State & { return state; };
-	w.propose = [this, life](const Json &entry, std::function<void(Result<Json>)> done) {
-		queue_.push_back([this, life, entry, done] {
+	w.propose = [this](const Json &entry, std::function<void(Result<Json>)> done) {
+		queue_.push_back([this, entry, done] {
 			if (!quorum) {
 				done(failed("no quorum: 1 of 3 voters reachable"));
 				return;
 			}
 			const std::string op = entry["op"];
+			const uint32_t vid = entry.value("vid", 0u);
 			proposals.push_back(op);
 			if (op == "replica.created") {
-				auto lv = lvs.find(replica_lv_path("vg", entry["vid"]));
+				auto lv = lvs.find(replica_lv_path("vg", vid));
 				if (lv == lvs.end() || !lv->second.formatted)
 					violations.push_back("replica.created without a formatted replica");
 			}
-			if (op == "replica.deleted" && (lvs.contains(replica_lv_path("vg", entry["vid"])) || volumes.contains(entry["vid"])))
+			if (op == "replica.deleted" && (lvs.contains(replica_lv_path("vg", vid)) || volumes.contains(vid)))
 				violations.push_back("replica.deleted while there is something left of it");
-			Result<Json> answer = effect<Result<Json>>(op + " " + entry["vid"].dump(), [&]() -> Result<Json> {
+			Result<Json> answer = effect<Result<Json>>(op + " " + std::to_string(vid), [&]() -> Result<Json> {
 				Json full = entry;
 				full["level"] = 1;
 				return apply(state, ++index_, full);
@@ -133,9 +134,8 @@ ReconcilerWorld FakeWorld::world()
 			done(answer);
 		});
 	};
-	w.barrier = [this, life](std::function<void(Done)> done) {
-		const uint64_t number = ++barriers_begun;
-		(void)number;
+	w.barrier = [this](std::function<void(Done)> done) {
+		barriers_begun++;
 		queue_.push_back([this, done] { done(quorum ? Done(Nothing{}) : Done(failed("no quorum: 1 of 3 voters reachable"))); });
 	};
 	w.node_exists = [this](const std::string &name) {
