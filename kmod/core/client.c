@@ -236,10 +236,8 @@ void lks_client_open(struct lks_vol *v)
 
 void lks_client_close(struct lks_vol *v)
 {
-	u64 session = session_in(v, &v->note);
-
-	if (session)
-		v->ended = session;
+	if (v->session)
+		v->ended = v->session;
 	v->want_open = false;
 	v->session = 0;
 	v->unflushed = v->lost_cache = false;

@@ -142,7 +142,7 @@ int lks_frame_check(const struct lks_frame *f)
 {
 	if (f->magic != LKS_WIRE_MAGIC || f->crc != lks_crc32c(0, f, offsetof(struct lks_frame, crc)))
 		return -EPROTO;
-	if (!f->type || f->type >= LKS_FRAME_TYPES || f->reserved || !flags_fit(f) || !length_fits(f))
+	if (!f->type || f->type >= LKS_FRAME_TYPES || !flags_fit(f) || !length_fits(f))
 		return -EPROTO;
 	return 0;
 }

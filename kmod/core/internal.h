@@ -158,6 +158,7 @@ struct lks_peer {
 	u64 cursor;		/* primary: next block to copy */
 	u64 live_blocks;	/* primary: blocks of live writes to it in flight, all of them dirty */
 	u32 copies;		/* primary: LKS_WORK_COPY in flight */
+	u16 session;		/* primary: id of the session it has with us */
 	u32 maps;		/* MAP frames received since the last that was used */
 	u64 maps_term;
 };
@@ -233,7 +234,9 @@ struct lks_vol {
 
 	/* a member's session (T1) */
 	u8 session_host;
-	u64 session_term, session_version;	/* version it began with */
+	u64 session_term;
+	u16 session_id;		/* what tells it from others of the same primary, term and link */
+	u16 offer;		/* session_id of the next one, 0: not chosen */
 	u8 answer_to;		/* host that waits for ACTIVATED once ios is 0 */
 	u64 stable;
 	struct lks_list unstable;	/* LKS_WORK_MEMBER by arrival */
@@ -347,6 +350,7 @@ int lks_on_req(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lks
 /* W2: is something in flight in one of these blocks of e (which may be NULL)? */
 bool lks_blocks_busy(const struct lks_extent *e, u64 first, u64 last);
 void lks_forget(struct lks_vol *v, u8 host);
+void lks_replica_lost(struct lks_vol *v, u8 host);
 void lks_propose(struct lks_vol *v, u64 insync);
 
 /* sync.c */
@@ -367,8 +371,8 @@ void lks_member_io_done(struct lks_vol *v, struct lks_work *w, int err);
 void lks_member_hot(struct lks_vol *v, struct lks_work *w);
 void lks_set_stable(struct lks_vol *v, u64 stable);
 void lks_on_activate(struct lks_vol *v, u8 host, const struct lks_record *r);
-void lks_on_config(struct lks_vol *v, u8 host, const struct lks_record *r);
-void lks_on_syncstart(struct lks_vol *v, u8 host, const struct lks_record *r);
+void lks_on_config(struct lks_vol *v, u8 host, const struct lks_record *r, u16 id);
+void lks_on_syncstart(struct lks_vol *v, u8 host, const struct lks_record *r, u16 id);
 int lks_on_map(struct lks_vol *v, u8 host, const struct lks_frame *h, const void *bytes);
 int lks_on_repl(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lks_buf *buf);
 int lks_on_sync(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lks_buf *buf);

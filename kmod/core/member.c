@@ -6,11 +6,11 @@
 
 /*
  * T1: a replica takes data only in its session. A session can end and another begin under the same primary, in the same
- * term and over the same link (the replica was detached meanwhile); what is older than its first version is of the former.
+ * term, version and over the same link (the replica was detached meanwhile): the session's id tells them apart.
  */
 static bool mine(const struct lks_vol *v, u8 host, const struct lks_frame *h)
 {
-	return (v->session_host == host && v->session_term == h->term && h->version >= v->session_version) || !LKS_ON(T1);
+	return (v->session_host == host && v->session_term == h->term && v->session_id == h->session) || !LKS_ON(T1);
 }
 
 /* ---- beginning a session ---- */
@@ -59,6 +59,11 @@ void lks_member_tick(struct lks_vol *v)
 	if ((v->ios && LKS_ON(T2)) || !(v->links & LKS_BIT(c->primary)) || v->attached_ms + ATTACH_EVERY_MS > v->now)
 		return;
 	v->attached_ms = v->now;
+	/* Another number than that of any session whose frames may still be under way: offers are a second apart, and a
+	 * lane that delivers nothing for minutes is broken. */
+	if (!v->offer)
+		v->offer = (u16)(1 + (v->now >> 3) % 0xffff);
+	f.session = v->offer;
 	if (LKS_ON(H4)) {
 		lks_map_init(v, &evidence, v->blocks);
 		lks_evidence(v, &evidence);
@@ -68,13 +73,14 @@ void lks_member_tick(struct lks_vol *v)
 	lks_send_frame(v, c->primary, 0, &f, NULL, NULL);
 }
 
-void lks_on_syncstart(struct lks_vol *v, u8 host, const struct lks_record *r)
+void lks_on_syncstart(struct lks_vol *v, u8 host, const struct lks_record *r, u16 id)
 {
 	if (host != v->note.primary || r->term != v->note.term || v->role != LKS_IDLE)
 		return;
-	if (v->session_host == host && v->session_term == r->term)
+	if (v->session_host || !v->offer || id != v->offer)
 		return;
 	lks_start_session(v, host, r);
+	v->session_id = id;
 	if (LKS_ON(H4))
 		lks_map_or(v, &v->doubt, &v->inherited);	/* kept until prepared */
 	lks_map_clear(v, &v->inherited);
@@ -85,9 +91,9 @@ void lks_on_syncstart(struct lks_vol *v, u8 host, const struct lks_record *r)
 		}
 }
 
-void lks_on_config(struct lks_vol *v, u8 host, const struct lks_record *r)
+void lks_on_config(struct lks_vol *v, u8 host, const struct lks_record *r, u16 id)
 {
-	if (v->session_host == host && v->session_term == r->term && r->version > v->cfg.version)
+	if (v->session_host == host && v->session_term == r->term && v->session_id == id && r->version > v->cfg.version)
 		lks_adopt(v, r, true);
 }
 

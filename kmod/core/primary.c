@@ -14,8 +14,6 @@
 #define PROPOSE_EVERY_MS 500u
 #define PINGS_PER_LEASE 5u
 
-static void replica_lost(struct lks_vol *v, u8 host);
-
 /* ---- activation ---- */
 
 void lks_begin_activation(struct lks_vol *v, const struct lks_record *r)
@@ -36,6 +34,7 @@ void lks_begin_activation(struct lks_vol *v, const struct lks_record *r)
 
 		p->lease_ms = v->now;
 		p->pinged_ms = 0;
+		p->session = 0;
 		lks_send_record(v, h, LKS_ACTIVATE, r);
 	}
 	lks_todo(v, LKS_DO_ACTIVATE);
@@ -47,7 +46,7 @@ void lks_on_refuse(struct lks_vol *v, u8 host, const struct lks_frame *h)
 		return;
 	/* S4: it is no member, or no longer: from here on it is lost, as if its link had broken */
 	if (h->type == LKS_DISK_FAILED || (v->role == LKS_ACTIVATING && v->wait & LKS_BIT(host)))
-		replica_lost(v, host);
+		lks_replica_lost(v, host);
 }
 
 void lks_on_activated(struct lks_vol *v, u8 host, const struct lks_frame *h)
@@ -219,6 +218,7 @@ void lks_leave_office(struct lks_vol *v)
 	for (u32 i = 0; i < LKS_SLOTS; i++) {
 		v->peers[i].lease_ms = v->peers[i].live_blocks = 0;
 		v->peers[i].copies = v->peers[i].maps = 0;
+		v->peers[i].session = 0;
 	}
 	lks_event(v, LKS_EV_STATE, 0);
 }
@@ -648,7 +648,7 @@ static void mute(struct lks_vol *v, u8 host)
 }
 
 /* The replica on host is lost; the clients there are not, if its link still stands. */
-static void replica_lost(struct lks_vol *v, u8 host)
+void lks_replica_lost(struct lks_vol *v, u8 host)
 {
 	u64 bit = LKS_BIT(host);
 
@@ -671,7 +671,7 @@ void lks_primary_link_lost(struct lks_vol *v, u8 host)
 	lks_list_for_each_safe(pos, tmp, &v->queue)
 		if (lks_list_entry(pos, struct lks_work, link)->host == host && LKS_ON(X2))
 			lks_work_free(v, lks_list_entry(pos, struct lks_work, link));
-	replica_lost(v, host);
+	lks_replica_lost(v, host);
 }
 
 /* Asks the daemon for the record with this in-sync set. Once a while for the same one. */
@@ -721,7 +721,7 @@ static void ping(struct lks_vol *v, u64 members)
 		if (v->links & LKS_BIT(h))
 			lks_event(v, LKS_EV_SILENT, h);
 		else
-			replica_lost(v, h);
+			lks_replica_lost(v, h);
 	}
 }
 

@@ -17,9 +17,12 @@ void lks_on_attach(struct lks_vol *v, u8 host, const struct lks_frame *h)
 	/* What it cannot vouch for went ahead in MAP frames and is dirty already (H4) */
 	whole = !h->tag || (p->maps_term == h->term && p->maps == h->tag);
 	p->maps = 0;
-	if (!whole || v->role != LKS_ACTIVE || h->term != v->cfg.term || (v->ackset | v->syncing | v->lost) & bit)
+	if ((v->ackset | v->syncing) & bit && h->session != p->session)
+		lks_replica_lost(v, host);	/* it has begun anew */
+	if (!whole || !h->session || v->role != LKS_ACTIVE || h->term != v->cfg.term || (v->ackset | v->syncing | v->lost) & bit)
 		return;		/* it offers itself again */
 	v->syncing |= bit;
+	p->session = h->session;
 	p->cursor = 0;
 	p->live_blocks = 0;
 	p->copies = 0;

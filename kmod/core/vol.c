@@ -44,7 +44,11 @@ void lks_event(struct lks_vol *v, enum lks_event event, u8 host)
 
 void lks_send_frame(struct lks_vol *v, u8 host, u8 lane, struct lks_frame *f, struct lks_buf *buf, const void *bytes)
 {
+	const struct lks_peer *p = lks_peer_of(v, host);
+
 	f->volume = v->p.vid;
+	if (v->role != LKS_IDLE && p)
+		f->session = p->session;
 	if (v->links & LKS_BIT(host))
 		v->ops->send(v->ctx, host, lane, f, buf, bytes);
 }
@@ -340,6 +344,7 @@ void lks_end_session(struct lks_vol *v)
 	struct lks_list *pos, *tmp;
 
 	v->session_host = 0;
+	v->session_id = v->offer = 0;
 	v->answer_to = 0;
 	v->prepare = v->prepare_running = false;
 	v->maps = 0;
@@ -359,7 +364,6 @@ void lks_start_session(struct lks_vol *v, u8 host, const struct lks_record *r)
 	lks_adopt(v, r, true);
 	v->session_host = host;
 	v->session_term = r->term;
-	v->session_version = r->version;
 	inherit_unstable(v);
 }
 
@@ -634,9 +638,9 @@ static int receive_record(struct lks_vol *v, u8 host, const struct lks_frame *h,
 	if (h->type == LKS_ACTIVATE)
 		lks_on_activate(v, host, r);
 	else if (h->type == LKS_CONFIG)
-		lks_on_config(v, host, r);
+		lks_on_config(v, host, r, h->session);
 	else
-		lks_on_syncstart(v, host, r);
+		lks_on_syncstart(v, host, r, h->session);
 	return 0;
 }
 

@@ -83,7 +83,7 @@ struct lks_frame {
 	u32 magic;
 	u8 type;		/* enum lks_frame_type */
 	u8 flags;
-	u16 reserved;		/* zero */
+	u16 session;		/* of the receiving replica: what it chose in its ATTACH, 0 if ACTIVATE began it (T1) */
 	u32 volume;		/* vid */
 	u32 length;		/* bytes of payload behind the header */
 	u64 version;		/* of the record the sender acts on */

@@ -472,7 +472,7 @@ json replica_failed(State &state, const Fields &f)
 		refuse(forbidden("volume " + v.name + " is no longer being created"));
 	if (!v.replica(h.id))
 		refuse(not_found("volume " + v.name + " has no replica on host " + h.name));
-	roll_back(state, v, "volume " + v.name + " could not be created on host " + h.name + ": " + message);
+	roll_back(state, v, message);
 	return done();
 }
 

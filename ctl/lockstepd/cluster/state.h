@@ -24,7 +24,8 @@
 //                   hosts(o: ids) block_size(o) now_ms              makes its replica and says replica.created or .failed
 //  replica.created  vid host                                        phase ("ready" after the last one). Idempotent
 //  replica.failed   vid host message                                Only while creating: rolls the whole create back. The
-//                                                                   reason stays in State::failures. Idempotent
+//                                                                   message, the whole line for the user, stays in
+//                                                                   State::failures. Idempotent
 //  volume.abort     vid message                                     the same for a proposer that waited long enough
 //  volume.delete    name | vid                                      vid. Refused while it has an opener. Phase deleting
 //  replica.deleted  vid host                                        gone (true: it was the last). This host has neither

@@ -20,6 +20,8 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <set>
+#include <utility>
 
 #include "lockstepd/consensus/host_file.h"
 #include "lockstepd/consensus/membership.h"
@@ -224,10 +226,11 @@ struct ConsensusLog::Impl : std::enable_shared_from_this<ConsensusLog::Impl> {
 	std::vector<OutcomeFn> barrier_next;
 
 	std::map<uint64_t, Dialer::Token> dials;       // by address of the lks_raft_dial
-	std::map<uint64_t, std::string> dial_errors;   // by raft id; logged already
+	std::set<uint64_t> unreachable;                // raft ids; logged already
 
 	bool raft_leads = false;         // as seen in the last turn
 	uint64_t raft_leader = 0;
+	mutable std::pair<uint64_t, int> known_leader;    // raft id, host
 	uint64_t led_term = 0;           // the term in which we are settled as leader
 	bool settling = false;
 	uint64_t leading_since_ms = 0;
@@ -329,8 +332,15 @@ int ConsensusLog::Impl::leader_host() const
 		return 0;
 	if (lks_raft_is_leader(raft))
 		return options.self.host;
-	const auto m = member(lks_raft_leader(raft));
-	return m ? m->host : 0;
+	const uint64_t id = lks_raft_leader(raft);
+	if (id == 0)
+		return 0;
+	// Asked in each turn of the loop; and a raft id never changes its host.
+	if (id != known_leader.first) {
+		const auto m = member(id);
+		known_leader = m ? std::pair{id, m->host} : std::pair{uint64_t(0), 0};
+	}
+	return known_leader.second;
 }
 
 std::string ConsensusLog::Impl::quorum_message() const
@@ -375,13 +385,10 @@ void ConsensusLog::Impl::dial(uint64_t id, const std::string &address, lks_raft_
 	const auto key = uint64_t(reinterpret_cast<uintptr_t>(dial));
 	dials[key] = dialer.dial(std::move(addresses), 0, hello, [this, id, key, dial](Result<int> fd, const HelloAnswer &) {
 		dials.erase(key);
-		std::string &logged = dial_errors[id];
-		if (!fd && fd.error().message != logged) {
-			logged = fd.error().message;
-			loop.log("consensus cannot reach member " + std::to_string(id) + ": " + logged);
-		} else if (fd) {
-			logged.clear();
-		}
+		if (fd)
+			unreachable.erase(id);
+		else if (unreachable.insert(id).second)
+			loop.log("consensus cannot reach member " + std::to_string(id) + ": " + fd.error().message);
 		lks_raft_dialed(dial, fd ? *fd : -1);
 	});
 }
@@ -831,6 +838,7 @@ Done ConsensusLog::Impl::start()
 	if (status != 0) {
 		const std::string why = !restore_error.empty() ? "its snapshot cannot be used: " + restore_error
 							       : std::string(lks_raft_errmsg(raft));
+		lks_raft_close(std::exchange(raft, nullptr), nullptr, nullptr);
 		return failed("cannot load the log in " + options.dir + ": " + why +
 			      "; if the disk is damaged, remove this host from the cluster and let it join again");
 	}

@@ -92,7 +92,8 @@ public:
 	ConsensusLog(const ConsensusLog &) = delete;
 	ConsensusLog &operator=(const ConsensusLog &) = delete;
 
-	// Blocks for the time of loading snapshot and log. An Error says what is damaged and what to do.
+	// Blocks for the time of loading snapshot and log. An Error says what is damaged and what to do; there is nothing to close
+	// then.
 	Done start();
 
 	// Hands leadership over if this is the leader (at most one election timeout), then closes. `done` is called when

@@ -113,7 +113,7 @@ static void trace(struct raft_tracer *t, int type, const void *info)
 	const struct raft_tracer_info *i = info;
 
 	/* Of five levels, errors and warnings. */
-	if (type == RAFT_TRACER_DIAGNOSTIC && i->diagnostic.level <= 2)
+	if (type == RAFT_TRACER_DIAGNOSTIC && i->diagnostic.level <= 2 && !r->closing)
 		r->ops.diagnostic(r->ops.ctx, i->diagnostic.message);
 }
 

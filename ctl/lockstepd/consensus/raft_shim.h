@@ -76,10 +76,13 @@ struct lks_raft *lks_raft_new(const struct lks_raft_config *config, const struct
 /* Writes a first configuration in which this member alone votes. Fails if dir has any log already. Before start. */
 int lks_raft_bootstrap(struct lks_raft *r);
 
-/* Loads snapshot and log (restore() is called from inside). After a failure only errmsg() and close() may be called. */
+/*
+ * Loads snapshot and log (restore() is called from inside). After a failure only errmsg() and close() may be called; the
+ * latter then makes its last callback before it returns, except for done().
+ */
 int lks_raft_start(struct lks_raft *r);
 
-/* Ends everything and frees r; done() is the last that is heard of it. Outstanding requests fail first. */
+/* Ends everything and frees r, some turns later; done() (may be NULL) is the last that is heard of it. Requests fail first. */
 void lks_raft_close(struct lks_raft *r, void (*done)(void *arg), void *arg);
 
 /* Requests: 0 means that the outcome will come by callback. The entry is copied. On success *index is where it was put. */

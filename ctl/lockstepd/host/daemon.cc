@@ -109,8 +109,11 @@ Done Daemon::start()
 		loop_, config_.name,
 		KernelEvents::Handlers{
 			.event = [this](const KernelEvent &event) {
-				if (reconciler_)
-					reconciler_->kernel_event(event);
+				if (!reconciler_)
+					return;
+				reconciler_->kernel_event(event);
+				if (event.kind == LKS_CMD_EV_LINK_DOWN)
+					lanes_->link_down(event.host, event.link);
 			},
 			.resync = [this] {
 				if (reconciler_)
@@ -214,7 +217,8 @@ Done Daemon::serve(const HostFile &file)
 	log_->on_role_change([this](bool is_leader, int leader) {
 		leader_since_ms_ = Loop::now_ms();
 		loop_.log(is_leader ? "this host leads the cluster"
-				    : leader ? fmt::format("host {} leads the cluster", state_.host_name(leader))
+				    : leader ? fmt::format("{} leads the cluster", state_.host(leader) ? "host " + state_.host_name(leader)
+													: fmt::format("host {}", leader))
 					     : "the cluster has no leader");
 		update_facts();
 		lead();

@@ -98,7 +98,7 @@ KernelVolume read_volume(Attributes a)
 	v.openers = number(a[LKS_A_OPENERS]);
 	v.writers = number(a[LKS_A_WRITERS]);
 	v.open_waiters = number(a[LKS_A_OPEN_WAITERS]);
-	v.session = number(a[LKS_A_SESSION]);
+	v.session_ended = number(a[LKS_A_SESSION_ENDED]);
 	if (a[LKS_A_HAS_REPLICA])
 		v.replica = KernelReplica{text(a[LKS_A_PATH]), number(a[LKS_A_OFFSET]), number(a[LKS_A_SUSPECT]) != 0,
 					  a[LKS_A_ADMITTED] != nullptr, a[LKS_A_FAILED] != nullptr};

@@ -47,7 +47,7 @@ struct KernelVolume {
 	uint8_t cls = 0;
 	bool has_device = false;
 	uint32_t openers = 0, writers = 0, open_waiters = 0;
-	uint64_t session = 0;      // newest session that local openers used; 0: none since the volume was added, or not told
+	uint64_t session_ended = 0;    // sessions up to this one were closed here
 	std::optional<KernelReplica> replica;
 	uint8_t role = LKS_IDLE;   // enum lks_role
 	uint64_t version = 0, term = 0, noted_version = 0;

@@ -54,7 +54,8 @@ void Lanes::look_at(const Host &host, const KernelPeer *peer, Pair &p)
 		return;
 	if (peer->up && !p.want_new)
 		return;
-	if (p.up_by_ms && peer->link == p.link && !p.want_new) {
+	// What has just been handed over need not be in this dump yet.
+	if (p.up_by_ms && !p.want_new) {
 		if (now < p.up_by_ms)
 			return;
 		p.up_by_ms = 0;
@@ -131,8 +132,7 @@ nlohmann::json Lanes::prepare(HostId from) const
 	const KernelDump *dump = world_.dump();
 	const KernelPeer *peer = dump ? dump->peer(from) : nullptr;
 	if (!peer)
-		return {{"ready", false},
-			{"message", fmt::format("the kernel of host {} is not ready", world_.state().host_name(self_))}};
+		return {{"ready", false}, {"message", "its kernel is not ready for us yet"}};
 	auto pair = pairs_.find(from);
 	const uint64_t accepted = pair == pairs_.end() ? 0 : pair->second.link;
 	return {{"ready", true}, {"link", std::max(peer->link, accepted)}};
@@ -172,6 +172,15 @@ void Lanes::wanted(HostId from, uint64_t last_link)
 	const bool fresh = peer->link > last_link && world_.now_ms() - p.up_since_ms < LANE_WANT_GRACE_MS;
 	if (!p.dialing && !fresh)
 		p.want_new = true;
+}
+
+void Lanes::link_down(HostId host, uint64_t link)
+{
+	auto pair = pairs_.find(host);
+	if (pair == pairs_.end() || pair->second.dialing || pair->second.link != link || host < self_)
+		return;
+	if (pair->second.up_by_ms)
+		fail(host, pair->second, fmt::format("link {} to host {} broke at once", link, world_.state().host_name(host)));
 }
 
 std::vector<std::string> Lanes::problems() const

@@ -61,6 +61,9 @@ public:
 	void accepted(HostId from, uint32_t lane, uint32_t lanes, uint64_t link, int fd);
 	void wanted(HostId from, uint64_t last_link);
 
+	// The kernel lost a link (EV_LINK_DOWN): one that was just dialed need not be waited for.
+	void link_down(HostId host, uint64_t link);
+
 	std::vector<std::string> problems() const;
 
 private:

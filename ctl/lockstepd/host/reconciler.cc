@@ -535,6 +535,7 @@ void Reconciler::look_config(const Volume &v, const KernelVolume *k, VolumeWork 
 
 void Reconciler::look_sessions(const Volume &v, const KernelVolume &k, VolumeWork &w)
 {
+	w.ended = std::max(w.ended, k.session_ended);
 	const Opener *mine = v.opener(self_);
 	const bool granted = mine && mine->session > w.ended;
 	if (mine && !granted && may(w.close))

@@ -5,6 +5,7 @@
 // ground from under itself.
 #include "lockstepd/net/loop.h"
 
+#include <unistd.h>
 #include <uv.h>
 
 #include <atomic>
@@ -20,6 +21,8 @@
 namespace lockstep {
 
 namespace {
+
+constexpr uint64_t LAST_TURNS_MS = 2000;
 
 [[noreturn]] void die(const char *what)
 {
@@ -68,6 +71,9 @@ Loop::~Loop()
 		impl_->tasks.clear();
 	}
 	uv_close(reinterpret_cast<uv_handle_t *>(&impl_->wake), nullptr);
+	// What is being closed may need some turns to be through with it, and may close more on the way.
+	for (const uint64_t end = now_ms() + LAST_TURNS_MS; uv_run(&impl_->loop, UV_RUN_NOWAIT) != 0 && now_ms() < end;)
+		usleep(1000);
 	uv_walk(
 		&impl_->loop,
 		[](uv_handle_t *h, void *) {
@@ -77,7 +83,6 @@ Loop::~Loop()
 			}
 		},
 		nullptr);
-	uv_run(&impl_->loop, UV_RUN_DEFAULT);
 	if (uv_loop_close(&impl_->loop) != 0)
 		die("the event loop is still in use");
 }

@@ -165,3 +165,37 @@ def accelerator():
     if kind == 'kvm':
         return kind, ['-accel', 'kvm', '-cpu', 'host']
     return kind, ['-accel', 'tcg,thread=multi,tb-size=256', '-cpu', 'max,la57=off']
+
+
+TSC_PROGRAM = r"""
+#include <stdio.h>
+#include <time.h>
+#include <x86intrin.h>
+static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC_RAW, &t); return t.tv_sec * 1e3 + t.tv_nsec / 1e6; }
+int main(void)
+{
+	double best_ms = 1e9, khz = 0;
+	for (int i = 0; i < 5; i++) {
+		struct timespec pause = { .tv_nsec = 50000000 };
+		double a0 = now(); unsigned long long t0 = __rdtsc(); double a1 = now();
+		nanosleep(&pause, NULL);
+		double b0 = now(); unsigned long long t1 = __rdtsc(); double b1 = now();
+		double doubt_ms = (a1 - a0) + (b1 - b0);
+		if (doubt_ms < best_ms) { best_ms = doubt_ms; khz = (t1 - t0) / ((b0 + b1 - a0 - a1) / 2); }
+	}
+	printf("%.0f\n", khz);
+}
+"""
+
+
+@functools.cache
+def clock_options():
+    """Kernel options that tell a host under TCG the rate of its TSC, which is this machine's.
+
+    Left to itself the guest measures it against an emulated timer, and on a loaded machine gets it wrong by a factor: its
+    clock then runs several times too fast or too slow, and the promises of the replication rules mean nothing."""
+    if accelerator()[0] == 'kvm' or os.uname().machine != 'x86_64':
+        return ''
+    with tempfile.TemporaryDirectory() as t:
+        subprocess.run(['gcc', '-O1', '-o', f'{t}/tsc', '-xc', '-'], input=TSC_PROGRAM.encode(), check=True)
+        return 'tsc_early_khz=' + subprocess.run([f'{t}/tsc'], stdout=subprocess.PIPE, check=True, text=True).stdout.strip()

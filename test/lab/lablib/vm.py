@@ -121,7 +121,7 @@ class Vm:
         args = ['qemu-system-x86_64', '-name', self.name, '-machine', 'pc,usb=off,vmport=off,hpet=off', *accel,
                 '-m', str(self.memory_mb), '-smp', str(self.cpus), '-nodefaults', '-no-user-config', '-display', 'none',
                 '-no-reboot', '-kernel', str(kernel.vmlinux()), '-initrd', str(kernel.initramfs()),
-                '-append', f'{COMMAND_LINE} lab.host={self.name} ' + ' '.join(
+                '-append', f'{COMMAND_LINE} {kernel.clock_options()} lab.host={self.name} ' + ' '.join(
                     f'lab.{n}={net.address(n, self.number)}/24' for n in net.NETWORKS),
                 '-qmp', f'unix:{self.folder}/qmp,server=on,wait=off',
                 '-chardev', f'file,id=console,path={self.console_path},append=on', '-serial', 'chardev:console',

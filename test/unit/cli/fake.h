@@ -156,7 +156,8 @@ private:
 				if (!h.online || idle.contains(id))
 					continue;
 				const Replica *r = v.replica(id);
-				nlohmann::json entry = {{"vid", vid}, {"host", id}, {"message", create_error}};
+				std::string message = "volume " + v.name + " could not be created on host " + h.name + ": " + create_error;
+				nlohmann::json entry = {{"vid", vid}, {"host", id}, {"message", message}};
 				if (v.phase == Phase::creating && r && !r->created)
 					entry["op"] = create_error.empty() ? "replica.created" : "replica.failed";
 				else if (v.phase == Phase::ready && !v.devices.contains(id))

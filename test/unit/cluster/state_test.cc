@@ -292,10 +292,10 @@ TEST_CASE("a create that fails on one host is rolled back on all, and the reason
 	json entry = with(c.create_entry("v"), {{"hosts", {1, 2}}});
 	uint32_t vid = c.good(entry)["vid"];
 	c.good({{"op", "replica.created"}, {"vid", vid}, {"host", 1}});
-	CHECK(c.good({{"op", "replica.failed"}, {"vid", vid}, {"host", 2}, {"message", "lvcreate:\nno space \xc3\xa4"}})["changed"] == true);
+	CHECK(c.good({{"op", "replica.failed"}, {"vid", vid}, {"host", 2}, {"message", "volume v on beta: lvcreate:\nno space \xc3\xa4"}})["changed"] == true);
 	CHECK(c.good({{"op", "replica.failed"}, {"vid", vid}, {"host", 2}, {"message", "again"}})["changed"] == false);
 	CHECK(c.vol(vid).phase == Phase::deleting);
-	CHECK(c.vol(vid).failure == "volume v could not be created on host beta: lvcreate: no space ??");
+	CHECK(c.vol(vid).failure == "volume v on beta: lvcreate: no space ??");
 	c.good({{"op", "replica.deleted"}, {"vid", vid}, {"host", 2}});
 	CHECK(c.good({{"op", "replica.deleted"}, {"vid", vid}, {"host", 1}})["gone"] == true);
 	CHECK(has(c.state.failures.at(vid).message, "no space"));

@@ -3,6 +3,7 @@
 // Several hosts in one process on one loop.
 #include <catch2/catch_test_macros.hpp>
 
+#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <set>
@@ -185,7 +186,7 @@ TEST_CASE("the leader stops: the others go on, and it catches up when it is back
 	c.kill(old);
 	const uint64_t start = Loop::now_ms();
 	c.propose_ok(other, put_entry("after"));
-	INFO("commit after a clean stop of the leader: " << Loop::now_ms() - start << " ms");
+	printf("consensus: leader stopped, next commit after %llu ms\n", static_cast<unsigned long long>(Loop::now_ms() - start));
 	CHECK(c.leader() != 0);
 	REQUIRE_FALSE(told.empty());
 	CHECK(told.back().second == c.leader());
@@ -285,6 +286,8 @@ TEST_CASE("a damaged snapshot is refused, not believed")
 	REQUIRE_FALSE(done);
 	INFO(done.error().message);
 	CHECK(done.error().message.find("checksum") != std::string::npos);
+	CHECK(c.node(1).log->closed());
+	c.node(1).log.reset();
 	CHECK(c.node(1).history.entries.empty());
 }
 

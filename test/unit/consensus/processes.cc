@@ -254,6 +254,24 @@ TEST_CASE("two of three stall: a clear error in bounded time, and all goes on wh
 	REQUIRE(c.loop.run_until([&] { return c.all_equal(); }, 20'000));
 }
 
+TEST_CASE("the leader stalls: the others elect one, and it follows when it wakes")
+{
+	Processes c;
+	const int old = c.leader();
+	const int other = old == 1 ? 2 : 1;
+	REQUIRE(c.propose(other, put_entry("before")));
+	kill(c.pids.at(old), SIGSTOP);
+	const uint64_t start = Loop::now_ms();
+	REQUIRE(c.propose(other, put_entry("during")));
+	printf("consensus: leader stalled, next commit after %llu ms\n", static_cast<unsigned long long>(Loop::now_ms() - start));
+	kill(c.pids.at(old), SIGCONT);
+	REQUIRE(c.propose(old, put_entry("after")));
+	REQUIRE(c.loop.run_until([&] { return c.all_equal(); }, 20'000));
+	const auto history = c.history(old).get<std::vector<std::string>>();
+	for (const char *what : {"before", "during", "after"})
+		CHECK(std::ranges::count(history, put_entry(what)) == 1);
+}
+
 TEST_CASE("all hosts lose power at once: what was acknowledged is there when they are back")
 {
 	Processes c;

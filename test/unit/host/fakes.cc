@@ -209,7 +209,6 @@ Done FakeWorld::config_set(const lks_record &record, bool admit)
 			k->writers += k->open_waiters;
 			k->openers += k->open_waiters;
 			k->open_waiters = 0;
-			k->session = o.session;
 		}
 	if (k->replica && k->replica->admitted)
 		k->role = record.primary == 1 ? LKS_ACTIVE : LKS_IDLE;

@@ -271,6 +271,20 @@ TEST_CASE("an open is found without its event")
 	CHECK(r.w.count("record.open") == 1);
 }
 
+TEST_CASE("an end of a session is found without its event")
+{
+	Ready r;
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }));
+	const uint64_t session = r.volume().opener(1)->session;
+	r.w.kill_daemon();
+	r.kernel().writers = r.kernel().openers = 0;
+	r.kernel().session_ended = session;
+	r.w.start_daemon();
+	REQUIRE(r.w.run_until([&] { return r.volume().openers.empty(); }));
+}
+
 TEST_CASE("an open that another host holds is refused at once")
 {
 	Ready r;
