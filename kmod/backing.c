@@ -171,7 +171,7 @@ static int read_chunk(struct block_device *bdev, u64 offset, struct page *page, 
 int lks_backing_read(void *reader, u64 offset, void *to, u32 bytes)
 {
 	struct lks_backing *b = reader;
-	unsigned int order = get_order(READ_CHUNK_BYTES);
+	unsigned int order = get_order(min(bytes, READ_CHUNK_BYTES));
 	struct page *page = alloc_pages(GFP_KERNEL, order);
 	int err = 0;
 

@@ -18,6 +18,7 @@
 
 static mempool_t reserved_bufs, reserved_pages;
 static DEFINE_MUTEX(reserve_lock);
+static atomic_t live = ATOMIC_INIT(0);	/* buffers there are; a leak shows when the module is unloaded */
 
 static struct lks_buf *alloc(u32 bytes, gfp_t gfp, bool reserved)
 {
@@ -29,6 +30,7 @@ static struct lks_buf *alloc(u32 bytes, gfp_t gfp, bool reserved)
 	buf = reserved ? mempool_alloc(&reserved_bufs, gfp) : kmalloc(struct_size(buf, vecs, nvecs), gfp);
 	if (!buf)
 		return NULL;
+	atomic_inc(&live);
 	refcount_set(&buf->refs, 1);
 	buf->reserved = reserved;
 	buf->bytes = bytes;
@@ -91,6 +93,7 @@ void lks_buf_put(struct lks_buf *buf)
 		mempool_free(buf, &reserved_bufs);
 	else
 		kfree(buf);
+	atomic_dec(&live);
 }
 
 void lks_buf_copy(struct lks_buf *dst, struct lks_buf *src, u32 bytes)
@@ -180,6 +183,7 @@ int lks_buf_init(void)
 
 void lks_buf_exit(void)
 {
+	WARN(atomic_read(&live), "lockstep: %d buffers leaked\n", atomic_read(&live));
 	mempool_exit(&reserved_pages);
 	mempool_exit(&reserved_bufs);
 }

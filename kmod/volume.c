@@ -20,6 +20,8 @@
 #include "host.h"
 #include "volume.h"
 
+#define UNUSED_SESSION_MS 2000
+
 static DEFINE_XARRAY(volumes);		/* vid -> struct lks_volume; read under RCU */
 static DEFINE_MUTEX(lks_volumes_lock);
 
@@ -31,6 +33,7 @@ static void release(struct kref *ref)
 
 	if (v->core)
 		lks_vol_destroy(v->core);
+	WARN(v->allocated, "lockstep: volume %s: %zu bytes leaked\n", v->name, v->allocated);
 	kfree_rcu(v, rcu);
 }
 
@@ -160,34 +163,34 @@ static void complete_work(struct work_struct *work)
 	lks_volume_unlock(v, true);
 }
 
-static void tick(struct work_struct *work)
-{
-	struct lks_volume *v = container_of(to_delayed_work(work), struct lks_volume, tick);
-
-	if (!READ_ONCE(v->attaching)) {
-		lks_volume_lock(v);
-		if (!v->dead)
-			lks_vol_tick(v->core, v->now_ms);
-		lks_volume_unlock(v, true);
-	}
-	queue_delayed_work(lks_wq, &v->tick, msecs_to_jiffies(LKS_TICK_MS));
-}
-
 /* ---- the core's actions: the lock is held ---- */
 
 static void *op_alloc(void *ctx, size_t bytes)
 {
+	struct lks_volume *v = ctx;
+	gfp_t gfp = GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN;
+	void *p;
+
 	if (bytes == LKS_META_UNIT)
-		return (void *)get_zeroed_page(GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN);
-	return kvzalloc(bytes, GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN);
+		p = (void *)get_zeroed_page(gfp);
+	else
+		p = kvzalloc(bytes, gfp);
+	if (p)
+		v->allocated += bytes;
+	return p;
 }
 
 static void op_free(void *ctx, void *p, size_t bytes)
 {
+	struct lks_volume *v = ctx;
+
+	if (!p)
+		return;
 	if (bytes == LKS_META_UNIT)
 		free_page((unsigned long)p);
 	else
 		kvfree(p);
+	v->allocated -= bytes;
 }
 
 static struct lks_buf *op_buf_alloc(void *ctx, u32 bytes)
@@ -301,21 +304,67 @@ static const struct lks_ops ops = {
 
 u64 lks_volume_end_session(struct lks_volume *v)
 {
+	struct lks_vol_status s;
+
+	if (v->writers || v->open_waiters)
+		return 0;
+	lks_vol_status(v->core, v->now_ms, &s);
+	lks_vol_close(v->core, v->now_ms);
+	v->fenced = false;
+	if (s.session <= v->session_ended)
+		return 0;
+	v->session_ended = s.session;
+	return s.session;
+}
+
+/* This host's session in the newest record, 0 if none. */
+static u64 granted(const struct lks_volume *v)
+{
 	const struct lks_record *r = &v->record;
 	u64 session = 0;
 	unsigned int i;
 
-	if (v->writers || v->open_waiters)
-		return 0;
 	for (i = 0; i < r->nopeners; i++)
 		if (r->openers[i].host == lks_self)
 			session = max(session, (u64)r->openers[i].session);
-	lks_vol_close(v->core, v->now_ms);
-	v->fenced = false;
-	if (session <= v->session_ended)
-		return 0;
-	v->session_ended = session;
 	return session;
+}
+
+/*
+ * A session that came after whoever had asked for it gave up would keep all other hosts from the volume: it is taken up
+ * after a while, and then given back like any other. Under the lock. Returns a session to report by EV_CLOSE, 0: none.
+ */
+static u64 give_back_unused(struct lks_volume *v)
+{
+	if (v->writers || v->open_waiters || granted(v) <= v->session_ended) {
+		v->unused_ms = 0;
+		return 0;
+	}
+	if (lks_vol_is_open(v->core))
+		return lks_volume_end_session(v);
+	if (!v->unused_ms)
+		v->unused_ms = v->now_ms;
+	else if (v->now_ms - v->unused_ms > UNUSED_SESSION_MS)
+		lks_vol_open(v->core, v->now_ms);
+	return 0;
+}
+
+static void tick(struct work_struct *work)
+{
+	struct lks_volume *v = container_of(to_delayed_work(work), struct lks_volume, tick);
+	u64 unused = 0;
+
+	if (!READ_ONCE(v->attaching)) {
+		lks_volume_lock(v);
+		if (!v->dead) {
+			lks_vol_tick(v->core, v->now_ms);
+			unused = give_back_unused(v);
+		}
+		lks_volume_unlock(v, true);
+	}
+	if (unused)
+		lks_event_close(v->vid, unused);
+	queue_delayed_work(lks_wq, &v->tick, msecs_to_jiffies(LKS_TICK_MS));
 }
 
 static void sync_link(struct lks_volume *v, u8 host)
@@ -613,21 +662,15 @@ int lks_volume_detach(struct lks_volume *v, struct netlink_ext_ack *ack)
 
 int lks_volume_config(struct lks_volume *v, const struct lks_record *r, bool admit, struct netlink_ext_ack *ack)
 {
-	u64 unwanted = 0;
 	int err = 0;
 
 	lks_volume_lock(v);
 	if (!v->dead) {
 		err = lks_vol_config(v->core, r, admit, v->now_ms);
-		if (!err && r->version > v->record.version) {
+		if (!err && r->version > v->record.version)
 			v->record = *r;
-			/* a session that came after whoever waited for it had given up */
-			unwanted = lks_volume_end_session(v);
-		}
 	}
 	lks_volume_unlock(v, true);
-	if (unwanted)
-		lks_event_close(v->vid, unwanted);
 	if (err)
 		NL_SET_ERR_MSG(ack, "the record was refused");
 	return err;

@@ -55,6 +55,7 @@ struct lks_volume {
 	struct lks_vol *core;
 	bool attaching;			/* lks_vol_attach() runs: it has the core to itself without holding the lock */
 	bool dead;			/* VOLUME_DEL: no more calls of the core */
+	size_t allocated;		/* bytes the core has */
 	u64 now_ms;			/* time of the last call */
 	u64 link[LKS_MAX_HOSTS + 1];	/* the link the core believes to be up, 0: none */
 	struct lks_record record;	/* the newest that CONFIG_SET brought */
@@ -75,6 +76,7 @@ struct lks_volume {
 	bool device_going;		/* no more opens */
 	u32 openers, writers, open_waiters;
 	u64 session_ended;		/* sessions up to this one were closed here */
+	u64 unused_ms;			/* since when a session is granted that nobody wants, 0: none */
 	u32 refusals;			/* OPEN_REFUSEs so far */
 	int refused;			/* error of the last one */
 
@@ -111,8 +113,8 @@ bool lks_volume_lock_unless(struct lks_volume *v, bool (*stop)(void *arg), void 
 void lks_volume_unlock(struct lks_volume *v, bool may_wait);
 
 /*
- * Under the lock: if nobody writes or waits to, whatever session this host has is over and never used again. Returns the
- * session to report by EV_CLOSE, 0: none.
+ * Under the lock: if nobody writes or waits to, the session this host has is over and never used again. Returns it, to be
+ * reported by EV_CLOSE, or 0.
  */
 u64 lks_volume_end_session(struct lks_volume *v);
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from lablib import Cluster, Lab, LabError, close_all
+from lablib import Cluster, Lab, LabError, close_all, exit_on_signals
 from lablib.cluster import open_labs
 
 standing = None			# the cluster that the last scenario left, if it may be used again
@@ -18,10 +18,7 @@ SCENARIO_SECONDS = 900
 
 
 def pytest_configure(config):
-    def leave(number, frame):
-        raise KeyboardInterrupt
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGHUP, leave)
+    exit_on_signals(KeyboardInterrupt())
 
 
 def pytest_sessionfinish(session):

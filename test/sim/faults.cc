@@ -87,8 +87,12 @@ void World::fault()
 		log_down_until = now + how_long;
 		break;
 	case REATTACH:
-		if (Instance *i = find(a.id, v.vid); i && i->core)
-			reattach(*i, random.chance(.5));
+		if (Instance *i = find(a.id, v.vid); i && i->core) {
+			if (random.chance(.3))
+				restart_under_lease(*i);
+			else
+				reattach(*i, random.chance(.5));
+		}
 		break;
 	}
 }
@@ -145,6 +149,43 @@ void World::reattach(Instance &i, bool anew)
 	}
 	i.detaching = true;
 	enter(i, [](lks_vol *v, uint64_t t) { lks_vol_detach(v, t); });
+}
+
+// A new primary and perhaps the next one have bad luck while blocks are being rewritten (R1, R2).
+void World::spoil_activation(uint8_t id, uint32_t vid)
+{
+	Host &h = host(id);
+	if (!hostile || !h.up)
+		return;
+	if (random.chance(.5))
+		crash(h, random.between(5, 60) * STEP);
+	else
+		isolate(h, volume(vid));
+	at(random.between(1, 12) * STEP, [this, vid] { failover(volume(vid)); });
+}
+
+// A member restarts in good order while its promise to the primary is fresh, and is made the primary at once; the old one is
+// cut off and does not know (L2).
+void World::restart_under_lease(Instance &i)
+{
+	Volume &v = i.volume;
+	uint8_t me = i.host.id, primary = v.record().primary;
+	if (!primary || primary == me || !i.admitted)
+		return;
+	reattach(i, false);
+	i.hurry = true;
+	at(random.between(1, 6) * STEP, [this, me, &v] {
+		uint8_t old = v.record().primary;
+		const lks_record_replica *r = replica_in(v.record(), me);
+		if (!hostile || !old || old == me || !r)
+			return;
+		isolate(host(old), v);
+		at(random.between(2, 12) * STEP, [this, me, &v] {
+			const lks_record_replica *now = replica_in(v.record(), me);
+			if (now->state == LKS_REPLICA_INSYNC && quorum(host(me)))
+				start_term(v, me, {me});
+		});
+	});
 }
 
 void World::heal()

@@ -428,7 +428,8 @@ void World::handle(Instance &i, const Instance::Event &e)
 		if (!i.detaching || !i.transfers.empty())
 			fail("h%u says detached with %zu transfers under way", i.host.id, i.transfers.size());
 		i.detaching = i.attached = i.admitted = i.failed = false;
-		i.attach_after = now + random.below(3000) * MS;
+		i.attach_after = now + random.below(i.hurry ? 50 : 3000) * MS;
+		i.hurry = false;
 		if (i.destroy)
 			at_instance(i, 0, [this](Instance &x) { destroy(x); });
 		break;

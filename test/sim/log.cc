@@ -72,15 +72,17 @@ bool World::commit(Volume &v, const lks_record &next)
 		return false;
 	if (lks_record_check(&next))
 		fail("a record that breaks its invariants was to be committed: %s", describe(next).c_str());
-	unsigned left = 0;
+	unsigned joined = 0, removed = 0, left = 0;
 	for (int i = 0; i < next.nreplicas; i++) {
 		bool is = in_sync(next.replicas[i].state), was = in_sync(old.replicas[i].state);
-		stats[Stat::joins] += is && !was;
-		stats[Stat::removals] += was && !is;
+		joined += is && !was;
+		removed += was && !is;
 		left += is;
 	}
 	if (!left)
-		return false;
+		return false;    // this would give up the last replica in sync
+	stats[Stat::joins] += joined;
+	stats[Stat::removals] += removed;
 	stats[Stat::versions]++;
 	v.log.push_back(next);
 	trace("LOG %s", describe(next).c_str());

@@ -147,6 +147,7 @@ struct Instance {
 	bool attached = false, admitted = false, detaching = false, failed = false, suspect = false;
 	Time attach_after = 0;
 	bool destroy = false;                    // after detaching
+	bool hurry = false;                      // attach again at once
 	std::vector<std::unique_ptr<Transfer>> transfers;
 	// the client
 	Door door = Door::closed;
@@ -320,6 +321,8 @@ struct World {
 	void isolate(Host &h, Volume &v);
 	void pause(Host &h, Time how_long);
 	void reattach(Instance &i, bool anew);
+	void spoil_activation(uint8_t host_id, uint32_t vid);
+	void restart_under_lease(Instance &i);
 	void heal();
 
 	// ---- inspect.cc

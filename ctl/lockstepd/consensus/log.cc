@@ -244,6 +244,7 @@ struct ConsensusLog::Impl : std::enable_shared_from_this<ConsensusLog::Impl> {
 	lks_raft_ops ops();
 	Done start();
 	void close(std::function<void()> done);
+	bool hand_over();
 	void close_raft();
 
 	std::vector<Member> members() const;
@@ -881,10 +882,12 @@ void ConsensusLog::Impl::close(std::function<void()> done)
 		later([this] { closed_callback(); });
 		return;
 	}
-	if (ready && lks_raft_is_leader(raft) && lks_raft_transfer(raft) == 0) {
+	if (ready && lks_raft_is_leader(raft)) {
+		// Not at once when a change of members is under way: it is better committed than left to chance.
 		const uint64_t end = Loop::now_ms() + options.election_ms;
 		transfer_limit.every(10, [this, end] {
-			if (lks_raft_is_leader(raft) && Loop::now_ms() < end)
+			const bool leads = lks_raft_is_leader(raft);
+			if (leads && Loop::now_ms() < end && hand_over())
 				return;
 			transfer_limit.stop();
 			close_raft();
@@ -892,6 +895,18 @@ void ConsensusLog::Impl::close(std::function<void()> done)
 		return;
 	}
 	close_raft();
+}
+
+// False: there is nobody to hand over to.
+bool ConsensusLog::Impl::hand_over()
+{
+	const auto all = members();
+	const bool another = std::ranges::any_of(all, [&](const Member &m) {
+		return m.raft_id != options.self.raft_id && m.role == Role::voter && links.up(m.host);
+	});
+	if (another && !lks_raft_change_pending(raft))
+		lks_raft_transfer(raft);    // or it is under way already
+	return another;
 }
 
 void ConsensusLog::Impl::close_raft()

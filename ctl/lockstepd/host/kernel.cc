@@ -342,7 +342,7 @@ Done add_volume(const Client &client, const KernelVolumeSpec &v)
 	});
 }
 
-Result<AttachAnswer> attach_replica(const Client &client, uint32_t vid, const std::string &path, uint64_t offset)
+Result<AttachAnswer> attach_replica(const Client &client, uint32_t vid, const std::string &path, uint64_t offset, bool thin)
 {
 	std::optional<AttachAnswer> found;
 	Done done = client->run(
@@ -351,6 +351,8 @@ Result<AttachAnswer> attach_replica(const Client &client, uint32_t vid, const st
 			NLA_PUT_U32(m, LKS_A_VID, vid);
 			NLA_PUT_STRING(m, LKS_A_PATH, path.c_str());
 			NLA_PUT_U64(m, LKS_A_OFFSET, offset);
+			if (thin)
+				NLA_PUT_FLAG(m, LKS_A_THIN);
 			return 0;
 		nla_put_failure:
 			return -1;
@@ -438,7 +440,9 @@ Kernel kernel_over_netlink(const std::string &host_name)
 	};
 	k.volume_add = [c](const KernelVolumeSpec &v) { return add_volume(c, v); };
 	k.volume_del = [c](uint32_t vid) { return with_vid(c, LKS_CMD_VOLUME_DEL, "remove", vid); };
-	k.replica_attach = [c](uint32_t vid, const std::string &path, uint64_t offset) { return attach_replica(c, vid, path, offset); };
+	k.replica_attach = [c](uint32_t vid, const std::string &path, uint64_t offset, bool thin) {
+		return attach_replica(c, vid, path, offset, thin);
+	};
 	k.replica_detach = [c](uint32_t vid) { return with_vid(c, LKS_CMD_REPLICA_DETACH, "detach the replica of", vid); };
 	k.config_set = [c](const lks_record &record, bool admit) { return set_config(c, record, admit); };
 	k.open_refuse = [c](uint32_t vid, int32_t error) { return refuse_open(c, vid, error); };

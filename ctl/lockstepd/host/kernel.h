@@ -107,7 +107,7 @@ struct Kernel {
 	std::function<Done(uint8_t host, uint8_t lane, uint8_t lanes, uint64_t link, int fd)> lane_add;    // fd stays the caller's
 	std::function<Done(const KernelVolumeSpec &)> volume_add;
 	std::function<Done(uint32_t vid)> volume_del;
-	std::function<Result<AttachAnswer>(uint32_t vid, const std::string &path, uint64_t offset)> replica_attach;
+	std::function<Result<AttachAnswer>(uint32_t vid, const std::string &path, uint64_t offset, bool thin)> replica_attach;
 	std::function<Done(uint32_t vid)> replica_detach;
 	std::function<Done(const lks_record &record, bool admit)> config_set;
 	std::function<Done(uint32_t vid, int32_t error)> open_refuse;    // error: a negative errno

@@ -605,7 +605,7 @@ void Reconciler::attach(const Volume &v, const Replica &r, VolumeWork &w)
 	    [kernel = world_.kernel, lvm = world_.lvm, lv = *lv, metadata = metadata_of(v, r, *lv)]() -> Done {
 		    if (Done done = lvm.activate(lv); !done)
 			    return done;
-		    auto answer = kernel.replica_attach(metadata.vid, metadata.path, metadata.offset);
+		    auto answer = kernel.replica_attach(metadata.vid, metadata.path, metadata.offset, !lv.thin_pool.empty());
 		    if (!answer)
 			    return answer.error();
 		    return Nothing{};

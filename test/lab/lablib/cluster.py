@@ -21,6 +21,7 @@ NAMES = ['alpha', 'beta', 'gamma', 'delta', 'epsilon', 'zeta', 'eta', 'theta']
 GIB = 1 << 30
 serial = itertools.count(1)
 open_labs = []
+stopping = threading.Event()		# the process is to end: threads that wait for something give up
 
 
 def wait(condition, timeout=60, what=None, every=0.2):
@@ -28,6 +29,8 @@ def wait(condition, timeout=60, what=None, every=0.2):
     one is told when the time is up."""
     deadline, last = time.monotonic() + timeout, None
     while True:
+        if stopping.is_set():
+            raise HostDied('the lab is being left')
         try:
             value = condition()
             if value:
@@ -248,12 +251,18 @@ def close_all():
         lab.close()
 
 
-def exit_on_signals():
-    """Lets SIGTERM, SIGHUP and Ctrl-C end the process by an exception, so that labs are left properly."""
+def exit_on_signals(exception=None):
+    """Lets SIGTERM, SIGHUP and Ctrl-C end the process by an exception, so that labs are left properly. Threads may be
+    waiting for hosts, and whoever waits for them would not notice: so the hosts go first. No lock is taken here."""
     def leave(number, frame):
         for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(n, signal.SIG_IGN)			# a second one must not cut the cleaning short
-        raise SystemExit(128 + number)
+        stopping.set()
+        for lab in open_labs:
+            for h in lab.hosts:
+                if h.vm.process and h.vm.process.returncode is None:
+                    os.kill(h.vm.process.pid, signal.SIGKILL)
+        raise exception or SystemExit(128 + number)
     for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(n, leave)
 

@@ -104,6 +104,15 @@ struct Cluster {
 		return out;
 	}
 
+	// Committed, not just proposed.
+	void await_three_voters()
+	{
+		REQUIRE(wait([&] { return roles(1)[Role::voter] == 3; }));
+		bool passed = false;
+		node(1).log->barrier([&](Done done) { passed = bool(done); });
+		REQUIRE(wait([&] { return passed; }));
+	}
+
 	bool all_equal()
 	{
 		for (auto &[host, n] : nodes) {
@@ -128,7 +137,7 @@ TEST_CASE("three hosts apply the same entries in the same order, whoever propose
 	std::set<int> counts;
 	int answered = 0;
 	Cluster c(3);
-	REQUIRE(c.wait([&] { return c.roles(1)[Role::voter] == 3; }));
+	c.await_three_voters();
 
 	// Fired all at once from all hosts, so that they interleave.
 	constexpr int EACH = 50;
@@ -161,7 +170,7 @@ TEST_CASE("three hosts apply the same entries in the same order, whoever propose
 TEST_CASE("a barrier on any host sees all that was committed before it")
 {
 	Cluster c(3);
-	REQUIRE(c.wait([&] { return c.roles(1)[Role::voter] == 3; }));
+	c.await_three_voters();
 	for (int round = 0; round < 10; round++) {
 		const auto count = c.propose_ok(1, put_entry(std::to_string(round))).at("count").get<size_t>();
 		bool passed = false;
@@ -178,7 +187,7 @@ TEST_CASE("the leader stops: the others go on, and it catches up when it is back
 {
 	std::vector<std::pair<bool, int>> told;
 	Cluster c(3);
-	REQUIRE(c.wait([&] { return c.roles(1)[Role::voter] == 3; }));
+	c.await_three_voters();
 	const int old = c.leader();
 	REQUIRE(old != 0);
 	const int other = old == 1 ? 2 : 1;
@@ -200,7 +209,7 @@ TEST_CASE("the leader stops: the others go on, and it catches up when it is back
 TEST_CASE("without a quorum a proposal fails in bounded time and says why; with one again, all goes on")
 {
 	Cluster c(3);
-	REQUIRE(c.wait([&] { return c.roles(1)[Role::voter] == 3; }));
+	c.await_three_voters();
 	c.kill(2);
 	c.kill(3);
 	for (int i = 0; i < 2; i++) {
@@ -237,7 +246,7 @@ TEST_CASE("state comes back from snapshot and log, also for a host that was away
 		o.snapshot_threshold = 20;
 		o.snapshot_trailing = 5;
 	});
-	REQUIRE(c.wait([&] { return c.roles(1)[Role::voter] == 3; }));
+	c.await_three_voters();
 	c.kill(3);
 	for (int i = 0; i < 100; i++)
 		c.propose_ok(1, put_entry(std::to_string(i)));
@@ -350,7 +359,7 @@ TEST_CASE("three vote among four, five among five, and a learner takes the place
 TEST_CASE("a host that joins again comes under a new raft id, and the old one is removed")
 {
 	Cluster c(3);
-	REQUIRE(c.wait([&] { return c.roles(1)[Role::voter] == 3; }));
+	c.await_three_voters();
 	c.kill(3);
 	std::filesystem::remove_all(c.tmp.path + "/3");
 	c.propose_ok(1, json{{"op", "forget"}, {"host", 3}}.dump());
@@ -370,7 +379,7 @@ TEST_CASE("a host that joins again comes under a new raft id, and the old one is
 TEST_CASE("a leader that is no longer wanted hands over and is removed")
 {
 	Cluster c(3);
-	REQUIRE(c.wait([&] { return c.roles(1)[Role::voter] == 3; }));
+	c.await_three_voters();
 	const int old = c.leader();
 	const int other = old == 1 ? 2 : 1;
 	c.propose_ok(other, json{{"op", "forget"}, {"host", old}}.dump());

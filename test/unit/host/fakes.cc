@@ -270,7 +270,7 @@ Kernel FakeWorld::kernel()
 			return Nothing{};
 		});
 	};
-	k.replica_attach = [=, this](uint32_t vid, const std::string &path, uint64_t offset) -> Result<AttachAnswer> {
+	k.replica_attach = [=, this](uint32_t vid, const std::string &path, uint64_t offset, bool) -> Result<AttachAnswer> {
 		if (!module_loaded)
 			return failed("the kernel module lockstep is not loaded on host alpha");
 		return effect<Result<AttachAnswer>>(name("replica_attach", vid), [=, this]() -> Result<AttachAnswer> {
