@@ -141,7 +141,7 @@ class Host:
         values = {'name': self.name, 'addresses': f'[{self.address}]', **settings}
         self.put(''.join(f'{k.replace("_", "-")}: {v}\n' for k, v in values.items()), '/etc/lockstep/lockstep.yaml')
         self.run('mkdir -p /etc/systemd/system/multi-user.target.wants && '
-                 'ln -sf /lib/systemd/system/lockstepd.service /etc/systemd/system/multi-user.target.wants/; '
+                 'ln -sf ../lockstepd.service /etc/systemd/system/multi-user.target.wants/; '
                  'rm -f /run/lab-daemon-stopped')
         wait(self.daemon_answers, 60, f'lockstepd of {self.name} to answer')
 
@@ -218,7 +218,7 @@ class Lab:
             if h.up and h.vm.agent and h.vm.agent.ready:
                 with contextlib.suppress(LabError):
                     state = h.run('echo "== dmesg"; dmesg; echo "== blocked tasks"; echo w >/proc/sysrq-trigger; dmesg | tail -n 300;'
-                                  'echo "== ps"; ps -o pid,stat,time,args; echo "== lsblk"; lsblk; echo "== lvs"; timeout 10 lvs -a;'
+                                  'echo "== ps"; ps -o pid,stat,args; echo "== lsblk"; lsblk; echo "== lvs"; timeout 10 lvs -a;'
                                   'echo "== status"; timeout 10 lockstep status --json 2>&1', check=False, timeout=30)
                     (target / f'{h.name}-state.txt').write_text(state.out + state.err)
         print(f'lab: logs are kept in {target}', file=sys.stderr)
