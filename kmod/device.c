@@ -7,7 +7,8 @@
  *
  * Opening for writing waits until the cluster has granted this host a session (O2): the daemon is asked by EV_OPEN, again
  * each second since it may have restarted meanwhile. The wait is bounded, since the block layer keeps everybody else who
- * opens or closes this device waiting, too. Opening for reading needs no session, only a primary to read from.
+ * opens or closes this device waiting, too. Opening for reading needs no session and does not wait: udev opens every device
+ * just to lock it. A read does need a primary; if there is none yet, a session of a moment brings one about.
  *
  * O1: when another host has taken the volume over, what is still open here can write no more, not even in a session
  * granted to this host later: only when the last writer has closed it may it be opened for writing again.
@@ -175,6 +176,8 @@ static void submit(struct bio *bio)
 			lks_buf_from_bio(r->req.buf, bio);
 	}
 	lks_volume_lock(v);
+	if (op_of(bio) == LKS_OP_READ && !v->record.primary)
+		queue_work(lks_slow_wq, &v->wake_work);
 	lks_device_start(r);
 	lks_volume_unlock(v, true);
 }
@@ -257,12 +260,25 @@ static int open_for_reading(struct lks_volume *v)
 	mutex_lock(&v->lock);
 	if (v->device_going)
 		err = -ENXIO;
-	else if (!v->record.primary)
-		err = -EMEDIUMTYPE;
 	else
 		v->openers++;
 	mutex_unlock(&v->lock);
 	return err;
+}
+
+static void close_once(struct lks_volume *v, bool writer)
+{
+	u64 session = 0;
+
+	lks_volume_lock(v);
+	v->openers--;
+	if (writer) {
+		v->writers--;
+		session = lks_volume_end_session(v);
+	}
+	lks_volume_unlock(v, true);
+	if (session)
+		lks_event_close(v->vid, session);
 }
 
 static int open(struct block_device *bdev, fmode_t mode)
@@ -272,23 +288,30 @@ static int open(struct block_device *bdev, fmode_t mode)
 	return mode & FMODE_WRITE ? open_for_writing(v) : open_for_reading(v);
 }
 
+/*
+ * Somebody reads, and nobody has opened the volume for writing since it was created or lost its primary. A session, held
+ * for a moment, makes the cluster choose a primary, which stays when the session ends; the read waits in the core. If
+ * another host is faster with its session, that has the same effect.
+ */
+void lks_device_wake_work(struct work_struct *work)
+{
+	struct lks_volume *v = container_of(work, struct lks_volume, wake_work);
+	int err = open_for_writing(v);
+
+	if (!err)
+		close_once(v, true);
+	else if (err == -ETIMEDOUT && !READ_ONCE(v->record.primary))
+		queue_work(lks_slow_wq, work);
+}
+
 static void release(struct gendisk *disk, fmode_t mode)
 {
 	struct lks_volume *v = disk->private_data;
-	u64 session = 0;
 
 	/* a reader that stays keeps the page cache: what is dirty in it needs the session */
 	if (mode & FMODE_WRITE && READ_ONCE(v->writers) == 1)
 		sync_blockdev(disk->part0);
-	lks_volume_lock(v);
-	v->openers--;
-	if (mode & FMODE_WRITE) {
-		v->writers--;
-		session = lks_volume_end_session(v);
-	}
-	lks_volume_unlock(v, true);
-	if (session)
-		lks_event_close(v->vid, session);
+	close_once(v, mode & FMODE_WRITE);
 }
 
 void lks_device_refuse_open(struct lks_volume *v, int err)

@@ -29,6 +29,9 @@ void lks_device_start(struct lks_bio *r);
 /* OPEN_REFUSE: err < 0 */
 void lks_device_refuse_open(struct lks_volume *v, int err);
 
+/* Of v->wake_work. */
+void lks_device_wake_work(struct work_struct *work);
+
 int lks_device_init(void);
 void lks_device_exit(void);
 

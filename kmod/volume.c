@@ -490,6 +490,7 @@ static struct lks_volume *create(const struct lks_volume_params *p)
 	INIT_WORK(&v->complete_work, complete_work);
 	INIT_WORK(&v->zero_work, lks_backing_zero_work);
 	INIT_WORK(&v->event_work, event_work);
+	INIT_WORK(&v->wake_work, lks_device_wake_work);
 	INIT_DELAYED_WORK(&v->tick, tick);
 	v->core = lks_vol_create(&p->core, &ops, v);
 	if (v->core)
@@ -547,6 +548,7 @@ static int delete(struct lks_volume *v, struct netlink_ext_ack *ack)
 	mutex_lock(&v->lock);
 	v->dead = true;
 	mutex_unlock(&v->lock);
+	cancel_work_sync(&v->wake_work);
 	cancel_delayed_work_sync(&v->tick);
 	cancel_work_sync(&v->submit_work);
 	cancel_work_sync(&v->complete_work);

@@ -93,6 +93,7 @@ struct lks_volume {
 	struct work_struct complete_work;	/* completed -> core */
 	struct work_struct zero_work;
 	struct work_struct event_work;
+	struct work_struct wake_work;		/* finds a primary to read from */
 	struct delayed_work tick;
 };
 

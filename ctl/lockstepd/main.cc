@@ -13,8 +13,10 @@
 //       host/membership.cc    cluster init and join
 //       api/              what the command line talks to
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -25,6 +27,8 @@
 using namespace lockstep;
 
 namespace {
+
+constexpr int PRIORITY = -10;
 
 constexpr const char *USAGE = "usage: lockstepd [--config FILE]\n"
 			      "Serves this host's part of a Lockstep cluster. In the foreground; logs to standard error.\n"
@@ -58,6 +62,9 @@ int main(int argc, char **argv)
 	if (geteuid() != 0)
 		return complain(failed("must run as root: it controls LVM and the kernel module"));
 	signal(SIGPIPE, SIG_IGN);
+	// Heartbeats decide about fail-over: a host busy with its guests, or with our LVM commands, must not seem dead.
+	if (setpriority(PRIO_PROCESS, 0, PRIORITY) < 0)
+		fprintf(stderr, "lockstepd: cannot raise its priority: %s\n", strerror(errno));
 
 	Daemon daemon(std::move(*config));
 	if (Done started = daemon.start(); !started)

@@ -83,8 +83,10 @@ void lks_client_learn(struct lks_vol *v)
 		lks_event(v, LKS_EV_OPENED, 0);
 		return;
 	}
-	if (lks_list_empty(&v->open_req.link))
+	if (lks_list_empty(&v->open_req.link)) {
+		v->open_req.submitted_ms = v->now;
 		lks_list_add_tail(&v->open_req.link, &v->reqs);
+	}
 	if (v->open_req.session != session)
 		v->open_req.sent_to = 0;
 	v->open_req.session = session;

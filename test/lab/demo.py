@@ -107,7 +107,8 @@ def form(hosts):
     for h in rest:
         h.lockstep(f'cluster join {a.address}')
     say('three lockstepd form a cluster: lockstep cluster init on alpha, lockstep cluster join on the others')
-    a.lockstep('pool create default --vg lockstep_group --thin thin_device', timeout=120)
+    for h in hosts:
+        a.lockstep(f'pool create default --vg lockstep_group --thin thin_device --host {h.name}')
     a.lockstep('volume create disk 1GiB --redundancy 2 --on alpha,beta', timeout=120)
     say('volume disk made: 1 GiB, replicas on alpha and beta')
     return cluster

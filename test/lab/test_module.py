@@ -92,8 +92,8 @@ def test_module_alone(lab):
     refused(a, f'attach 2 /dev/vdb {SIZE}', 'Device or resource busy')
     refused(a, f'attach 2 /dev/nothing {SIZE}', 'No such device')
     refused(a, f'attach 2 /dev/vdb {SIZE - 4096}', 'Invalid argument')
-    refused(a, f'attach 2 /dev/vdb {1 << 40}', 'File too large')
     kdrive(a, 'detach 1')
+    refused(a, f'attach 2 /dev/vdb {1 << 40}', 'File too large')
     refused(a, f'attach 2 /dev/vdb {SIZE}', 'Structure needs cleaning')
     kdrive(a, 'volume-del 2')
     kdrive(a, f'attach 1 /dev/vdb {SIZE}')
@@ -101,7 +101,10 @@ def test_module_alone(lab):
 
     kdrive(a, 'device-add 1')
     assert a.out('cat /sys/block/lockstep0/lockstep/name; test -b /dev/lockstep/v1 && echo there') == 'v1\nthere'
-    assert 'Wrong medium type' in a.run('dd if=/dev/lockstep/v1 of=/dev/null count=1', check=False).err, 'no primary yet'
+    timeout = '/sys/module/lockstep/parameters/open_timeout_ms'
+    a.run(f'echo 1500 >{timeout}')
+    assert 'timed out' in a.run('dd if=/dev/lockstep/v1 of=/dev/null count=1', check=False).err, 'nobody makes a primary'
+    a.run(f'echo 20000 >{timeout}')
     decider = auto(a, '1:insync')
     a.run(f'{FIO} {VERIFY}', timeout=300)
     with_open = a.start('exec 9<>/dev/lockstep/v1; read x')
@@ -123,13 +126,12 @@ def test_module_alone(lab):
     wait(lambda: volume(a)['waiters'] == '1', 20, 'the open to wait')
     kdrive(a, 'refuse 1 16')
     assert 'busy' in waiting.wait(10).err
-    a.run('echo 1500 >/sys/module/lockstep/parameters/open_timeout_ms')
+    a.run(f'echo 1500 >{timeout}')
     assert 'timed out' in a.run('dd if=/dev/null of=/dev/lockstep/v1', check=False).err
 
-    # A clean end leaves nothing hot; an unclean one is noticed.
-    for verb in ('device-del', 'detach', 'volume-del'):
+    # A clean end leaves nothing hot.
+    for verb in ('device-del', 'device-del', 'detach', 'detach', 'volume-del', 'volume-del'):
         kdrive(a, f'{verb} 1')
-        kdrive(a, f'volume-del 7')
     kdrive(a, f'volume-add 1 v1 0 {SIZE}')
     assert 'suspect=0' in kdrive(a, f'attach 1 /dev/vdb {SIZE}')
     stop(a)
@@ -147,6 +149,7 @@ def test_module_pair(lab):
     connect(a, b, 100)
     a.run(f'{FIO} {VERIFY}', timeout=300)
     assert digest(a) == digest(b)
+    kdrive(b, 'config 1 2 1 1 1 1:insync,2:insync -')
     assert b.out('sha256sum </dev/lockstep/v1') == digest(a), 'a client without the session reads through the primary'
 
     load = a.start(f'{FIO} --rw=randwrite --bs=4k-64k --refill_buffers --time_based --runtime=30')

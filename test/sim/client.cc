@@ -10,17 +10,11 @@
 
 namespace lockstep::sim {
 
-namespace {
-
-constexpr size_t MAX_OPS = 8;                 // of one host and volume
-
-}    // namespace
-
 // Somebody on this host wants to write; a session elsewhere is fenced.
 void World::take_over(Volume &v, uint8_t id)
 {
 	Instance *i = find(id, v.vid);
-	if (!i || !i->core)
+	if (!i || !i->core || i->destroy)
 		return;
 	if (i->door == Door::closed)
 		open_door(*i);
@@ -45,12 +39,12 @@ void World::opened(Instance &i)
 	trace("h%u has opened volume %u: session %llu", i.host.id, i.volume.vid, (unsigned long long)s.session);
 	if (!s.session || s.session > i.volume.record().session_serial)
 		fail("h%u says that volume %u is open with session %llu", i.host.id, i.volume.vid, (unsigned long long)s.session);
-	if (i.door != Door::opening)
-		return;
-	stats[Stat::opened]++;
-	i.door = Door::open;
 	i.session = s.session;
 	i.volume.history->opened(s.session);
+	if (i.door != Door::opening)
+		return;    // whoever holds the device open has seen its session fenced and must close it
+	stats[Stat::opened]++;
+	i.door = Door::open;
 }
 
 void World::fenced(Instance &i)
@@ -96,17 +90,17 @@ void World::clients_step(Instance &i)
 				if (x.core)
 					issue(x);
 			});
-	if (i.door == Door::closed && !i.volume.record().nopeners && random.chance(.01))
+	if (i.door == Door::closed && !i.destroy && !i.volume.record().nopeners && random.chance(.01))
 		open_door(i);
 }
 
 void World::issue(Instance &i)
 {
-	if (i.ops.size() >= MAX_OPS || (i.detaching && i.destroy))
+	if (i.ops.size() >= profile.depth || i.destroy)
 		return;
 	bool session = i.door == Door::open || i.door == Door::fenced;
 	uint8_t op = LKS_OP_READ;
-	if (session && i.ops.size() < MAX_OPS / 2) {
+	if (session && i.ops.size() < profile.depth / 2) {
 		static const std::vector<uint8_t> ops = {LKS_OP_WRITE, LKS_OP_READ, LKS_OP_FLUSH, LKS_OP_ZEROES, LKS_OP_DISCARD};
 		op = ops[random.weighted({50, 30, 10, 2, 2})];
 	}
@@ -136,7 +130,7 @@ Op *World::submit_op(Instance &i, uint8_t kind, Span span, uint8_t flags)
 	History &history = *i.volume.history;
 	op->id = fresh();
 	op->vid = i.volume.vid;
-	op->session = kind == LKS_OP_READ ? 0 : i.session;
+	op->session = kind == LKS_OP_READ ? 0 : i.core->session;
 	op->span = span;
 	op->incarnation = history.incarnation();
 	op->req.op = kind;

@@ -24,6 +24,8 @@ Profile quiet()
 	p.net_delay = 2 * MS;
 	p.disk_delay = 1 * MS;
 	p.lease_ms = LKS_LEASE_MS;
+	p.depth = 100;
+	p.pace = 1;
 	p.replicas = 3;
 	p.block_size = LKS_BLOCK_DEFAULT;
 	p.bytes = 16ull << 20;

@@ -29,7 +29,8 @@ Profile random_profile(Random &random, const Options &options)
 	p.disk_delay = random.pick<Time>({1 * MS, 10 * MS, 100 * MS});
 	p.disk_slow = random.pick<double>({0, .002, .02});
 	p.faults = random.pick<double>({.004, .016, .03});
-	p.pace = random.pick<double>({.3, .6, 2});
+	p.pace = random.pick<double>({.3, .6, 2, 6});
+	p.depth = random.pick<unsigned>({4, 8, 8, 40});
 	p.lease_ms = random.pick<uint32_t>({1000, 3000});
 	p.alloc_failures = options.alloc_failures;
 	p.io_errors = options.io_errors;

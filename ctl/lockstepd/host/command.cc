@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -153,6 +154,7 @@ Result<CommandOutput> run_command(const std::vector<std::string> &argv, uint64_t
 		return pid.error();
 	out.write.reset();
 	err.write.reset();
+	setpriority(PRIO_PROCESS, *pid, 0);    // the daemon's own is higher, see main.cc
 
 	Fd pidfd;
 	pidfd.fd = syscall(SYS_pidfd_open, *pid, 0);

@@ -250,6 +250,14 @@ void Daemon::wire_reconciler()
 		log_->propose(std::string(bytes.begin(), bytes.end()), std::move(done));
 	};
 	world.barrier = [this](std::function<void(Done)> done) { log_->barrier(std::move(done)); };
+	world.ask_in_use = [this](HostId host, uint32_t vid, std::function<void(Result<bool>)> done) {
+		links_.call(host, "volume.in_use", {{"vid", vid}}, IN_USE_TIMEOUT_MS, [done = std::move(done)](Result<Json> answer) {
+			if (!answer)
+				done(answer.error());
+			else
+				done(answer->is_boolean() && answer->get<bool>());
+		});
+	};
 	world.node_exists = [](const std::string &volume) {
 		struct stat node;
 		return stat(("/dev/lockstep/" + volume).c_str(), &node) == 0 && S_ISBLK(node.st_mode);
@@ -316,6 +324,11 @@ void Daemon::listen_to_links()
 	links_.on_notice("lane.want", [this](int host, Json body) {
 		if (lanes_ && body.is_object() && body.contains("link") && body["link"].is_number_unsigned())
 			lanes_->wanted(host, body["link"].get<uint64_t>());
+	});
+	links_.on_call("volume.in_use", [this](int, Json body, Links::Reply reply) {
+		if (!reconciler_ || !body.is_object() || !body.contains("vid") || !body["vid"].is_number_unsigned())
+			return reply(failed("not ready"));
+		reply(Json(reconciler_->in_use(body["vid"].get<uint32_t>())));
 	});
 	links_.on_call("pool.inspect", [this](int, Json body, Links::Reply reply) {
 		if (!body.is_object() || !body.contains("vg") || !body["vg"].is_string() || !body.contains("thin_lv") ||

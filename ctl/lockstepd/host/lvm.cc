@@ -5,6 +5,8 @@
 // text.
 #include "lockstepd/host/lvm.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <sstream>
 
@@ -168,8 +170,16 @@ Result<std::optional<LogicalVolume>> find_ours(const LvmReport &report, const Re
 	return std::optional<LogicalVolume>(*found);
 }
 
+bool has_node(const ReplicaLv &lv)
+{
+	struct stat node;
+	return stat(replica_lv_path(lv.vg, lv.vid).c_str(), &node) == 0 && S_ISBLK(node.st_mode);
+}
+
 Done lvm_activate(const ReplicaLv &lv)
 {
+	if (has_node(lv))
+		return Nothing{};
 	auto out = lvm({"lvchange", "--yes", "--activate", "y", full_name(lv)},
 		       fmt::format("cannot activate logical volume {}", full_name(lv)));
 	if (!out)
@@ -177,36 +187,39 @@ Done lvm_activate(const ReplicaLv &lv)
 	return Nothing{};
 }
 
+// LVM is slow to start, so it is asked only when lvcreate has failed whether the LV was there already.
 Done lvm_create(const ReplicaLv &lv)
 {
-	auto report = lvm_report(lv.vg);
-	if (!report)
-		return report.error();
-	auto found = find_ours(*report, lv);
-	if (!found)
-		return found.error();
-	if (*found) {
-		if ((*found)->size_bytes < lv.size_bytes)
-			return failed(fmt::format("logical volume {} has {} bytes but needs {}", full_name(lv), (*found)->size_bytes,
-						  lv.size_bytes));
-		return (*found)->active ? Done(Nothing{}) : lvm_activate(lv);
-	}
-	const uint64_t extent = report->group(lv.vg)->extent_bytes;
-	const std::string size = fmt::format("{}b", (lv.size_bytes + extent - 1) / extent * extent);
+	const std::string size = fmt::format("{}b", lv.size_bytes);    // LVM rounds up to its extents
 	std::vector<std::string> args = {"lvcreate", "--yes", "--name", replica_lv_name(lv.vid), "--addtag", replica_lv_tag(lv.uuid)};
 	// What a thick LV holds from former times is never read: the extent table says what was written (DESIGN section 5).
 	if (lv.thin_pool.empty())
 		args.insert(args.end(), {"--wipesignatures", "n", "--zero", "n", "--size", size, lv.vg});
 	else
 		args.insert(args.end(), {"--thin", "--virtualsize", size, lv.vg + "/" + lv.thin_pool});
-	auto out = lvm(args, fmt::format("cannot create logical volume {}", full_name(lv)));
-	if (!out)
-		return out.error();
-	return Nothing{};
+	auto created = lvm(args, fmt::format("cannot create logical volume {}", full_name(lv)));
+	if (created)
+		return Nothing{};
+	auto report = lvm_report(lv.vg);
+	if (!report)
+		return report.error();
+	auto found = find_ours(*report, lv);
+	if (!found)
+		return found.error();
+	if (!*found)
+		return created.error();
+	if ((*found)->size_bytes < lv.size_bytes)
+		return failed(fmt::format("logical volume {} has {} bytes but needs {}", full_name(lv), (*found)->size_bytes, lv.size_bytes));
+	return lvm_activate(lv);
 }
 
+// The selection has LVM itself look at the tag, in the same breath. What it leaves alone may be something else of that name.
 Done lvm_remove(const ReplicaLv &lv)
 {
+	auto removed = lvm({"lvremove", "--yes", "--select", fmt::format("lv_tags={{\"{}\"}}", replica_lv_tag(lv.uuid)), full_name(lv)},
+			   fmt::format("cannot remove logical volume {}", full_name(lv)));
+	if (removed && !has_node(lv))
+		return Nothing{};
 	auto report = lvm_report(lv.vg);
 	if (!report)
 		return report.error();
@@ -215,10 +228,7 @@ Done lvm_remove(const ReplicaLv &lv)
 		return found.error();
 	if (!*found)
 		return Nothing{};
-	auto out = lvm({"lvremove", "--yes", full_name(lv)}, fmt::format("cannot remove logical volume {}", full_name(lv)));
-	if (!out)
-		return out.error();
-	return Nothing{};
+	return removed ? failed(fmt::format("logical volume {} is still there after its removal", full_name(lv))) : removed.error();
 }
 
 }    // namespace

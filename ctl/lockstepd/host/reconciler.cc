@@ -379,6 +379,13 @@ void Reconciler::look_at_pools()
 	}
 }
 
+// A volume came or went. Not at once: LVM has just been busy, and others may come.
+void Reconciler::look_at_pools_soon()
+{
+	for (auto &[pool, seen_ms] : pool_seen_ms_)
+		seen_ms = world_.now_ms() - POOL_PERIOD_MS + POOL_SOON_MS;
+}
+
 // Small changes are not worth an entry: half a percent of the pool, or an extent of LVM.
 void Reconciler::report_pool(const Pool &pool, const Result<PoolSpace> &space)
 {
@@ -488,7 +495,7 @@ void Reconciler::look_creating(const Volume &v, VolumeWork &w)
 			    return format(metadata);
 		    },
 		    [this, vid = v.vid](bool ok) {
-			    pool_seen_ms_.clear();
+			    look_at_pools_soon();
 			    if (ok)
 				    ask(vid, &VolumeWork::replica, {{"op", "replica.created"}});
 		    });
@@ -542,22 +549,45 @@ void Reconciler::look_sessions(const Volume &v, const KernelVolume &k, VolumeWor
 		ask(v.vid, &VolumeWork::close, {{"op", "record.close"}, {"session", mine->session}});
 	if (k.open_waiters && !(granted && v.primary) && may(w.open) && dumps_done_ >= w.config.needs_dump)
 		ask(v.vid, &VolumeWork::open, {{"op", "record.open"}, {"ended", w.ended}},
-		    [this, vid = v.vid](bool ok) { refuse_or_retry_open(vid, ok); });
+		    [this, vid = v.vid](bool ok) {
+			    if (!ok)
+				    open_denied(vid);
+		    });
 }
 
-// Somebody else holds the volume: whoever waits is told now. Other reasons may pass, and those who wait go on waiting.
-void Reconciler::refuse_or_retry_open(uint32_t vid, bool ok)
+// If another host holds the volume and says so itself, whoever waits here is told now. If it does not answer it may be dead:
+// then it is soon called offline, and the next try succeeds. Other reasons may pass, too: those who wait go on waiting.
+void Reconciler::open_denied(uint32_t vid)
 {
 	const State &state = world_.state();
 	const Volume *v = state.volume(vid);
-	if (ok || !v)
+	if (!v)
 		return;
-	for (const Opener &o : v->openers)
-		if (o.host != self_ && state.online(o.host)) {
-			works_[vid].open.not_before_ms = 0;
-			act(vid, &VolumeWork::open, config_key(vid), [kernel = world_.kernel, vid] { return kernel.open_refuse(vid, -EBUSY); });
-			return;
-		}
+	for (const Opener &o : v->openers) {
+		if (o.host == self_ || !state.online(o.host))
+			continue;
+		works_[vid].open.busy = true;
+		world_.ask_in_use(o.host, vid, [this, vid](Result<bool> in_use) {
+			VolumeWork &w = works_[vid];
+			w.open.busy = false;
+			w.open.not_before_ms = world_.now_ms() + STEP_RETRY_MIN_MS;
+			if (in_use && *in_use)
+				refuse_open(vid);
+			look();
+		});
+		return;
+	}
+}
+
+void Reconciler::refuse_open(uint32_t vid)
+{
+	act(vid, &VolumeWork::open, config_key(vid), [kernel = world_.kernel, vid] { return kernel.open_refuse(vid, -EBUSY); });
+}
+
+bool Reconciler::in_use(uint32_t vid) const
+{
+	const KernelVolume *k = dump_ ? dump_->volume(vid) : nullptr;
+	return k && (k->writers || k->open_waiters);
 }
 
 void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork &w)
@@ -666,13 +696,13 @@ void Reconciler::look_deleting(const Volume &v, const KernelVolume *k, VolumeWor
 		}
 		act(v.vid, &VolumeWork::replica, vg_key(lv->vg),
 		    [lvm = world_.lvm, wipe = world_.metadata.wipe, lv = *lv, metadata = metadata_of(v, *r, *lv)]() -> Done {
-			    auto report = lvm.report(lv.vg);
-			    if (!report)
-				    return report.error();
-			    if (!report->volume(lv.vg, replica_lv_name(lv.vid)))
-				    return Nothing{};
 			    // A thick LV's content outlives it; its superblock must not vouch for a later replica of this volume.
 			    if (lv.thin_pool.empty()) {
+				    auto report = lvm.report(lv.vg);
+				    if (!report)
+					    return report.error();
+				    if (!report->volume(lv.vg, replica_lv_name(lv.vid)))
+					    return Nothing{};
 				    if (Done done = lvm.activate(lv); !done)
 					    return done;
 				    if (Done done = wipe(metadata.path, metadata.offset); !done)
@@ -682,7 +712,7 @@ void Reconciler::look_deleting(const Volume &v, const KernelVolume *k, VolumeWor
 		    },
 		    [this, vid = v.vid](bool ok) {
 			    works_[vid].lv_gone = ok;
-			    pool_seen_ms_.clear();
+			    look_at_pools_soon();
 		    });
 		return;
 	}

@@ -46,6 +46,7 @@ constexpr uint64_t DUMP_PERIOD_MS = 10'000;       // look at the kernel without 
 constexpr uint64_t DUMP_BUSY_PERIOD_MS = 1000;    // while a resync runs or requests wait,
 constexpr uint64_t DUMP_LEAST_MS = 50;            // and for events at most so often
 constexpr uint64_t POOL_PERIOD_MS = 60'000;       // look at the pools' space without cause
+constexpr uint64_t POOL_SOON_MS = 5000;           // after a volume came or went
 
 // Everything the reconciler acts on. Tests put fakes in place.
 struct ReconcilerWorld {
@@ -57,6 +58,8 @@ struct ReconcilerWorld {
 	std::function<const State &()> state;
 	std::function<void(const nlohmann::json &entry, std::function<void(Result<nlohmann::json>)> done)> propose;
 	std::function<void(std::function<void(Done)> done)> barrier;
+	// Asks another host's daemon whether the volume is in use there; an Error if it does not answer.
+	std::function<void(HostId host, uint32_t vid, std::function<void(Result<bool>)> done)> ask_in_use;
 	std::function<bool(const std::string &volume)> node_exists;    // /dev/lockstep/<volume>
 	std::function<uint64_t()> now_ms;
 	std::function<void(const std::string &line)> log;
@@ -84,6 +87,7 @@ public:
 	void kernel_resync();                          // events were lost, or the module has been loaded
 	void module_changed(const std::string &error); // empty: it is loaded
 
+	bool in_use(uint32_t vid) const;               // open for writing on this host, or about to be
 	const KernelDump *dump() const { return dump_ ? &*dump_ : nullptr; }    // nullptr: not known
 	bool synced() const { return synced_; }
 	std::vector<Problem> problems() const;
@@ -129,6 +133,7 @@ private:
 	void look_at_peers();
 	void look_at_peer(HostId host, const std::string &name, bool wanted);
 	void look_at_pools();
+	void look_at_pools_soon();
 	void report_pool(const Pool &pool, const Result<PoolSpace> &space);
 	void look_at_volume(uint32_t vid);
 	void look_creating(const Volume &v, VolumeWork &w);
@@ -139,7 +144,8 @@ private:
 	void admit(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);
 	void take_down(uint32_t vid, const KernelVolume &k, VolumeWork &w);
 	void look_deleting(const Volume &v, const KernelVolume *k, VolumeWork &w);
-	void refuse_or_retry_open(uint32_t vid, bool ok);
+	void open_denied(uint32_t vid);
+	void refuse_open(uint32_t vid);
 	void propose_change(const KernelEvent &event);
 	Result<ReplicaLv> lv_of(const Volume &v, const Replica &r) const;
 	ReplicaMetadata metadata_of(const Volume &v, const Replica &r, const ReplicaLv &lv) const;

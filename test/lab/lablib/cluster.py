@@ -287,7 +287,8 @@ class Cluster:
         for h in rest:
             h.lockstep(f'cluster join {first.address}')
         thin = ' --thin thin_device' if '--thin' in install else ''
-        first.lockstep(f'pool create default --vg lockstep_group{thin}', timeout=120)
+        for h in self.hosts:
+            first.lockstep(f'pool create default --vg lockstep_group{thin} --host {h.name}', timeout=60)
         return self
 
     def any(self):

@@ -138,6 +138,14 @@ ReconcilerWorld FakeWorld::world()
 		barriers_begun++;
 		queue_.push_back([this, done] { done(quorum ? Done(Nothing{}) : Done(failed("no quorum: 1 of 3 voters reachable"))); });
 	};
+	w.ask_in_use = [this](HostId host, uint32_t, std::function<void(Result<bool>)> done) {
+		queue_.push_back([this, host, done] {
+			if (in_use_there.contains(host))
+				done(in_use_there[host]);
+			else
+				done(failed("no answer"));
+		});
+	};
 	w.node_exists = [this](const std::string &name) {
 		for (const auto &[vid, k] : volumes)
 			if (k.name == name && k.has_device)

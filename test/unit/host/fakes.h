@@ -62,6 +62,8 @@ public:
 	uint64_t barriers_begun = 0;
 	std::vector<std::string> proposals;    // ops of this host, in order
 
+	std::map<HostId, bool> in_use_there;   // what other hosts answer; absent: they do not
+
 	// ---- faults ----
 	uint64_t steps = 0;            // effects so far
 	uint64_t fault_at = 0;         // this one is struck (0: none)

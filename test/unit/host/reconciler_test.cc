@@ -289,12 +289,40 @@ TEST_CASE("an open that another host holds is refused at once")
 {
 	Ready r;
 	tell(r.w, {{"op", "record.open"}, {"vid", r.vid}, {"host", 2}});
+	r.w.in_use_there[2] = true;
 	r.kernel().open_waiters = 1;
 	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
 	REQUIRE(r.w.run_until([&] { return r.w.refused.contains(r.vid); }, 2000));
 	CHECK(r.w.refused[r.vid] == -EBUSY);
 	CHECK(r.volume().opener(2));
 	CHECK(!r.volume().opener(1));
+}
+
+TEST_CASE("an open waits for a holder that does not answer, and succeeds when that is offline")
+{
+	Ready r;
+	tell(r.w, {{"op", "record.open"}, {"vid", r.vid}, {"host", 2}});
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	r.w.run_for(3000);
+	CHECK(r.w.refused.empty());
+	CHECK(r.kernel().open_waiters == 1);
+	tell(r.w, {{"op", "host.status"}, {"host", 2}, {"online", false}, {"now_ms", 1}});
+	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }, 2000));
+	CHECK(!r.volume().opener(2));
+}
+
+TEST_CASE("an open waits for a holder that is just closing")
+{
+	Ready r;
+	tell(r.w, {{"op", "record.open"}, {"vid", r.vid}, {"host", 2}});
+	r.w.in_use_there[2] = false;
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	r.w.run_for(500);
+	CHECK(r.w.refused.empty());
+	tell(r.w, {{"op", "record.close"}, {"vid", r.vid}, {"host", 2}, {"session", r.volume().opener(2)->session}});
+	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }, 2000));
 }
 
 TEST_CASE("an open waits while there is no quorum")
