@@ -117,6 +117,23 @@ struct Script {
 		return replica_in(v.record(), host)->state == LKS_REPLICA_INSYNC;
 	}
 
+	// As await(), but looks at every event's time.
+	template <typename Condition> void catch_moment(const char *what, Condition condition)
+	{
+		for (Time limit = w.now + PATIENCE; !condition(); w.run_until(w.now + 10))
+			if (w.now > limit)
+				w.fail("waited in vain for the moment when %s", what);
+	}
+
+	// Frames sent from now on arrive that late on this lane.
+	void delay_lane(uint8_t from, uint8_t to, unsigned lane, Time by)
+	{
+		Link *l = w.link_of(from, to);
+		if (!l)
+			w.fail("the script expects a link from h%u to h%u", from, to);
+		l->lanes[l->hosts[1] == from][lane].last_due = w.now + by;
+	}
+
 	void isolate(uint8_t host, Time how_long, bool hard)
 	{
 		for (auto &other : w.hosts)
@@ -245,6 +262,136 @@ void play_restart_clean(World &w)
 	s.read(4, A);
 }
 
+// O2: the old session's write waits at the primary for its extent to become hot; the new session must wait for it.
+void play_drained_open(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	s.pass(1 * SECOND);
+	w.host(1).stalled_until = w.now + 5 * SECOND;
+	uint64_t old = s.begin(4, LKS_OP_WRITE, A);
+	s.pass(500 * MS);
+	w.open_door(s.on(2));
+	s.pass(2 * SECOND);
+	s.expect(s.on(2).door == Door::opening, "the open waits for the write of the session that it replaces");
+	s.await("the volume is open", [&] { return s.on(2).door == Door::open; });
+	s.read(2, A);
+	s.pass(5 * SECOND);
+	s.read(2, A);
+	s.expect(!s.under_way(4, old), "the old session's write has ended");
+	w.settle("at the end");
+}
+
+// X1: a volume is removed from a client and created anew; a reply to a request of its former life comes over the same link.
+void play_created_anew(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(2);
+	s.write(2, D);
+	s.open(4);
+	w.cut(1, 4, 20 * SECOND, false);
+	std::vector<uint64_t> lost;
+	for (int i = 0; i < 10; i++)
+		lost.push_back(s.begin(4, LKS_OP_WRITE, {A.first + 1000u * static_cast<unsigned>(i), 8}));
+	s.pass(1 * SECOND);
+	s.await("the first session of h2 has ended", [&] { return s.on(2).door == Door::closed; });
+	s.open(2);
+	s.await("the session of h4 has ended", [&] { return s.on(4).door == Door::closed; });
+	uint64_t serial = s.on(4).serial;
+	w.reattach(s.on(4), true);
+	s.await("the volume is back on h4", [&] {
+		Instance *i = w.find(4, s.v.vid);
+		return i && i->core && i->serial != serial && i->core->note.primary == 1;
+	});
+	for (int i = 0; i < 30; i++)
+		s.begin(4, LKS_OP_READ, {D.first + static_cast<unsigned>(i), 8});
+	s.await("the reads have ended", [&] { return s.on(4).ops.empty(); });
+	w.settle("at the end");
+}
+
+// T1: a replica detaches and comes back over the same link in the same term. What was sent to its former session must not
+// reach the new one.
+void play_same_link(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(1);
+	s.write(1, D);
+	s.delay_lane(1, 2, 1, 8 * SECOND);
+	std::vector<uint64_t> writes;
+	auto place = [](unsigned i) { return Span{200 + i * 1500, 8}; };
+	for (unsigned i = 0; i < 20; i++)
+		writes.push_back(s.begin(1, LKS_OP_WRITE, place(i)));
+	s.pass(100 * MS);
+	s.on(2).hurry = true;
+	w.reattach(s.on(2), false);
+	s.await("h2 is out", [&] { return !s.member(2); });
+	for (uint64_t op : writes)
+		s.await_op(1, op);
+	for (unsigned i = 0; i < 20; i++)
+		s.write(1, place(i));
+	s.await("h2 is a member again", [&] { return s.member(2); });
+	s.pass(10 * SECOND);
+	w.settle("at the end");
+}
+
+// D2: a link to somebody else comes up between the maps and the PREPARE that counts them.
+void play_link_between_maps(World &w)
+{
+	Script s(w);
+	s.ready();
+	w.crash(w.host(3), 50 * SECOND);
+	s.promote(1, {});
+	s.open(1);
+	for (Span span : {A, B, C, D})
+		s.write(1, span);
+	s.catch_moment("h2 has received a map", [&] { return s.on(2).core->maps > 0; });
+	w.enter(s.on(2), [](lks_vol *v, uint64_t t) { lks_vol_link_up(v, 4, t); });
+	s.await("h2 is a member again", [&] { return s.member(2); });
+	w.settle("at the end");
+}
+
+// H2d: a dirty map that the superblock names must not be zeroed before it is saved anew. Its extents are cold: nothing else
+// remembers what the absent replica misses.
+void play_map_zeroed(World &w)
+{
+	Script s(w);
+	s.ready();
+	w.crash(w.host(3), 50 * SECOND);
+	s.promote(1, {2});
+	s.open(4);
+	for (Span span : {A, B, C, D})
+		s.write(4, span);
+	s.await("everything is cold", [&] { return s.on(1).core->hot == 0 && s.on(2).core->hot == 0; });
+	s.on(1).hurry = true;
+	w.reattach(s.on(1), false);
+	s.await("h1 is detached", [&] { return !s.on(1).attached; });
+	s.catch_moment("h1 is admitted again", [&] { return s.on(1).core->admitted; });
+	Time limit = w.now + 300 * MS;
+	s.catch_moment("h1 zeroes a map, or has saved it", [&] {
+		return w.now > limit || std::any_of(s.on(1).transfers.begin(), s.on(1).transfers.end(),
+						    [](auto &t) { return t->what.op == LKS_IO_ZEROES; });
+	});
+	uint64_t written = w.stats[Stat::table_writes];
+	s.catch_moment("that is done", [&] {
+		return w.now > limit || s.on(1).transfers.empty() || w.stats[Stat::table_writes] != written;
+	});
+	w.survival = 1;
+	w.crash(w.host(1), 500 * MS);
+	w.survival = -1;
+	s.pass(1 * SECOND);
+	s.ready();
+	s.expect(s.member(1) && s.member(2), "both are in sync");
+	s.promote(1, {2});
+	s.await("h3 is a member again", [&] { return s.member(3); });
+	w.settle("at the end");
+}
+
 }    // namespace
 
 const std::vector<Scenario> &scenarios()
@@ -255,6 +402,11 @@ const std::vector<Scenario> &scenarios()
 		{"member-lost", "a write waits for a lost member until a version without it is committed (W3)", play_member_lost},
 		{"take-over", "a session that was taken over never writes again (O1, O2)", play_take_over},
 		{"power-loss", "what was flushed survives the loss of power of all hosts (F1, S2)", play_power_loss},
+		{"drained-open", "an open waits for what the session before it has begun (O2)", play_drained_open},
+		{"created-anew", "a reply to a former life's request is not taken for an answer (X1)", play_created_anew},
+		{"same-link", "a new session takes no data of the one before it over the same link (T1)", play_same_link},
+		{"link-between-maps", "another host's link does not disturb the hand-over of dirty maps (D2)", play_link_between_maps},
+		{"map-zeroed", "a saved dirty map survives a crash while it is saved anew (H2d)", play_map_zeroed},
 		{"restart-clean", "a replica that was detached in good order is not suspect", play_restart_clean},
 	};
 	return all;

@@ -155,11 +155,11 @@ void World::transferred(Instance &i, uint64_t id)
 
 void World::power_off_disk(Host &h, Instance &i)
 {
-	double survival = random.pick<double>({.5, .5, .5, 0, 1});
+	double share = survival >= 0 ? survival : random.pick<double>({.5, .5, .5, 0, 1});
 	for (auto &t : i.transfers)
-		if (changes(t->what.op))
+		if (changes(t->what.op) && survival < 0)
 			apply(i, *t, false);
-	h.disks[i.volume.vid - 1]->crash(random, survival);
+	h.disks[i.volume.vid - 1]->crash(random, share);
 }
 
 int World::read_meta(Instance &i, uint64_t offset, void *to, uint32_t bytes)

@@ -346,6 +346,7 @@ struct World {
 	bool busy = true;                        // clients start requests
 	bool in_core = false;
 	Time log_down_until = 0;
+	double survival = -1;                    // at a crash: of writes that completed unflushed (none in flight does); negative: by chance
 	uint64_t digest = 0;                     // of all that happened; equal for equal runs
 
 	std::vector<std::unique_ptr<Host>> hosts;        // by id - 1

@@ -435,7 +435,7 @@ std::map<HostId, Liveness> Daemon::liveness() const
 	for (const auto &[id, host] : state_.hosts) {
 		if (id == member_->host_id || links_.up(id))
 			alive[id] = {true, unix_ms()};
-		else if (now - std::max(links_.last_heard(id), leader_since_ms_) >= config_.host_timeout_ms)
+		else if (now - links_.last_heard(id) >= config_.host_timeout_ms && now - leader_since_ms_ >= ELECTED_GRACE_MS)
 			alive[id] = {false, unix_ms()};
 	}
 	return alive;

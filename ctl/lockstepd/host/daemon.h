@@ -45,6 +45,7 @@ namespace lockstep {
 
 constexpr uint64_t LOOK_PERIOD_MS = 100;         // reconciler and lanes
 constexpr uint64_t LEAD_PERIOD_MS = 250;         // the leader's decisions
+constexpr uint64_t ELECTED_GRACE_MS = 1500;      // a new leader calls nobody offline: links may just be coming back
 constexpr uint64_t SOFT_LEAST_MS = 500;          // between two reports about oneself
 constexpr uint64_t IN_USE_TIMEOUT_MS = 1000;     // for another host to say that it uses a volume
 constexpr uint64_t JOIN_TIMEOUT_MS = 12'000;
