@@ -173,6 +173,7 @@ int lks_vol_attach(struct lks_vol *v, u64 meta_offset, bool needs_zeroing, lks_r
 	v->failed = v->detaching = v->detached = false;
 	v->detach_step = 0;
 	v->save_clean = false;
+	v->incarnation_found = v->sb.incarnation;
 	*suspect = v->suspect;
 	*disk_version = v->sb.version;
 	*disk_term = v->sb.term;

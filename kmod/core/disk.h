@@ -48,8 +48,9 @@ struct lks_superblock {
 	u8 pad[2];
 	u64 version;		/* last adopted */
 	u64 term;
+	u64 incarnation;
 	struct lks_disk_slot slots[LKS_SLOTS];
-	u8 unused[4096 - 72 - 112 - 4];
+	u8 unused[4096 - 80 - 112 - 4];
 	u32 crc;		/* crc32c of the 4092 bytes before it */
 } __attribute__((packed));
 static_assert_c(sizeof(struct lks_superblock) == LKS_META_UNIT);

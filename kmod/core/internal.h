@@ -22,6 +22,10 @@
 #include "core.h"
 #include "rules.h"
 
+#ifdef __cplusplus	/* the simulator looks inside */
+extern "C" {
+#endif
+
 /* ---- hosts as sets ---- */
 
 #define LKS_BIT(host) (1ull << ((host) - 1))
@@ -198,6 +202,7 @@ struct lks_vol {
 	/* the replica */
 	bool attached, admitted, suspect, failed, needs_zeroing;
 	bool detaching, detached;
+	u64 incarnation_found;	/* in the superblock, at attach */
 	u64 blocks;
 	u32 block_shift;
 	struct lks_layout layout;
@@ -414,5 +419,9 @@ void lks_meta_step(struct lks_vol *v);
 void lks_meta_io_done(struct lks_vol *v, struct lks_io *io, int err);
 void lks_save(struct lks_vol *v, bool cold_all);
 void lks_meta_tick(struct lks_vol *v);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -188,6 +188,7 @@ static bool save_super(struct lks_vol *v)
 		return false;
 	v->sb.version = v->cfg.version > v->sb.version ? v->cfg.version : v->sb.version;
 	v->sb.term = v->cfg.term > v->sb.term ? v->cfg.term : v->sb.term;
+	v->sb.incarnation = v->cfg.incarnation > v->sb.incarnation ? v->cfg.incarnation : v->sb.incarnation;
 	v->sb.clean = v->save_clean;
 	v->sb.sequence++;
 	v->sb_dirty = false;

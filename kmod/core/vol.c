@@ -272,10 +272,18 @@ static void learn(struct lks_vol *v)
 		return;
 	if (v->role != LKS_IDLE && r->term > v->cfg.term)
 		lks_demote(v);
-	if (r->primary == v->p.self && r->term > v->cfg.term)
+	if (r->primary == v->p.self && r->term > v->cfg.term) {
+		/*
+		 * S4: a join that was proposed before this replica crashed may commit after it has read the log: the record
+		 * then calls a suspect clean. Only a last resort since then (S2) makes it primary; the daemon sees SUSPECT and
+		 * says so. A join counts here only with the superblock of its incarnation on disk (D2, J2).
+		 */
+		if (v->suspect && LKS_ON(S4) && r->incarnation <= v->incarnation_found)
+			return;
 		lks_begin_activation(v, r);
-	else if (v->role != LKS_IDLE)
+	} else if (v->role != LKS_IDLE) {
 		lks_primary_version(v, r);
+	}
 	/* A member takes a version from its primary (C2), a replica without a session by the session it begins. */
 }
 

@@ -9,7 +9,8 @@
  *   fsynclog check FILE BLOCKS SEED ACKED
  *                                      elsewhere, afterwards: every position must hold a whole, undamaged block of this
  *                                      run, written to this very position, not older than the last write to it that is
- *                                      <= ACKED. A position that no such write went to may also hold zeros
+ *                                      <= ACKED. A position that no such write went to may also hold zeros, or a whole
+ *                                      block of a run with another seed
  *
  * FILE is a file or a block device. Write SEQ (1, 2, ...) goes to position mix(SEED, SEQ) mod BLOCKS, so both sides know
  * what was written where without keeping a log, and later writes overwrite earlier ones.
@@ -100,9 +101,10 @@ static int check(int fd, uint64_t blocks, uint64_t seed, uint64_t acked)
 		memset((char *)&found + n, 0, BLOCK - n); /* a file that did not get so long */
 		written += last[p] != 0;
 		if (found.seq) {
-			make(&expected, seed, found.seq, blocks);
-			good = !memcmp(&found, &expected, BLOCK) && found.position == p && found.seq >= last[p];
-			newer += good && found.seq > last[p];
+			make(&expected, found.seed, found.seq, blocks);
+			good = !memcmp(&found, &expected, BLOCK) && found.position == p &&
+			       (found.seed == seed ? found.seq >= last[p] : !last[p]);
+			newer += good && found.seed == seed && found.seq > last[p];
 		} else {
 			memset(&expected, 0, BLOCK);
 			good = !last[p] && !memcmp(&found, &expected, BLOCK);

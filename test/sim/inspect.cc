@@ -3,11 +3,45 @@
 // Looks inside the core: invariants between replicas that clients see only later, if at all, and dumps for a human.
 #include "world.h"
 
+extern "C" {
 #include "core/internal.h"
+}
 
 #include <algorithm>
 
 namespace lockstep::sim {
+
+namespace {
+
+bool listed(const lks_list &head, uint64_t block)
+{
+	const lks_list *pos;
+	lks_list_for_each(pos, &head) {
+		const lks_work &w = *reinterpret_cast<const lks_work *>(reinterpret_cast<const char *>(pos) - offsetof(lks_work, link));
+		if (w.first <= block && block <= w.last)
+			return true;
+	}
+	return false;
+}
+
+// In flight from the primary: W1 has not ended.
+bool flying(const lks_vol &c, uint64_t block)
+{
+	return listed(c.heating, block) || listed(c.writes, block);
+}
+
+// What a replica cannot vouch for, and would say so.
+bool evident(const lks_vol &c, uint64_t block)
+{
+	return lks_map_test(&c.doubt, block) || lks_map_test(&c.inherited, block) || listed(c.unstable, block) || flying(c, block);
+}
+
+const lks_vol *taking_part(const Instance *i)
+{
+	return i && i->core && i->core->attached && i->core->admitted && !i->core->failed && !i->core->detaching ? i->core : nullptr;
+}
+
+}    // namespace
 
 void World::role_changed(Instance &i)
 {
@@ -47,6 +81,52 @@ void World::check_invariants(Volume &v)
 	}
 	if (readers > 1)
 		fail("I3 volume %u: %u hosts could serve reads", v.vid, readers);
+	const lks_record &r = v.record();
+	const lks_vol *p = r.primary ? taking_part(find(r.primary, v.vid)) : nullptr;
+	if (!p || p->role != LKS_ACTIVE || p->cfg.version != r.version)
+		return;
+	for (uint8_t q : v.replicas)
+		if (q != r.primary)
+			compare_replicas(v, *p, q);
+}
+
+// While p serves in the newest version: an in-sync replica holds what p holds, and what another one misses is known to
+// every member, so that whoever comes next will copy it.
+void World::compare_replicas(Volume &v, const lks_vol &p, uint8_t q)
+{
+	const lks_record &r = v.record();
+	const lks_vol *c = taking_part(find(q, v.vid));
+	bool member = in_sync(replica_in(r, q)->state);
+	bool in_session = c && c->session_host == r.primary && c->session_term == r.term;
+	uint64_t extent = LKS_EXTENT_BYTES / SECTOR;
+	auto content = [&](uint8_t h, uint64_t s) {
+		return extent_bits(host(h), v, s / extent) & LKS_EXTENT_WRITTEN ? host(h).disks[v.vid - 1]->read(s) : 0;
+	};
+	for (const Span &w : v.windows) {
+		for (uint64_t s = w.first; s < w.first + w.count; s++) {
+			uint64_t block = s * SECTOR / v.block_size;
+			if (content(r.primary, s) == content(q, s) || flying(p, block))
+				continue;
+			bool doubted = c ? (member ? !in_session && lks_map_test(&c->doubt, block) : evident(*c, block))
+					 : (extent_bits(host(q), v, s / extent) & LKS_EXTENT_HOT) != 0;
+			if (doubted)
+				continue;
+			if (member)
+				fail("I1 volume %u: h%u is in sync and differs from the primary h%u in sector %llu", v.vid, q,
+				     r.primary, (unsigned long long)s);
+			for (uint8_t m : v.replicas) {
+				const lks_vol *knows = taking_part(find(m, v.vid));
+				if (m == q || !knows || !in_sync(replica_in(r, m)->state))
+					continue;
+				bool dirty = evident(*knows, block);
+				for (const lks_peer &peer : knows->peers)
+					dirty |= peer.host == q && lks_map_test(&peer.dirty, block);
+				if (!dirty)
+					fail("I2 volume %u: h%u does not know that h%u misses sector %llu", v.vid, m, q,
+					     (unsigned long long)s);
+			}
+		}
+	}
 }
 
 std::string World::state_dump()

@@ -371,7 +371,7 @@ void play_map_zeroed(World &w)
 	s.on(1).hurry = true;
 	w.reattach(s.on(1), false);
 	s.await("h1 is detached", [&] { return !s.on(1).attached; });
-	s.catch_moment("h1 is admitted again", [&] { return s.on(1).core->admitted; });
+	s.catch_moment("h1 is admitted again", [&] { return s.on(1).attached && s.on(1).core->admitted; });
 	Time limit = w.now + 300 * MS;
 	s.catch_moment("h1 zeroes a map, or has saved it", [&] {
 		return w.now > limit || std::any_of(s.on(1).transfers.begin(), s.on(1).transfers.end(),

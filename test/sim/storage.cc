@@ -178,15 +178,12 @@ int World::read_meta(Instance &i, uint64_t offset, void *to, uint32_t bytes)
 	return 0;
 }
 
-bool World::extent_written(const Host &h, const Volume &v, uint64_t extent) const
+unsigned World::extent_bits(const Host &h, const Volume &v, uint64_t extent) const
 {
 	const Disk &disk = *h.disks[v.vid - 1];
-	uint32_t index = static_cast<uint32_t>(extent / LKS_EXTENTS_PER_RECORD);
-	uint64_t i = extent % LKS_EXTENTS_PER_RECORD, tag;
-	lks_extent_record r;
-	memcpy(&r, disk.read_meta(v.layout.table_offset / SECTOR + index).data(), sizeof(r));
-	memcpy(&tag, v.uuid.data(), sizeof(tag));
-	return !lks_extent_record_valid(&r, index, tag) || r.bits[i / 4] >> (i % 4 * 2) & LKS_EXTENT_WRITTEN;
+	uint64_t i = extent % LKS_EXTENTS_PER_RECORD;
+	const MetaSector &sector = disk.read_meta(v.layout.table_offset / SECTOR + extent / LKS_EXTENTS_PER_RECORD);
+	return sector[offsetof(lks_extent_record, bits) + i / 4] >> (i % 4 * 2) & (LKS_EXTENT_HOT | LKS_EXTENT_WRITTEN);
 }
 
 }    // namespace lockstep::sim

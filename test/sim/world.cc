@@ -229,7 +229,7 @@ void World::check_contents(const char *when)
 		for (uint64_t s = 0; s < v->sectors(); s++) {
 			if (s % extent == 0)
 				for (uint8_t h : v->replicas)
-					written[h - 1u] = extent_written(host(h), *v, s / extent);
+					written[h - 1u] = extent_bits(host(h), *v, s / extent) & LKS_EXTENT_WRITTEN;
 			auto content = [&](const Host &h) { return written[h.id - 1u] ? h.disks[v->vid - 1]->read(s) : 0; };
 			uint64_t value = content(reference);
 			for (uint8_t h : v->replicas)

@@ -264,7 +264,7 @@ struct World {
 	void disturb(Instance &i, const Transfer &read);
 	void power_off_disk(Host &h, Instance &i);
 	int read_meta(Instance &i, uint64_t offset, void *to, uint32_t bytes);
-	bool extent_written(const Host &h, const Volume &v, uint64_t extent) const;    // otherwise it reads as zeros
+	unsigned extent_bits(const Host &h, const Volume &v, uint64_t extent) const;    // as its table says; sectors are not torn
 
 	// ---- network.cc
 	Link *link_of(uint8_t a, uint8_t b) { return links[index(a, b)].get(); }
@@ -328,6 +328,7 @@ struct World {
 
 	// ---- inspect.cc
 	void check_invariants(Volume &v);
+	void compare_replicas(Volume &v, const lks_vol &primary, uint8_t other);
 	void role_changed(Instance &i);
 	std::string state_dump();
 

@@ -400,8 +400,10 @@ void Daemon::update_peers()
 	if (!state_.initialized())
 		return;
 	std::vector<LinkPeer> peers;
-	for (const auto &[id, host] : state_.hosts)
+	for (const auto &[id, host] : state_.hosts) {
 		peers.push_back({id, host.name, addresses_of(host)});
+		known_since_ms_.try_emplace(id, Loop::now_ms());
+	}
 	links_.set_peers(std::move(peers));
 }
 
@@ -435,7 +437,9 @@ std::map<HostId, Liveness> Daemon::liveness() const
 	for (const auto &[id, host] : state_.hosts) {
 		if (id == member_->host_id || links_.up(id))
 			alive[id] = {true, unix_ms()};
-		else if (now - links_.last_heard(id) >= config_.host_timeout_ms && now - leader_since_ms_ >= ELECTED_GRACE_MS)
+		else if (auto known = known_since_ms_.find(id);
+			 known != known_since_ms_.end() && now - leader_since_ms_ >= ELECTED_GRACE_MS &&
+			 now - std::max(links_.last_heard(id), known->second) >= config_.host_timeout_ms)
 			alive[id] = {false, unix_ms()};
 	}
 	return alive;

@@ -125,6 +125,7 @@ private:
 	unsigned deciding_ = 0;                                 // decisions proposed and not answered
 	std::string lead_error_;                                // why the last one was not carried out
 	uint64_t leader_since_ms_ = 0;
+	std::map<HostId, uint64_t> known_since_ms_;             // when this daemon began to look for a host
 	uint64_t founding_ms_ = 0;
 	bool keeping_address_ = false;
 	Json soft_said_;

@@ -158,18 +158,6 @@ std::string full_name(const ReplicaLv &lv)
 	return lv.vg + "/" + replica_lv_name(lv.vid);
 }
 
-// The replica's LV if it is there; an Error if something else has its name.
-Result<std::optional<LogicalVolume>> find_ours(const LvmReport &report, const ReplicaLv &lv)
-{
-	const LogicalVolume *found = report.volume(lv.vg, replica_lv_name(lv.vid));
-	if (!found)
-		return std::optional<LogicalVolume>();
-	if (!contains(found->tags, replica_lv_tag(lv.uuid)))
-		return forbidden(fmt::format("logical volume {} does not carry the tag {}: it is not ours and is left alone; "
-					     "rename or remove it", full_name(lv), replica_lv_tag(lv.uuid)));
-	return std::optional<LogicalVolume>(*found);
-}
-
 bool has_node(const ReplicaLv &lv)
 {
 	struct stat node;
@@ -203,13 +191,14 @@ Done lvm_create(const ReplicaLv &lv)
 	auto report = lvm_report(lv.vg);
 	if (!report)
 		return report.error();
-	auto found = find_ours(*report, lv);
-	if (!found)
-		return found.error();
-	if (!*found)
+	const LogicalVolume *named = report->volume(lv.vg, replica_lv_name(lv.vid));
+	if (!named)
 		return created.error();
-	if ((*found)->size_bytes < lv.size_bytes)
-		return failed(fmt::format("logical volume {} has {} bytes but needs {}", full_name(lv), (*found)->size_bytes, lv.size_bytes));
+	if (!report->replica(lv))
+		return forbidden(fmt::format("logical volume {} does not carry the tag {}: it is not ours and is left alone; "
+					     "rename or remove it", full_name(lv), replica_lv_tag(lv.uuid)));
+	if (named->size_bytes < lv.size_bytes)
+		return failed(fmt::format("logical volume {} has {} bytes but needs {}", full_name(lv), named->size_bytes, lv.size_bytes));
 	return lvm_activate(lv);
 }
 
@@ -223,10 +212,7 @@ Done lvm_remove(const ReplicaLv &lv)
 	auto report = lvm_report(lv.vg);
 	if (!report)
 		return report.error();
-	auto found = find_ours(*report, lv);
-	if (!found)
-		return found.error();
-	if (!*found)
+	if (!report->replica(lv))
 		return Nothing{};
 	return removed ? failed(fmt::format("logical volume {} is still there after its removal", full_name(lv))) : removed.error();
 }
@@ -243,6 +229,12 @@ const LogicalVolume *LvmReport::volume(std::string_view vg, std::string_view nam
 {
 	auto found = std::find_if(volumes.begin(), volumes.end(), [&](auto &v) { return v.vg == vg && v.name == name; });
 	return found == volumes.end() ? nullptr : &*found;
+}
+
+const LogicalVolume *LvmReport::replica(const ReplicaLv &lv) const
+{
+	const LogicalVolume *named = volume(lv.vg, replica_lv_name(lv.vid));
+	return named && contains(named->tags, replica_lv_tag(lv.uuid)) ? named : nullptr;
 }
 
 std::string replica_lv_name(uint32_t vid) { return fmt::format("lockstep.{}", vid); }

@@ -42,14 +42,6 @@ struct LogicalVolume {
 	bool operator==(const LogicalVolume &) const = default;
 };
 
-struct LvmReport {
-	std::vector<VolumeGroup> groups;
-	std::vector<LogicalVolume> volumes;
-
-	const VolumeGroup *group(std::string_view vg) const;
-	const LogicalVolume *volume(std::string_view vg, std::string_view name) const;
-};
-
 // The LV of a replica: where and how large.
 struct ReplicaLv {
 	std::string vg;
@@ -57,6 +49,16 @@ struct ReplicaLv {
 	uint32_t vid = 0;
 	std::string uuid;         // of the volume
 	uint64_t size_bytes = 0;  // least size: data and metadata
+};
+
+struct LvmReport {
+	std::vector<VolumeGroup> groups;
+	std::vector<LogicalVolume> volumes;
+
+	const VolumeGroup *group(std::string_view vg) const;
+	const LogicalVolume *volume(std::string_view vg, std::string_view name) const;
+	// The replica's LV: it has the name and the tag. What has only the name is somebody else's, and none of ours is there.
+	const LogicalVolume *replica(const ReplicaLv &lv) const;
 };
 
 std::string replica_lv_name(uint32_t vid);
@@ -77,10 +79,11 @@ Result<LvmReport> parse_lvm_report(std::string_view json);
 struct Lvm {
 	// One volume group; an Error (not_found) if there is none of that name.
 	std::function<Result<LvmReport>(const std::string &vg)> report;
-	// Makes the LV and activates it; an LV of that name with our tag and at least that size is taken as it is.
+	// Makes the LV and activates it; an LV of that name with our tag and at least that size is taken as it is. Refused
+	// (forbidden) if something else has that name.
 	std::function<Done(const ReplicaLv &)> create;
 	std::function<Done(const ReplicaLv &)> activate;
-	// Absent already: done. Refused (forbidden) without our tag.
+	// Absent already: done. What has the name but not our tag is left alone: then ours is absent.
 	std::function<Done(const ReplicaLv &)> remove;
 };
 

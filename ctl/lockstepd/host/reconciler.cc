@@ -73,9 +73,11 @@ void Reconciler::finish(Task &task, const std::string &object, const Done &resul
 		return;
 	}
 	task.failures++;
+	task.status = result.error().status;
 	task.not_before_ms = world_.now_ms() + std::min(back_off_ms(task.failures), retry_max_ms);
 	if (task.error != result.error().message && result.error().message != module_error_)
-		world_.log(object + ": " + result.error().message);
+		world_.log(result.error().message.rfind(object, 0) == 0 ? result.error().message
+									 : object + ": " + result.error().message);
 	task.error = result.error().message;
 }
 
@@ -423,8 +425,6 @@ void Reconciler::look_at_volume(uint32_t vid)
 		}
 		w.phase = phase;
 	}
-	if (dump_ && (!k || !k->replica))
-		w.read_log = false;
 	if (!v) {
 		const auto tasks = w.tasks();
 		const bool idle = std::none_of(tasks.begin(), tasks.end(), [](const Task *t) { return t->busy; });
@@ -485,7 +485,7 @@ void Reconciler::look_creating(const Volume &v, VolumeWork &w)
 		give_up(lv.error().message);
 	else if (!module_error_.empty())
 		give_up(module_error_);
-	else if (w.replica.failures >= CREATE_TRIES)
+	else if (w.replica.failures >= CREATE_TRIES || (w.replica.failures && w.replica.status != Status::failed))
 		give_up(w.replica.error);
 	else
 		act(v.vid, &VolumeWork::replica, vg_key(lv->vg),
@@ -548,40 +548,47 @@ void Reconciler::look_sessions(const Volume &v, const KernelVolume &k, VolumeWor
 	if (mine && !granted && may(w.close))
 		ask(v.vid, &VolumeWork::close, {{"op", "record.close"}, {"session", mine->session}});
 	if (k.open_waiters && !(granted && v.primary) && may(w.open) && dumps_done_ >= w.config.needs_dump)
-		ask(v.vid, &VolumeWork::open, {{"op", "record.open"}, {"ended", w.ended}},
-		    [this, vid = v.vid](bool ok) {
-			    if (!ok)
-				    open_denied(vid);
-		    });
+		ask_open(v.vid);
+}
+
+void Reconciler::ask_open(uint32_t vid)
+{
+	works_[vid].open.busy = true;
+	const Json entry = {{"op", "record.open"}, {"vid", vid}, {"host", self_}, {"ended", works_[vid].ended}};
+	world_.propose(entry, [this, vid](Result<Json> answer) {
+		const Done result = outcome(answer);
+		VolumeWork &w = works_[vid];
+		const HostId holder = result || result.error().status != Status::forbidden ? 0 : other_holder(vid);
+		if (holder)
+			ask_holder(vid, holder);
+		else
+			finish(w.open, object_name(vid), result, LOG_RETRY_MAX_MS);
+		look();
+	});
+}
+
+HostId Reconciler::other_holder(uint32_t vid) const
+{
+	const State &state = world_.state();
+	if (const Volume *v = state.volume(vid))
+		for (const Opener &o : v->openers)
+			if (o.host != self_ && state.online(o.host))
+				return o.host;
+	return 0;
 }
 
 // If another host holds the volume and says so itself, whoever waits here is told now. If it does not answer it may be dead:
 // then it is soon called offline, and the next try succeeds. Other reasons may pass, too: those who wait go on waiting.
-void Reconciler::open_denied(uint32_t vid)
+void Reconciler::ask_holder(uint32_t vid, HostId holder)
 {
-	const State &state = world_.state();
-	const Volume *v = state.volume(vid);
-	if (!v)
-		return;
-	for (const Opener &o : v->openers) {
-		if (o.host == self_ || !state.online(o.host))
-			continue;
-		works_[vid].open.busy = true;
-		world_.ask_in_use(o.host, vid, [this, vid](Result<bool> in_use) {
-			VolumeWork &w = works_[vid];
-			w.open.busy = false;
-			w.open.not_before_ms = world_.now_ms() + STEP_RETRY_MIN_MS;
-			if (in_use && *in_use)
-				refuse_open(vid);
-			look();
-		});
-		return;
-	}
-}
-
-void Reconciler::refuse_open(uint32_t vid)
-{
-	act(vid, &VolumeWork::open, config_key(vid), [kernel = world_.kernel, vid] { return kernel.open_refuse(vid, -EBUSY); });
+	world_.ask_in_use(holder, vid, [this, vid](Result<bool> in_use) {
+		VolumeWork &w = works_[vid];
+		finish(w.open, object_name(vid), Nothing{});
+		w.open.not_before_ms = world_.now_ms() + STEP_RETRY_MIN_MS;
+		if (in_use && *in_use)
+			act(vid, &VolumeWork::open, config_key(vid), [kernel = world_.kernel, vid] { return kernel.open_refuse(vid, -EBUSY); });
+		look();
+	});
 }
 
 bool Reconciler::in_use(uint32_t vid) const
@@ -617,6 +624,8 @@ void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork
 	}
 	if (!k.replica->admitted)
 		admit(v, k, *r, w);
+	else if (k.replica->suspect && r->state == ReplicaState::insync && k.role == LKS_IDLE && k.noted_version >= v.version)
+		ask(v.vid, &VolumeWork::replica, {{"op", "record.suspect"}});    // S4: a join of before the crash, committed late
 }
 
 void Reconciler::attach(const Volume &v, const Replica &r, VolumeWork &w)
@@ -701,7 +710,7 @@ void Reconciler::look_deleting(const Volume &v, const KernelVolume *k, VolumeWor
 				    auto report = lvm.report(lv.vg);
 				    if (!report)
 					    return report.error();
-				    if (!report->volume(lv.vg, replica_lv_name(lv.vid)))
+				    if (!report->replica(lv))
 					    return Nothing{};
 				    if (Done done = lvm.activate(lv); !done)
 					    return done;

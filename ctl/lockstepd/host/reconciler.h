@@ -103,6 +103,7 @@ private:
 		uint64_t not_before_ms = 0;
 		uint64_t needs_dump = 0;               // dumps_done_ that shows the effect of the last step
 		std::string error;
+		Status status = Status::ok;            // of the error
 	};
 	struct VolumeWork {
 		Task config;                           // in the kernel: volume, record, device
@@ -144,8 +145,9 @@ private:
 	void admit(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);
 	void take_down(uint32_t vid, const KernelVolume &k, VolumeWork &w);
 	void look_deleting(const Volume &v, const KernelVolume *k, VolumeWork &w);
-	void open_denied(uint32_t vid);
-	void refuse_open(uint32_t vid);
+	void ask_open(uint32_t vid);
+	HostId other_holder(uint32_t vid) const;       // online; 0: none
+	void ask_holder(uint32_t vid, HostId holder);
 	void propose_change(const KernelEvent &event);
 	Result<ReplicaLv> lv_of(const Volume &v, const Replica &r) const;
 	ReplicaMetadata metadata_of(const Volume &v, const Replica &r, const ReplicaLv &lv) const;

@@ -142,7 +142,7 @@ class Host:
         self.put(''.join(f'{k.replace("_", "-")}: {v}\n' for k, v in values.items()), '/etc/lockstep/lockstep.yaml')
         self.run('mkdir -p /etc/systemd/system/multi-user.target.wants && '
                  'ln -sf ../lockstepd.service /etc/systemd/system/multi-user.target.wants/; '
-                 'rm -f /run/lab-daemon-stopped')
+                 'rm -f /run/lab-daemon-stopped; sync')		# a kill of the VM must not take the configuration back
         wait(self.daemon_answers, 60, f'lockstepd of {self.name} to answer')
 
     def daemon_answers(self):

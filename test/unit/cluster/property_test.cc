@@ -19,7 +19,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr unsigned HISTORIES = 200, ENTRIES = 400;
+constexpr unsigned HISTORIES = 100, ENTRIES = 400;
 
 struct History {
 	std::mt19937_64 random;

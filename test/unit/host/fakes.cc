@@ -124,7 +124,8 @@ ReconcilerWorld FakeWorld::world()
 				if (lv == lvs.end() || !lv->second.formatted)
 					violations.push_back("replica.created without a formatted replica");
 			}
-			if (op == "replica.deleted" && (lvs.contains(replica_lv_path("vg", vid)) || volumes.contains(vid)))
+			const auto left = lvs.find(replica_lv_path("vg", vid));
+			if (op == "replica.deleted" && ((left != lvs.end() && !left->second.lv.tags.empty()) || volumes.contains(vid)))
 				violations.push_back("replica.deleted while there is something left of it");
 			Result<Json> answer = effect<Result<Json>>(op + " " + std::to_string(vid), [&]() -> Result<Json> {
 				Json full = entry;
@@ -363,6 +364,8 @@ Lvm FakeWorld::lvm()
 	l.create = [this](const ReplicaLv &lv) {
 		return effect<Done>("lv_create " + std::to_string(lv.vid), [=, this]() -> Done {
 			const std::string path = replica_lv_path(lv.vg, lv.vid);
+			if (lvs.contains(path) && lvs[path].lv.tags != std::vector{replica_lv_tag(lv.uuid)})
+				return forbidden("it is not ours");
 			FakeLv &f = lvs[path];
 			f.lv.vg = lv.vg;
 			f.lv.name = replica_lv_name(lv.vid);
@@ -386,7 +389,9 @@ Lvm FakeWorld::lvm()
 		return effect<Done>("lv_remove " + std::to_string(lv.vid), [=, this]() -> Done {
 			if (KernelVolume *k = find(lv.vid); k && k->replica)
 				violations.push_back("an attached LV was removed");
-			lvs.erase(replica_lv_path(lv.vg, lv.vid));
+			const std::string path = replica_lv_path(lv.vg, lv.vid);
+			if (lvs.contains(path) && lvs[path].lv.tags == std::vector{replica_lv_tag(lv.uuid)})
+				lvs.erase(path);
 			return Nothing{};
 		});
 	};
@@ -412,6 +417,8 @@ MetadataTools FakeWorld::metadata()
 			auto found = lvs.find(path);
 			if (found == lvs.end() || !found->second.lv.active)
 				return failed("no such device");
+			if (found->second.lv.tags.empty())
+				violations.push_back("an LV of somebody else was wiped");
 			found->second.formatted = false;
 			return Nothing{};
 		});

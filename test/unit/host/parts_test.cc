@@ -206,6 +206,11 @@ TEST_CASE("LVM's report is read")
 	CHECK(report->volume("lockstep_group", "lockstep.8")->pool == "thin_device");
 	CHECK(!report->volume("lockstep_group", "lockstep.8")->is_thin_pool);
 	CHECK(!report->volume("other", "lockstep.8"));
+	// Ours is what has the name and the tag.
+	ReplicaLv lv = {"lockstep_group", "", 7, "6c1c4f0e-1111-4222-8333-944445555666", 0};
+	CHECK(report->replica(lv) == replica);
+	lv.uuid = "6c1c4f0e-1111-4222-8333-944445555667";
+	CHECK(!report->replica(lv));
 }
 
 TEST_CASE("a pool's space, and what is no pool")

@@ -294,6 +294,8 @@ TEST_CASE("an open that another host holds is refused at once")
 	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
 	REQUIRE(r.w.run_until([&] { return r.w.refused.contains(r.vid); }, 2000));
 	CHECK(r.w.refused[r.vid] == -EBUSY);
+	CHECK(r.w.log_lines.empty());
+	CHECK(r.w.daemon().problems().empty());
 	CHECK(r.volume().opener(2));
 	CHECK(!r.volume().opener(1));
 }
@@ -388,6 +390,23 @@ TEST_CASE("a creation that LVM cannot carry out is rolled back with LVM's words"
 	REQUIRE(w.state.volume(vid));
 	CHECK(w.state.volume(vid)->failure.find("insufficient free space") != std::string::npos);
 	CHECK(w.state.volume(vid)->failure.find("alpha") != std::string::npos);
+}
+
+TEST_CASE("somebody else's LV of our name is left alone, and the creation is given up at once and for good")
+{
+	FakeWorld w;
+	FakeLv &foreign = w.lvs["/dev/vg/lockstep.1"];
+	foreign.lv.vg = "vg";
+	foreign.lv.name = "lockstep.1";
+	foreign.lv.active = true;
+	w.start_daemon();
+	const uint32_t vid = create_volume(w);
+	REQUIRE(w.run_until([&] { return w.state.volume(vid)->phase == Phase::deleting; }, 1000));
+	CHECK(w.count("lv_create") == 1);
+	tell(w, {{"op", "replica.deleted"}, {"vid", vid}, {"host", 2}});
+	REQUIRE(w.run_until([&] { return !w.state.volume(vid); }, 5000));
+	CHECK(w.lvs.size() == 1);
+	CHECK(w.violations.empty());
 }
 
 TEST_CASE("a creation on a host without the module is refused at once")
