@@ -185,7 +185,10 @@ void World::add_volume()
 	std::vector<uint8_t> all;
 	for (auto &h : hosts)
 		all.push_back(h->id);
-	for (size_t n = profile.replicas ? profile.replicas : random.chance(.7) ? 3 : 2; n; n--) {
+	size_t replicas = profile.replicas;
+	if (!replicas)
+		replicas = std::min<size_t>(random.pick<unsigned>({2, 2, 3, 3, 3, 3, 4}), hosts.size());
+	for (size_t n = replicas; n; n--) {
 		size_t at = profile.replicas ? 0 : random.below(all.size());    // given: the first hosts
 		v->replicas.push_back(all[at]);
 		all.erase(all.begin() + static_cast<long>(at));

@@ -51,7 +51,7 @@ void World::role_changed(Instance &i)
 	i.role_term = c.cfg.term;
 	static const char *const names[] = {"idle", "activating", "active", "draining"};
 	trace("h%u is %s in volume %u term %llu", i.host.id, names[c.role], i.volume.vid, (unsigned long long)c.cfg.term);
-	if (c.role == LKS_ACTIVATING && hostile && random.chance(.1))
+	if (c.role == LKS_ACTIVATING && hostile && random.chance(.25))
 		at(random.below(600 * MS), [this, id = i.host.id, vid = i.volume.vid] { spoil_activation(id, vid); });
 	if (!began)
 		return;

@@ -262,6 +262,22 @@ void play_restart_clean(World &w)
 	s.read(4, A);
 }
 
+// L4: a member from which nothing comes any more, though its link never breaks by itself.
+void play_silent_member(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(1);
+	s.write(1, A);
+	s.isolate(3, 200 * SECOND, false);
+	s.write(1, B);
+	s.expect(!s.member(3), "the silent member was removed");
+	w.heal_network();
+	s.await("h3 is a member again", [&] { return s.member(3); });
+	w.settle("at the end");
+}
+
 // O2: the old session's write waits at the primary for its extent to become hot; the new session must wait for it.
 void play_drained_open(World &w)
 {
@@ -402,6 +418,7 @@ const std::vector<Scenario> &scenarios()
 		{"member-lost", "a write waits for a lost member until a version without it is committed (W3)", play_member_lost},
 		{"take-over", "a session that was taken over never writes again (O1, O2)", play_take_over},
 		{"power-loss", "what was flushed survives the loss of power of all hosts (F1, S2)", play_power_loss},
+		{"silent-member", "a member that does not answer is given up (L4)", play_silent_member},
 		{"drained-open", "an open waits for what the session before it has begun (O2)", play_drained_open},
 		{"created-anew", "a reply to a former life's request is not taken for an answer (X1)", play_created_anew},
 		{"same-link", "a new session takes no data of the one before it over the same link (T1)", play_same_link},
