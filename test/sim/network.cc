@@ -133,10 +133,12 @@ bool World::deliver(Link &l, int direction, unsigned number)
 		return true;
 	}
 	const Cut &cut = cuts[(from - 1u) * hosts.size() + to - 1];
-	if (cut.until > now && !l.broken) {
-		if (cut.hard)
-			break_link(from, to, 0);
-		return false;
+	if (cut.until > now) {
+		if (!cut.hard && !l.broken)
+			return false;
+		lane.queue.clear();
+		break_link(from, to, 0);
+		return true;
 	}
 	if (!end.up || h.paused_until > now)
 		return false;

@@ -624,8 +624,10 @@ void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork
 	}
 	if (!k.replica->admitted)
 		admit(v, k, *r, w);
-	else if (k.replica->suspect && r->state == ReplicaState::insync && k.role == LKS_IDLE && k.noted_version >= v.version)
-		ask(v.vid, &VolumeWork::replica, {{"op", "record.suspect"}});    // S4: a join of before the crash, committed late
+	else if (k.replica->suspect && v.primary == self_ && k.role == LKS_IDLE && k.noted_version >= v.version)
+		// S4: it was told and did not begin to serve: the record calls it clean by a join of before its crash. Only as
+		// primary: a member that has just joined was suspect when this dump was made.
+		ask(v.vid, &VolumeWork::replica, {{"op", "record.suspect"}});
 }
 
 void Reconciler::attach(const Volume &v, const Replica &r, VolumeWork &w)
