@@ -386,8 +386,8 @@ static int put_status(struct sk_buff *skb, const struct lks_vol_status *s)
 	return s->npeers ? put_peers(skb, s) : 0;
 }
 
-/* v->lock is held */
-static int put_replica(struct sk_buff *skb, struct lks_volume *v)
+/* v->lock is held. suspect: whether it is now; a resync has made good what was found at attach */
+static int put_replica(struct sk_buff *skb, struct lks_volume *v, bool suspect)
 {
 	struct lks_backing *b = v->backing;
 
@@ -395,7 +395,7 @@ static int put_replica(struct sk_buff *skb, struct lks_volume *v)
 		return 0;
 	if (nla_put_flag(skb, LKS_A_HAS_REPLICA) || nla_put_string(skb, LKS_A_PATH, b->path) ||
 	    put_u64(skb, LKS_A_OFFSET, b->offset) || put_flag(skb, LKS_A_THIN, b->thin) ||
-	    nla_put_u8(skb, LKS_A_SUSPECT, v->suspect) || put_u64(skb, LKS_A_DISK_VERSION, v->disk_version) ||
+	    nla_put_u8(skb, LKS_A_SUSPECT, suspect) || put_u64(skb, LKS_A_DISK_VERSION, v->disk_version) ||
 	    put_u64(skb, LKS_A_DISK_TERM, v->disk_term))
 		return -EMSGSIZE;
 	return 0;
@@ -403,6 +403,8 @@ static int put_replica(struct sk_buff *skb, struct lks_volume *v)
 
 static int put_volume(struct sk_buff *skb, struct lks_volume *v)
 {
+	struct lks_vol_status s;
+	bool has_core;
 	int err;
 
 	if (nla_put_u32(skb, LKS_A_VID, v->vid) || nla_put(skb, LKS_A_UUID, sizeof(v->uuid), v->uuid) ||
@@ -418,13 +420,12 @@ static int put_volume(struct sk_buff *skb, struct lks_volume *v)
 	err = err ?: nla_put_u32(skb, LKS_A_WRITERS, v->writers);
 	err = err ?: nla_put_u32(skb, LKS_A_OPEN_WAITERS, v->open_waiters);
 	err = err ?: put_u64(skb, LKS_A_SESSION_ENDED, v->session_ended);
-	err = err ?: put_replica(skb, v);
-	if (!err && !v->attaching && !v->dead) {
-		struct lks_vol_status s;
-
+	has_core = !v->attaching && !v->dead;
+	if (has_core)
 		lks_vol_status(v->core, v->now_ms, &s);
+	err = err ?: put_replica(skb, v, has_core ? s.suspect : v->suspect);
+	if (!err && has_core)
 		err = put_status(skb, &s);
-	}
 	mutex_unlock(&v->lock);
 	return err;
 }

@@ -138,6 +138,7 @@ bool World::deliver(Link &l, int direction, unsigned number)
 			return false;
 		lane.queue.clear();
 		break_link(from, to, 0);
+		lane.cutoff = 0;    // nothing may follow what was lost
 		return true;
 	}
 	if (!end.up || h.paused_until > now)

@@ -54,12 +54,17 @@ struct Script {
 				w.fail("waited in vain until %s", what);
 			w.run_until(w.now + 5 * MS);
 			w.check_invariants(v);
-			if (w.now < next_tell)
-				continue;
-			next_tell = w.now + 200 * MS;
-			for (auto &h : w.hosts)
-				w.tell(*h, v);
+			tell_all();
 		}
+	}
+
+	void tell_all()
+	{
+		if (w.now < next_tell)
+			return;
+		next_tell = w.now + 200 * MS;
+		for (auto &h : w.hosts)
+			w.tell(*h, v);
 	}
 
 	void pass(Time t)
@@ -123,9 +128,11 @@ struct Script {
 	// As await(), but looks at every event's time.
 	template <typename Condition> void catch_moment(const char *what, Condition condition)
 	{
-		for (Time limit = w.now + PATIENCE; !condition(); w.run_until(w.now + 10))
+		for (Time limit = w.now + PATIENCE; !condition(); w.run_until(w.now + 10)) {
 			if (w.now > limit)
 				w.fail("waited in vain for the moment when %s", what);
+			tell_all();
+		}
 	}
 
 	// Frames sent from now on arrive that late on this lane.
