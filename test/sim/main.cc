@@ -3,7 +3,7 @@
 // build/sim: runs the product's replication core in a simulated, hostile cluster and checks what comes out.
 //
 //	build/sim [--seeds N] [--first S] [--steps N] [--seed S] [--trace] [--break RULE]... [--alloc-failures PERMILLE]
-//	          [--io-errors PERMILLE] [--scenario NAME|all] [--twice]
+//	          [--io-errors PERMILLE] [--scenario NAME|all] [--twice] [--keep-going]
 //
 // A seed replays a run exactly. Ends in totals of what happened (a run that exercised nothing is worth nothing) and in a line
 // 'N passed, N failed'. Exit status 0 if all passed, 1 if not, 2 for wrong usage. With --break, which stops at the first
