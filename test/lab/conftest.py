@@ -18,6 +18,7 @@ SCENARIO_SECONDS = 900
 
 
 def pytest_configure(config):
+    config.addinivalue_line('markers', 'slow: minutes long; runs in `make test-long`, not in `make test`')
     exit_on_signals(KeyboardInterrupt())
 
 

@@ -91,6 +91,7 @@ def test_install_completes_an_interrupted_run(host, disks):
     assert '/dev/lockstep/' in host.out('lvmconfig devices/global_filter')
 
 
+@pytest.mark.slow
 def test_install_survives_being_killed(host, disks):
     """SIGKILL of the script and of the LVM command it runs, at several moments; the same command again gets to the end."""
     one, two, *_ = disks

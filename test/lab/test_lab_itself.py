@@ -71,6 +71,7 @@ def test_lab_hosts(lab):
     wait(lambda: reaches(b, a, 'mgmt'), 20, 'the paused host to answer')
 
 
+@pytest.mark.slow
 def test_lab_disk_faults(lab):
     """Errors and slowness of the data disk come and go while the host runs."""
     a, = lab.boot(1)
