@@ -103,9 +103,11 @@ def test_module_alone(lab):
     assert a.out('cat /sys/block/lockstep0/lockstep/name; test -b /dev/lockstep/v1 && echo there') == 'v1\nthere'
     timeout = '/sys/module/lockstep/parameters/open_timeout_ms'
     a.run(f'echo 1500 >{timeout}')
-    assert 'timed out' in a.run('dd if=/dev/lockstep/v1 of=/dev/null count=1', check=False).err, 'nobody makes a primary'
+    assert 'timed out' in a.run('dd if=/dev/zero of=/dev/lockstep/v1 count=1', check=False).err, 'nobody makes a primary'
     a.run(f'echo 20000 >{timeout}')
+    reader = a.start('dd if=/dev/lockstep/v1 of=/dev/null count=1')		# opens at once, and waits for a primary
     decider = auto(a, '1:insync')
+    assert reader.wait(60).status == 0
     a.run(f'{FIO} {VERIFY}', timeout=300)
     with_open = a.start('exec 9<>/dev/lockstep/v1; read x')
     wait(lambda: volume(a)['writers'] == '1', 20, 'the device to be open')
