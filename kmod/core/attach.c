@@ -92,7 +92,7 @@ static int read_maps(struct lks_vol *v, lks_read_fn read, void *reader)
 			continue;
 		p->host = v->sb.slots[i].host;
 		p->since = v->sb.slots[i].since;
-		p->slot_zeroed = p->slot_named = true;
+		p->slot_zeroed = true;
 		lks_map_init(v, &p->dirty, v->blocks);
 		for (u32 leaf = 0; leaf < p->dirty.nleaves; leaf++) {
 			int err = read(reader, v->meta_offset + v->layout.slot_offset + i * v->layout.slot_bytes +

@@ -154,7 +154,6 @@ enum lks_join_stage { LKS_JOIN_NONE, LKS_JOIN_PREPARE, LKS_JOIN_PROPOSE };
 struct lks_peer {
 	u8 host;		/* 0: free. The index in v->peers is the number of its dirty map slot */
 	bool slot_zeroed;	/* its slot on disk holds nothing but what was saved of this map */
-	bool slot_named;	/* ... and the superblock on disk says so: (host, since) */
 	u64 since, added;	/* as in the record */
 	struct lks_map dirty;	/* blocks that it misses */
 	u64 lease_ms;		/* primary: until when it has promised not to serve under others (L3) */

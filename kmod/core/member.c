@@ -87,7 +87,7 @@ void lks_on_syncstart(struct lks_vol *v, u8 host, const struct lks_record *r, u1
 	for (u32 i = 0; i < LKS_SLOTS; i++)			/* D2 gives it new ones */
 		if (v->peers[i].host) {
 			lks_map_clear(v, &v->peers[i].dirty);
-			v->peers[i].slot_zeroed = v->peers[i].slot_named = false;
+			v->peers[i].slot_zeroed = false;
 		}
 }
 

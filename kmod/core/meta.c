@@ -179,7 +179,6 @@ static bool save_super(struct lks_vol *v)
 		if (away(v, p) && p->slot_zeroed) {
 			s.host = p->host;
 			s.since = p->since;
-			p->slot_named = true;
 		}
 		changed |= memcmp(&s, &v->sb.slots[i], sizeof(s)) != 0;
 		v->sb.slots[i] = s;

@@ -218,7 +218,7 @@ static void peer_follow(struct lks_vol *v, struct lks_peer *p, const struct lks_
 	}
 	/* What an attach has read stays named by the superblock: it must not be zeroed before it is saved anew (H2d). */
 	if (p->since != now->since || (known && p->added != now->added) || is_in)
-		p->slot_zeroed = p->slot_named = false;
+		p->slot_zeroed = false;
 	p->since = now->since;
 	p->added = now->added;
 }
