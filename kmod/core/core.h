@@ -104,6 +104,11 @@ enum lks_event {
 	LKS_EV_DISK_ERROR,	/* the replica stopped; error: errno, op: enum lks_io_op */
 	LKS_EV_DETACHED,	/* lks_vol_detach() is done: no I/O in flight, memory may go */
 	LKS_EV_STATE,		/* something that lks_vol_status() shows changed */
+	LKS_EV_QUIESCED,	/* hold: all members hold the same, and will until it ends */
+	LKS_EV_UNQUIESCED,	/* hold: it ended by itself */
+	LKS_EV_META_MOVED,	/* offset: both places are current; with done: only the new one counts and the old one is zeros */
+	LKS_EV_MISMATCH,	/* host, offset, length; done: it is being repaired */
+	LKS_EV_VERIFIED,	/* the verify has ended */
 };
 
 struct lks_event_info {
@@ -111,6 +116,8 @@ struct lks_event_info {
 	u8 host;
 	u8 op;
 	s32 error;
+	u64 hold, offset, length;
+	bool done;
 	const struct lks_record *record;
 };
 
@@ -127,6 +134,8 @@ struct lks_ops {
 	/* All of src, `bytes` long, to the start of dst. */
 	void (*buf_copy)(struct lks_buf *dst, struct lks_buf *src, u32 bytes);
 	void (*buf_zero)(struct lks_buf *buf, u32 bytes);
+	/* XXH64 with seed 0 of the first `bytes`: equal on all hosts. */
+	u64 (*buf_hash)(struct lks_buf *buf, u32 bytes);
 
 	/* Start a transfer; ends in lks_vol_io_done(), never from inside submit. */
 	void (*submit)(void *ctx, struct lks_io *io);
@@ -204,6 +213,42 @@ void lks_vol_link_lost(struct lks_vol *v, u8 host, u64 now_ms);
 
 void lks_vol_tick(struct lks_vol *v, u64 now_ms);
 
+/* ---- what the daemon asks for ---- */
+
+/* M1: stop serving, drain, then EV_PROPOSE a term of `to`. -ESTALE: this host does not serve; -EINVAL: to is not in sync. */
+int lks_vol_hand_over(struct lks_vol *v, u8 to, u64 now_ms);
+
+/*
+ * Holds writes back and drains those begun, for timeout_ms at most; EV_QUIESCED (again if it stands already). The hold ends
+ * with lks_vol_resume(), by itself (EV_UNQUIESCED), or with the term. hold is not 0. -ESTALE: this host does not serve;
+ * -EBUSY: another hold stands.
+ */
+int lks_vol_quiesce(struct lks_vol *v, u64 hold, u32 timeout_ms, u64 now_ms);
+
+/* Ends the hold. -ESTALE: it had ended before, or EV_QUIESCED had not come yet. */
+int lks_vol_resume(struct lks_vol *v, u64 hold, u64 now_ms);
+
+/*
+ * Growing a replica. move: the metadata are written a second time at offset, laid out for a volume of `size` bytes, and both
+ * places are kept current from EV_META_MOVED on; offset 0 gives it up. moved: the log names the new place. Repeating either
+ * is harmless. -EINVAL: no replica, size or offset wrong (see META_MOVE), no such move; -EBUSY: another move; -ENOMEM.
+ */
+int lks_vol_meta_move(struct lks_vol *v, u64 offset, u64 size, u64 now_ms);
+int lks_vol_meta_moved(struct lks_vol *v, u64 offset, u64 now_ms);
+
+/* The volume has this size from now on. -EINVAL: smaller than it is, or more than the replica's metadata can describe. */
+int lks_vol_resize(struct lks_vol *v, u64 size, u64 now_ms);
+
+/* Starts (again) or stops comparing the members' blocks with the primary's. -ESTALE: this host does not serve. */
+int lks_vol_verify(struct lks_vol *v, bool start, bool repair, u64 now_ms);
+
+struct lks_vol_tune {
+	u32 freeze_ms;		/* requests that wait longer for a primary fail with -EIO; 0: never */
+	u32 sync_rate_kib;	/* of resync reads a second; 0: no ceiling */
+};
+
+void lks_vol_tune(struct lks_vol *v, const struct lks_vol_tune *t, u64 now_ms);
+
 /* ---- the client ---- */
 
 /*
@@ -243,6 +288,12 @@ struct lks_vol_status {
 	u32 pending;		/* requests of local openers */
 	u32 oldest_ms;		/* age of the oldest */
 	u32 hot_extents, written_extents;
+	u64 hold;		/* of a quiesce, 0: none */
+	u8 heir;		/* host of a planned handover under way, 0: none */
+	u64 size, capacity;	/* bytes: of the volume; that the replica's metadata can describe */
+	u64 meta_offset, move_offset;	/* bytes; move_offset 0: no move */
+	bool move_current;
+	u64 verify_total, verify_done, verify_differ;	/* blocks */
 	u32 npeers;
 	struct lks_peer_status peers[LKS_MAX_REPLICAS];
 };

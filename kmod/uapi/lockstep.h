@@ -38,6 +38,34 @@
  *                                                                    the replica was suspect it says so
  *  OPEN_REFUSE     VID ERROR                                         answer to EV_OPEN: whoever waits in open() gets ERROR
  *                                                                    (a negative errno; -EBUSY: another host holds it)
+ *  HANDOVER        VID HOST                                          planned handover (M1): the primary here stops serving,
+ *                                                                    drains, and asks by EV_PROPOSE for a term of HOST.
+ *                                                                    ESTALE: it does not serve. EINVAL: HOST is not in
+ *                                                                    sync. Done or given up with the next version (M2)
+ *  QUIESCE         VID HOLD TIMEOUT_MS                               the primary here holds new writes back and drains;
+ *                                                                    EV_QUIESCED when all members hold the same. Ends by
+ *                                                                    itself after TIMEOUT_MS, or when the primary changes.
+ *                                                                    ESTALE: it does not serve. EBUSY: another HOLD
+ *  RESUME          VID HOLD                                          ends it. ESTALE: it had ended before, so that what was
+ *                                                                    done meanwhile is worth nothing
+ *  META_MOVE       VID OFFSET SIZE                                   grow, 1: write the replica's metadata a second time at
+ *                                                                    OFFSET, for a volume of up to SIZE bytes, and keep
+ *                                                                    both current; EV_META_MOVED when the second one is
+ *                                                                    complete. OFFSET is not below SIZE nor below the end
+ *                                                                    of the present metadata (EINVAL). EFBIG: the device
+ *                                                                    is too small. EBUSY: another move. OFFSET 0: give up
+ *  META_MOVED      VID OFFSET                                        grow, 2: the log names OFFSET: only that one counts now;
+ *                                                                    what stood behind the data becomes zeros, then
+ *                                                                    EV_META_MOVED with DONE. EINVAL: no such move
+ *  RESIZE          VID SIZE                                          grow, 3: device and replica serve SIZE bytes. All
+ *                                                                    replicas have moved. EINVAL: smaller, or not moved
+ *  VERIFY          VID MODE REPAIR(o)                                primary here: MODE 1 starts comparing all members'
+ *                                                                    blocks with its own, 0 stops; REPAIR rewrites what
+ *                                                                    differs with the primary's content. ESTALE as above
+ *  VOLUME_TUNE     VID FREEZE_MS(o) SYNC_RATE(o)                     requests that wait longer for a primary fail with EIO
+ *                                                                    (0, the default: never); resync ceiling
+ *  ABORT           VID                                               all requests that wait for a primary fail with EIO now,
+ *                                                                    and whoever waits in open() too
  *  DEVICE_ADD      VID                                               create the block device (fixed MINOR, name by udev)
  *  DEVICE_DEL      VID                                               EBUSY: open
  *  GET             VID(o)                                            dump: one VOLUME message a volume, one PEER message
@@ -58,6 +86,11 @@
  *  EV_DISK_ERROR   VID OP ERROR                      the backing device failed; the replica stopped. Commit it failed,
  *                                                    and another primary if it was the primary
  *  EV_STATE        VID                               the volume's state changed: dump it
+ *  EV_QUIESCED     VID HOLD                          nothing is in flight: all members hold the same
+ *  EV_UNQUIESCED   VID HOLD                          the hold ended by itself
+ *  EV_META_MOVED   VID OFFSET DONE(o)                see META_MOVE, META_MOVED
+ *  EV_MISMATCH     VID HOST AT LENGTH REPAIR(o)      verify found LENGTH bytes AT byte that differ on HOST
+ *  EV_VERIFIED     VID                               verify has ended; the dump has the figures
  */
 #ifndef LOCKSTEP_UAPI_H
 #define LOCKSTEP_UAPI_H
@@ -109,6 +142,22 @@ enum lks_cmd {
 	LKS_CMD_EV_SILENT,
 	LKS_CMD_EV_DISK_ERROR,
 	LKS_CMD_EV_STATE,
+	/* by the daemon */
+	LKS_CMD_HANDOVER,
+	LKS_CMD_QUIESCE,
+	LKS_CMD_RESUME,
+	LKS_CMD_META_MOVE,
+	LKS_CMD_META_MOVED,
+	LKS_CMD_RESIZE,
+	LKS_CMD_VERIFY,
+	LKS_CMD_VOLUME_TUNE,
+	LKS_CMD_ABORT,
+	/* sent by the kernel only */
+	LKS_CMD_EV_QUIESCED,
+	LKS_CMD_EV_UNQUIESCED,
+	LKS_CMD_EV_META_MOVED,
+	LKS_CMD_EV_MISMATCH,
+	LKS_CMD_EV_VERIFIED,
 	LKS_CMD_COUNT,
 };
 
@@ -133,7 +182,7 @@ enum lks_attr {
 	LKS_A_SUSPECT,		/* u8: 1 if extents were hot at attach (S1) */
 	LKS_A_DISK_VERSION,	/* u64: from the superblock */
 	LKS_A_DISK_TERM,	/* u64: from the superblock */
-	LKS_A_MODE,		/* u8: enum lks_open_mode */
+	LKS_A_MODE,		/* u8: enum lks_open_mode; VERIFY: 1 start, 0 stop */
 	LKS_A_SESSION,		/* u64 */
 	LKS_A_REASON,		/* string */
 	LKS_A_OP,		/* string: what failed: "read", "write", "flush", "metadata" */
@@ -166,6 +215,22 @@ enum lks_attr {
 	LKS_A_PAD,
 	LKS_A_THIN,		/* flag: PATH is thin: it reads zeros where it was never written or was discarded */
 	LKS_A_SESSION_ENDED,	/* u64, in a VOLUME message: sessions up to this one were closed here (EV_CLOSE) */
+	LKS_A_HOLD,		/* u64: number of a quiesce, chosen by the daemon, not 0. In a dump: the one that stands */
+	LKS_A_TIMEOUT_MS,	/* u32: 1 .. 60000 */
+	LKS_A_DONE,		/* flag */
+	LKS_A_REPAIR,		/* flag */
+	LKS_A_AT,		/* u64: byte of the volume */
+	LKS_A_LENGTH,		/* u64: bytes */
+	LKS_A_FREEZE_MS,	/* u32 */
+	LKS_A_SYNC_RATE,	/* u32: KiB a second that resync of this volume may read at most, 0: no ceiling */
+	/* in a VOLUME message of a dump, with HAS_REPLICA: */
+	LKS_A_CAPACITY,		/* u64: bytes of volume that the replica's metadata can describe */
+	LKS_A_MOVE_OFFSET,	/* u64: OFFSET of a META_MOVE that stands, else absent */
+	LKS_A_MOVE_CURRENT,	/* flag: ... and both places are current */
+	LKS_A_VERIFY_TOTAL,	/* u64: blocks to compare, 0: none was begun since the primary serves */
+	LKS_A_VERIFY_DONE,	/* u64: blocks compared; the verify has ended when it equals the total */
+	LKS_A_VERIFY_DIFFER,	/* u64: blocks that differed on some member */
+	LKS_A_HANDOVER_TO,	/* u8: host id of a HANDOVER that stands */
 	LKS_A_COUNT,
 };
 #define LKS_A_MAX (LKS_A_COUNT - 1)
