@@ -110,6 +110,8 @@ void print_json(Context &context, const json &value) { context.out << value.dump
 Result<json> cluster_status(const Context &context, const std::string &volume)
 {
 	Result<json> status = context.client().get(volume.empty() ? "/v1/status" : "/v1/status?volume=" + url_encode(volume));
+	if (status && !(*status)["cluster"].is_null() && (*status)["cluster"]["name"].is_null())
+		return forbidden((*status)["message"]);
 	if (status && (*status)["cluster"].is_null())
 		return forbidden("this host is in no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`");
 	return status;

@@ -184,6 +184,7 @@ struct ApiServer::Impl {
 	bool wait_for(Predicate holds, unsigned timeout_ms);
 	Result<HostId> host_of(const State &s, const std::string &name) const;
 	Done ready_for_changes();
+	Error in_cluster_already(const std::string &host_name);
 	json status();
 	Error create_failed(uint32_t vid, const std::string &name, const std::string &message);
 	Error roll_back(uint32_t vid, const std::string &name);
@@ -274,7 +275,9 @@ Result<HostId> ApiServer::Impl::host_of(const State &s, const std::string &name)
 Done ApiServer::Impl::ready_for_changes()
 {
 	LocalFacts local = backend.local();
-	if (!local.host || !backend.state()->initialized())
+	if (local.host && !wait_for([](const State &s) { return s.initialized(); }, options.starting_timeout_ms))
+		return forbidden(starting_message(local.host_name));
+	if (!local.host)
 		return forbidden("host " + local.host_name +
 				 " is in no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`");
 	return Nothing{};
@@ -320,6 +323,12 @@ Result<json> ApiServer::Impl::get_wait(const httplib::Request &req)
 
 // ---- cluster and pools ---------------------------------------------------------------------------------------------
 
+Error ApiServer::Impl::in_cluster_already(const std::string &host_name)
+{
+	std::string name = backend.state()->name;
+	return forbidden("host " + host_name + " is in " + (name.empty() ? "a cluster" : "cluster " + name) + " already");
+}
+
 Result<json> ApiServer::Impl::cluster_init(const httplib::Request &req)
 {
 	std::string name = text_of(body_of(req), "name", "lockstep");
@@ -327,7 +336,7 @@ Result<json> ApiServer::Impl::cluster_init(const httplib::Request &req)
 	if (!valid_name(name))
 		return usage_error("\"" + name + "\" is no valid cluster name: use up to 63 letters, digits, \".\", \"_\" and \"-\"");
 	if (local.host)
-		return forbidden("host " + local.host_name + " is in cluster " + backend.state()->name + " already");
+		return in_cluster_already(local.host_name);
 	if (!local.module_error.empty())
 		return forbidden(local.module_error);
 	Result<json> result = backend.init(name);
@@ -347,7 +356,7 @@ Result<json> ApiServer::Impl::cluster_join(const httplib::Request &req)
 	if (address.empty() || !port)
 		return usage_error("name the address of a host of the cluster");
 	if (local.host)
-		return forbidden("host " + local.host_name + " is in cluster " + backend.state()->name + " already");
+		return in_cluster_already(local.host_name);
 	if (!local.module_error.empty())
 		return forbidden(local.module_error);
 	Result<json> result = backend.join(address, port);

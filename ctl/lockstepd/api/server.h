@@ -72,6 +72,7 @@ struct ApiBackend {
 struct ApiOptions {
 	std::string socket;                // path; a stale file is removed, a live daemon is an error. Mode 0600
 	unsigned effect_timeout_ms = 60000;    // how long a command waits for its effect before it fails and is rolled back
+	unsigned starting_timeout_ms = 5000;   // how long a command waits for a daemon that has just started
 };
 
 class ApiServer {
@@ -93,10 +94,13 @@ private:
 	std::unique_ptr<Impl> impl_;
 };
 
+// Why a host that is in a cluster cannot tell anything about it yet.
+std::string starting_message(const std::string &host_name);
+
 // The answer of /v1/status; pure. soft: "<host id>" -> report as above, with "peers" entries that may have "rate_blocks_s"
 // (measured by the server, see meter.h). Shape:
-//   {"applied": n, "message": "no cluster yet: ..." (only then), "this_host": name,
-//    "cluster": {name, uuid, leader (host name or null), quorum: bool} or null,
+//   {"applied": n, "message": "no cluster yet: ..." or starting_message() (only then), "this_host": name,
+//    "cluster": {name, uuid, leader (host name or null), quorum: bool} or null (no cluster); while starting the names are null,
 //    "hosts":   [{id, name, addresses, port, status: "online"|"offline", since_ms, level}],
 //    "pools":   [{name, host, kind, vg, thin_lv, size_bytes, free_bytes, reserved_bytes, available_bytes}],
 //    "volumes": [{name, uuid, vid, minor, device, size_bytes, redundancy, class, phase, failure(o),

@@ -190,11 +190,22 @@ json volume_json(const State &s, const Volume &v, const json &soft)
 
 }    // namespace
 
+std::string starting_message(const std::string &host_name)
+{
+	return "host " + host_name + " is starting and has not heard from the rest of the cluster yet: wait, or see whether the other hosts "
+	       "can be reached";
+}
+
 json status_json(const State &s, const LocalFacts &local, const json &soft)
 {
 	json j = {{"applied", s.applied},          {"this_host", local.host_name},  {"module_error", local.module_error}, {"cluster", nullptr},
 		  {"hosts", json::array()}, {"pools", json::array()}, {"volumes", json::array()}};
-	if (!s.initialized() || !local.host) {
+	if (local.host && !s.initialized()) {
+		j["cluster"] = {{"name", nullptr}, {"uuid", nullptr}, {"leader", nullptr}, {"quorum", false}};
+		j["message"] = starting_message(local.host_name);
+		return j;
+	}
+	if (!local.host) {
 		j["message"] = "no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`";
 		return j;
 	}

@@ -91,6 +91,9 @@ Done Daemon::start()
 	if (*file)
 		if (Done intact = check_raft_dir(config_.state_dir, **file); !intact)
 			return intact;
+	if (*file)
+		own_id_ = (*file)->host_id;
+	update_facts();
 	Identity identity;
 	identity.name = config_.name;
 	dialer_.set_identity(identity);
@@ -410,7 +413,7 @@ void Daemon::update_peers()
 void Daemon::update_facts()
 {
 	std::lock_guard hold(shared_lock_);
-	facts_.host = member_ ? member_->host_id : 0;
+	facts_.host = member_ ? member_->host_id : own_id_;
 	facts_.leader = log_ ? log_->leader() : 0;
 	facts_.module_error = module_error_;
 }

@@ -134,6 +134,7 @@ private:
 
 	mutable std::mutex shared_lock_;                        // for what API threads read:
 	std::shared_ptr<const State> published_;
+	HostId own_id_ = 0;                      // as this host's file says, also before the log has been opened
 	LocalFacts facts_;
 };
 

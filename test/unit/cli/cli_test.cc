@@ -47,6 +47,24 @@ TEST_CASE("a cluster is formed")
 	CHECK(d.joined().empty());
 }
 
+TEST_CASE("a host of a cluster whose daemon has just started does not pass for one without a cluster")
+{
+	FakeDaemon d(0);
+	d.facts.host = 1;
+	json status = d.json_of({"status", "--json"});
+	CHECK(status["cluster"]["quorum"] == false);
+	CHECK(status["cluster"]["name"].is_null());
+	CHECK(has(status["message"], "is starting"));
+	for (std::vector<std::string> args : std::vector<std::vector<std::string>>{{"status"}, {"host", "list"}, {"volume", "create", "v", "1G"}}) {
+		Outcome o = d.run(args);
+		CHECK(o.status == 5);
+		CHECK(has(o.err, "host alpha is starting"));
+	}
+	Outcome o = d.run({"cluster", "init"});
+	CHECK(o.status == 5);
+	CHECK(has(o.err, "in a cluster already"));
+}
+
 TEST_CASE("a host joins")
 {
 	FakeDaemon d(0);

@@ -22,6 +22,7 @@
 namespace lockstep::test {
 
 constexpr uint64_t MIB = 1ull << 20, GIB = 1ull << 30;
+constexpr unsigned STARTING_TIMEOUT_MS = 100;
 constexpr uint64_t NOW_MS = 1'700'000'000'000;
 
 inline std::string uuid(unsigned n)
@@ -46,7 +47,7 @@ public:
 	bool quorum = true;
 
 	explicit FakeDaemon(unsigned hosts = 3, unsigned effect_timeout_ms = 5000)
-		: server_(backend(), {socket_path(), effect_timeout_ms})
+		: server_(backend(), {socket_path(), effect_timeout_ms, STARTING_TIMEOUT_MS})
 	{
 		if (!hosts)
 			facts.host = facts.leader = 0;
