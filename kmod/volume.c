@@ -248,6 +248,11 @@ static void op_event(void *ctx, const struct lks_event_info *info)
 		break;
 	case LKS_EV_PROPOSE:
 	case LKS_EV_STATE:
+	case LKS_EV_QUIESCED:
+	case LKS_EV_UNQUIESCED:
+	case LKS_EV_META_MOVED:
+	case LKS_EV_MISMATCH:
+	case LKS_EV_VERIFIED:
 		break;
 	}
 	spin_lock_irq(&v->queue_lock);
