@@ -133,4 +133,6 @@ clean:
 	rm -rf $B
 	@test -z "$(KDIR)" || $(MAKE) -s -C $(KDIR) M=$(CURDIR) clean
 
+include test/check.mk
+
 -include $(shell find $B/o $B/test-o $B/sim-o -name '*.d' 2>/dev/null)

@@ -78,6 +78,17 @@ void op_buf_zero(lks_buf *buf, u32 bytes)
 	std::fill_n(buf->sectors.begin(), bytes / SECTOR, 0);
 }
 
+// Not XXH64; but equal for equal content, which is all that the core may rely on.
+u64 op_buf_hash(lks_buf *buf, u32 bytes)
+{
+	if (bytes > buf->bytes)
+		buf->owner->world.fail("h%u hashes %u bytes of %u", buf->owner->host.id, bytes, buf->bytes);
+	u64 hash = 0xcbf29ce484222325;
+	for (u32 i = 0; i < bytes / SECTOR; i++)
+		hash = (hash ^ buf->sectors[i]) * 0x100000001b3;
+	return hash;
+}
+
 void op_submit(void *ctx, lks_io *io)
 {
 	self(ctx).world.submit(self(ctx), io);
@@ -119,6 +130,7 @@ const lks_ops &core_ops()
 		.buf_put = op_buf_put,
 		.buf_copy = op_buf_copy,
 		.buf_zero = op_buf_zero,
+		.buf_hash = op_buf_hash,
 		.submit = op_submit,
 		.send = op_send,
 		.req_done = op_req_done,
@@ -436,6 +448,12 @@ void World::handle(Instance &i, const Instance::Event &e)
 		if (i.destroy)
 			at_instance(i, 0, [this](Instance &x) { destroy(x); });
 		break;
+	case LKS_EV_QUIESCED:
+	case LKS_EV_UNQUIESCED:
+	case LKS_EV_META_MOVED:
+	case LKS_EV_MISMATCH:
+	case LKS_EV_VERIFIED:
+		fail("h%u reports event %d, which nothing here asks for", i.host.id, e.info.event);
 	case LKS_EV_STATE:
 		break;
 	}

@@ -142,6 +142,7 @@ struct Device {
 			.buf_put = [](lks_buf *) {},
 			.buf_copy = [](lks_buf *, lks_buf *, u32) {},
 			.buf_zero = [](lks_buf *, u32) {},
+			.buf_hash = [](lks_buf *, u32) -> u64 { return 0; },
 			.submit = [](void *ctx, lks_io *) { static_cast<Device *>(ctx)->transfers++; },
 			.send = [](void *, u8, u8, const lks_frame *, lks_buf *, const void *) {},
 			.req_done = [](void *, lks_req *, int) {},

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Checks of the replication core beyond its unit tests (included by the Makefile).
+#
+#	make sim-asan [SEEDS=n] [FIRST=s]  the simulation with ASan and UBSan, on JOBS processes
+#	make sim-breaks [SEEDS=n]          each rule switched off once; a table of the seeds needed to notice it
+
+ASAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+
+.PHONY: sim-asan sim-breaks
+
+# ---- simulation with sanitizers ----
+
+sim_asan_o := $(sim_cc:%.cc=$B/sim-asan-o/%.o) $(core_c:%.c=$B/sim-asan-o/%.o)
+
+$B/sim-asan: $(sim_asan_o)
+	$(CXX) $(ASAN) -o $@ $^ -pthread
+
+$B/sim-asan-o/%.o: %.cc
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -O1 $(ASAN) -DLKS_SIM -c -o $@ $<
+
+$B/sim-asan-o/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -O1 $(ASAN) -DLKS_SIM -c -o $@ $<
+
+sim-asan: $B/sim-asan
+	test/sim/run-many $B/sim-asan $(JOBS) $(or $(FIRST),1) $(or $(SEEDS),200)
+
+-include $(shell find $B/sim-asan-o -name '*.d' 2>/dev/null)
