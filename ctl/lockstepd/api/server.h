@@ -86,7 +86,7 @@ public:
 	// Waits for handlers, hence for backend calls in progress: not to be called on the thread that completes those, unless
 	// they fail at once by then. Waits for effects end at once. Removes the socket.
 	void stop();
-	void changed(uint64_t applied);            // the State has moved on to this index
+	void changed();                            // the State has moved on
 	void soft(HostId host, const nlohmann::json &report);
 
 private:

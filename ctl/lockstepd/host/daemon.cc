@@ -386,7 +386,7 @@ void Daemon::publish()
 	}
 	for (const std::string &line : differences(*before, *next))
 		loop_.log(line);
-	api_->changed(next->applied);
+	api_->changed();
 }
 
 void Daemon::look()

@@ -92,7 +92,7 @@ public:
 			answer = lockstep::apply(state_, state_.applied + 1, entry);
 			play();
 		}
-		server_.changed(state()->applied);
+		server_.changed();
 		return answer;
 	}
 

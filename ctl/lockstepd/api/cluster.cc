@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The API's handlers for the cluster and its pools.
+#include "lockstepd/api/impl.h"
+
+namespace lockstep {
+
+using nlohmann::json;
+
+void ApiServer::Impl::routes_cluster()
+{
+	http.Post("/v1/cluster/init", route(&Impl::cluster_init));
+	http.Post("/v1/cluster/join", route(&Impl::cluster_join));
+	http.Post("/v1/pools", route(&Impl::pool_create));
+}
+
+Error ApiServer::Impl::in_cluster_already(const std::string &host_name)
+{
+	std::string name = backend.state()->name;
+	return forbidden("host " + host_name + " is in " + (name.empty() ? "a cluster" : "cluster " + name) + " already");
+}
+
+Result<json> ApiServer::Impl::cluster_init(const httplib::Request &req)
+{
+	std::string name = text_of(body_of(req), "name", "lockstep");
+	LocalFacts local = backend.local();
+	if (!valid_name(name))
+		return usage_error("\"" + name + "\" is no valid cluster name: use up to 63 letters, digits, \".\", \"_\" and \"-\"");
+	if (local.host)
+		return in_cluster_already(local.host_name);
+	if (!local.module_error.empty())
+		return forbidden(local.module_error);
+	Result<json> result = backend.init(name);
+	if (!result)
+		return result;
+	if (!wait_for([](const State &s) { return s.initialized(); }, CALL_TIMEOUT_MS))
+		return failed("cluster " + name + " does not come up: see the log of lockstepd on " + local.host_name);
+	return result;
+}
+
+Result<json> ApiServer::Impl::cluster_join(const httplib::Request &req)
+{
+	json body = body_of(req);
+	std::string address = text_of(body, "address");
+	unsigned port = body.contains("port") ? unsigned(number_of(body, "port", MAX_PORT)) : DEFAULT_PORT;
+	LocalFacts local = backend.local();
+	if (address.empty() || !port)
+		return usage_error("name the address of a host of the cluster");
+	if (local.host)
+		return in_cluster_already(local.host_name);
+	if (!local.module_error.empty())
+		return forbidden(local.module_error);
+	Result<json> result = backend.join(address, port);
+	if (!result)
+		return result;
+	auto joined = [&](const State &s) { return s.host(backend.local().host) != nullptr; };
+	if (!wait_for(joined, options.effect_timeout_ms))
+		return failed("host " + local.host_name + " joined, but does not receive the cluster's log from " + address +
+			      ": see the log of lockstepd");
+	json answer = *result;
+	answer["cluster"] = backend.state()->name;
+	return answer;
+}
+
+Result<json> ApiServer::Impl::pool_create(const httplib::Request &req)
+{
+	json body = body_of(req);
+	std::string name = text_of(body, "name"), vg = text_of(body, "vg"), thin = text_of(body, "thin", "");
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	std::shared_ptr<const State> s = backend.state();
+	HostId host = backend.local().host;
+	if (body.contains("host")) {
+		Result<HostId> named = host_of(*s, text_of(body, "host"));
+		if (!named)
+			return named.error();
+		host = *named;
+	}
+	if (!valid_name(name))
+		return usage_error("\"" + name + "\" is no valid pool name: use up to 63 letters, digits, \".\", \"_\" and \"-\"");
+	if (!s->online(host))
+		return forbidden("pool " + name + " cannot be created: host " + s->host_name(host) + " is offline");
+	Result<json> result = backend.pool_create(name, host, vg, thin);
+	if (!result)
+		return result;
+	if (!wait_for([&](const State &now) { return now.pool(name, host) != nullptr; }, CALL_TIMEOUT_MS))
+		return failed("pool " + name + " was created, but host " + backend.local().host_name + " does not hear of it");
+	json answer = *result;
+	answer["host"] = s->host_name(host);
+	return answer;
+}
+
+}    // namespace lockstep

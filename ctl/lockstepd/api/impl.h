@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// Inside the API server: what its files share. server.cc is the plumbing; each of the others holds the handlers of one kind of
+// object and names their routes. A handler is a member function from a request to Result<json>; it may throw BadRequest.
+#pragma once
+
+#include "lib/http.h"
+#include "lockstepd/api/meter.h"
+#include "lockstepd/api/server.h"
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+namespace lockstep {
+
+struct BadRequest {
+	std::string message;
+};
+
+// The request's body; the fields of a body. They throw BadRequest.
+nlohmann::json body_of(const httplib::Request &req);
+std::string text_of(const nlohmann::json &body, const char *field, const char *otherwise = nullptr);
+uint64_t number_of(const nlohmann::json &body, const char *field, uint64_t most);
+bool flag_of(const nlohmann::json &body, const char *field);                    // false if it is missing
+uint64_t parameter(const httplib::Request &req, const char *name, uint64_t otherwise);
+
+uint64_t api_now_ms();                                                          // Unix time
+std::string host_names(const State &s, const std::vector<HostId> &hosts);       // "alpha, beta"
+
+struct ApiServer::Impl {
+	using json = nlohmann::json;
+	using Clock = std::chrono::steady_clock;
+
+	ApiBackend backend;
+	ApiOptions options;
+	httplib::Server http;
+	std::thread thread;
+	bool bound = false;
+
+	std::mutex mutex;
+	std::condition_variable moved;
+	uint64_t turn = 0;                     // +1 when the State or a report has changed
+	bool stopping = false;
+	json reports = json::object();
+	SyncMeter meter;
+
+	Impl(ApiBackend b, ApiOptions o) : backend(std::move(b)), options(std::move(o)) { routes(); }
+
+	// server.cc
+	using Handler = Result<json> (Impl::*)(const httplib::Request &);
+	httplib::Server::Handler route(Handler handler);
+	void routes();
+	template <class Predicate>
+	bool wait_for(Predicate holds, unsigned timeout_ms);
+	Result<HostId> host_of(const State &s, const std::string &name) const;
+	Done ready_for_changes();
+	json status();
+	json report_of(HostId host, uint32_t vid);             // what the host says about the volume; an object
+	Result<json> get_status(const httplib::Request &req);
+	Result<json> get_wait(const httplib::Request &req);
+
+	// cluster.cc
+	void routes_cluster();
+	Error in_cluster_already(const std::string &host_name);
+	Result<json> cluster_init(const httplib::Request &req);
+	Result<json> cluster_join(const httplib::Request &req);
+	Result<json> pool_create(const httplib::Request &req);
+
+	// volumes.cc
+	void routes_volumes();
+	Error create_failed(uint32_t vid, const std::string &name, const std::string &message);
+	Error roll_back(uint32_t vid, const std::string &name);
+	Result<json> volume_create(const httplib::Request &req);
+	Result<json> volume_delete(const httplib::Request &req);
+};
+
+// Waits until holds(State) is true, looking again whenever the State or a host's report changes; false after the time-out or
+// when the server stops.
+template <class Predicate>
+bool ApiServer::Impl::wait_for(Predicate holds, unsigned timeout_ms)
+{
+	const Clock::time_point end = Clock::now() + std::chrono::milliseconds(timeout_ms);
+	for (;;) {
+		uint64_t seen;
+		{
+			std::lock_guard lock(mutex);
+			seen = turn;
+		}
+		if (holds(*backend.state()))
+			return true;
+		std::unique_lock lock(mutex);
+		moved.wait_until(lock, end, [&] { return stopping || turn != seen; });
+		if (stopping || Clock::now() >= end)
+			return false;
+	}
+}
+
+}    // namespace lockstep

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The API's handlers for volumes. A command that makes or removes something returns when the State shows that all hosts that
+// are online have done their part, or when it has been undone.
+#include "lockstepd/api/impl.h"
+
+#include "lib/uuid.h"
+
+#include <algorithm>
+
+namespace lockstep {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr unsigned ROLLBACK_TIMEOUT_MS = 20000;
+
+// Hosts that still have something of a tombstone; online ones only.
+std::vector<HostId> still_deleting(const State &s, const Volume &v)
+{
+	std::set<HostId> hosts = v.devices;
+	for (const Replica &r : v.replicas)
+		hosts.insert(r.host);
+	std::erase_if(hosts, [&](HostId h) { return !s.online(h); });
+	return {hosts.begin(), hosts.end()};
+}
+
+std::vector<HostId> without_device(const State &s, const Volume &v)
+{
+	std::vector<HostId> hosts;
+	for (const auto &[id, h] : s.hosts)
+		if (h.online && !v.devices.contains(id))
+			hosts.push_back(id);
+	return hosts;
+}
+
+}    // namespace
+
+void ApiServer::Impl::routes_volumes()
+{
+	http.Post("/v1/volumes", route(&Impl::volume_create));
+	http.Delete("/v1/volumes/(.+)", route(&Impl::volume_delete));
+}
+
+// Waits until the tombstone is gone from every host that is online, then says why.
+Error ApiServer::Impl::create_failed(uint32_t vid, const std::string &name, const std::string &message)
+{
+	auto gone = [&](const State &s) {
+		const Volume *v = s.volume(vid);
+		return !v || (v->phase == Phase::deleting && still_deleting(s, *v).empty());
+	};
+	bool clean = wait_for(gone, ROLLBACK_TIMEOUT_MS);
+	std::string reason = message;
+	std::shared_ptr<const State> s = backend.state();
+	if (auto it = s->failures.find(vid); it != s->failures.end())
+		reason = it->second.message;
+	if (!clean)
+		reason += " (and what was made of it is not all removed yet: see `lockstep status " + name + "`)";
+	return failed(reason);
+}
+
+// A create that took too long.
+Error ApiServer::Impl::roll_back(uint32_t vid, const std::string &name)
+{
+	std::shared_ptr<const State> s = backend.state();
+	const Volume *v = s->volume(vid);
+	std::string after = " after " + std::to_string(options.effect_timeout_ms / 1000) + " s";
+	std::string message = "volume " + name + " could not be created: ";
+	json undo = {{"op", "volume.delete"}, {"vid", vid}};
+	if (!v) {
+		message += "host " + backend.local().host_name + " does not hear of it" + after;
+	} else if (v->phase == Phase::ready) {
+		message += "no device on host " + host_names(*s, without_device(*s, *v)) + after;
+	} else {
+		std::vector<HostId> slow;
+		for (const Replica &r : v->replicas)
+			if (!r.created)
+				slow.push_back(r.host);
+		message += "no replica on host " + host_names(*s, slow) + after;
+		undo = {{"op", "volume.abort"}, {"vid", vid}, {"message", message}};
+	}
+	Result<json> undone = backend.propose(undo);
+	if (!undone && undone.error().status != Status::not_found)
+		return failed(message + "; removing it failed too: " + undone.error().message);
+	return create_failed(vid, name, message);
+}
+
+Result<json> ApiServer::Impl::volume_create(const httplib::Request &req)
+{
+	json body = body_of(req);
+	std::string name = text_of(body, "name");
+	json entry = {{"op", "volume.create"}, {"name", name}, {"uuid", make_uuid()}, {"pool", text_of(body, "pool", "default")},
+		      {"size_bytes", number_of(body, "size_bytes", UINT64_MAX >> 1)}, {"now_ms", api_now_ms()}};
+	if (body.contains("redundancy"))
+		entry["redundancy"] = number_of(body, "redundancy", UINT32_MAX);
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	if (std::string e = backend.local().module_error; !e.empty())
+		return forbidden(e);
+	if (body.contains("hosts")) {
+		if (!body["hosts"].is_array() || body["hosts"].empty())
+			return usage_error("the field \"hosts\" is not a list of host names");
+		entry["hosts"] = json::array();
+		for (const json &h : body["hosts"]) {
+			Result<HostId> id = host_of(*backend.state(), h.is_string() ? h.get<std::string>() : h.dump());
+			if (!id)
+				return id.error();
+			entry["hosts"].push_back(*id);
+		}
+	}
+	Result<json> result = backend.propose(entry);
+	if (!result)
+		return result;
+	uint32_t vid = result->at("vid");
+	bool there = false;
+	auto settled = [&](const State &s) {
+		const Volume *v = s.volume(vid);
+		there = v && v->phase == Phase::ready && without_device(s, *v).empty();
+		bool given_up = v ? v->phase == Phase::deleting : s.next_vid > vid;
+		return there || given_up;
+	};
+	if (!wait_for(settled, options.effect_timeout_ms))
+		return roll_back(vid, name);
+	if (!there)
+		return create_failed(vid, name, "volume " + name + " was deleted while it was being created");
+	json hosts = json::array();
+	for (const json &h : result->at("hosts"))
+		hosts.push_back(backend.state()->host_name(h));
+	return json{{"name", name}, {"vid", vid}, {"device", "/dev/lockstep/" + name}, {"hosts", hosts}};
+}
+
+Result<json> ApiServer::Impl::volume_delete(const httplib::Request &req)
+{
+	std::string name = req.matches[1];
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	Result<json> result = backend.propose({{"op", "volume.delete"}, {"name", name}});
+	if (!result)
+		return result;
+	uint32_t vid = result->at("vid");
+	auto gone = [&](const State &s) {
+		const Volume *v = s.volume(vid);
+		return !v || (v->phase == Phase::deleting && still_deleting(s, *v).empty());
+	};
+	bool done = wait_for(gone, options.effect_timeout_ms);
+	std::shared_ptr<const State> s = backend.state();
+	const Volume *rest = s->volume(vid);
+	if (!done && rest)
+		return failed("volume " + name + " is being deleted, but host " + host_names(*s, still_deleting(*s, *rest)) +
+			      " has not finished yet: see the log of lockstepd there");
+	json pending = json::array();
+	if (rest) {
+		std::set<HostId> hosts = rest->devices;
+		for (const Replica &r : rest->replicas)
+			hosts.insert(r.host);
+		for (HostId h : hosts)
+			pending.push_back(s->host_name(h));
+	}
+	return json{{"name", name}, {"vid", vid}, {"pending_hosts", pending}};
+}
+
+}    // namespace lockstep
