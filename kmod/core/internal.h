@@ -6,6 +6,7 @@
  *	primary.c   activation, requests, replication, losses, leases
  *	member.c    taking a primary's data
  *	sync.c      resync and joining, from the primary's side
+ *	admin.c     what the daemon asks of a primary: planned handover, quiesce
  *	client.c    local openers' requests
  *	extent.c    hot and written extents, what is in flight in them
  *	meta.c      writing the metadata: activation, cooling, saving, detaching
@@ -271,6 +272,11 @@ struct lks_vol {
 	u8 joining;
 	u8 join_stage;
 	u64 proposed_ms, proposed_version, proposed_set;
+	u8 proposed_primary;
+	u8 heir;		/* DRAINING: host that is to be primary (M1) */
+	u64 hold;		/* of a quiesce, 0: none */
+	u64 hold_until_ms;
+	bool hold_told;
 
 	/* the client */
 	struct lks_list reqs;
@@ -302,6 +308,8 @@ static inline bool lks_overlap(const struct lks_work *a, const struct lks_work *
 
 /* vol.c */
 void lks_todo(struct lks_vol *v, u32 what);
+/* Does what has become possible: the end of every entry point. */
+void lks_run(struct lks_vol *v);
 const struct lks_record_replica *lks_replica_of(const struct lks_record *r, u8 host);
 struct lks_peer *lks_peer_of(struct lks_vol *v, u8 host);
 u64 lks_peer_hosts(const struct lks_vol *v);
@@ -355,7 +363,18 @@ int lks_on_req(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lks
 bool lks_blocks_busy(const struct lks_extent *e, u64 first, u64 last);
 void lks_forget(struct lks_vol *v, u8 host);
 void lks_replica_lost(struct lks_vol *v, u8 host);
-void lks_propose(struct lks_vol *v, u64 insync);
+/* heir: the primary of a new term (M1), 0: the same term */
+void lks_propose(struct lks_vol *v, u64 insync, u8 heir);
+u64 lks_stable_now(const struct lks_vol *v);
+void lks_tell_stable(struct lks_vol *v);
+
+bool lks_may_read(struct lks_vol *v);
+
+/* admin.c */
+void lks_handover_tick(struct lks_vol *v);
+void lks_admin_step(struct lks_vol *v);
+void lks_admin_tick(struct lks_vol *v);
+void lks_hold_end(struct lks_vol *v);
 
 /* sync.c */
 void lks_sync_step(struct lks_vol *v);

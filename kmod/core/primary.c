@@ -191,6 +191,11 @@ void lks_primary_version(struct lks_vol *v, const struct lks_record *r)
 		lks_forget(v, v->joining);	/* C5 settled: it has not joined */
 	else if (v->join_stage == LKS_JOIN_PROPOSE)
 		lks_propose_join(v);		/* outrun by another change */
+	v->heir = 0;		/* M2: the handover cannot commit any more */
+	if (v->role == LKS_DRAINING) {
+		v->role = LKS_ACTIVE;
+		lks_event(v, LKS_EV_STATE, 0);
+	}
 	lks_todo(v, LKS_DO_ACTIVATE | LKS_DO_PUMP | LKS_DO_SYNC | LKS_DO_READS);
 }
 
@@ -213,6 +218,8 @@ void lks_leave_office(struct lks_vol *v)
 	v->seq = v->stable_told = 0;
 	v->wait = v->ackset = v->lost = v->syncing = 0;
 	v->joining = v->join_stage = 0;
+	v->heir = 0;
+	lks_hold_end(v);
 	v->recons = 0;
 	v->recon_begun = false;
 	for (u32 i = 0; i < LKS_SLOTS; i++) {
@@ -340,7 +347,7 @@ static void begin_write(struct lks_vol *v, struct lks_work *w)
 	u64 index = w->offset / LKS_EXTENT_BYTES;
 	struct lks_extent *e;
 
-	if (held_by_queue(v, w) || lks_blocks_busy(lks_extent_find(v, index), w->first, w->last))
+	if (v->hold || held_by_queue(v, w) || lks_blocks_busy(lks_extent_find(v, index), w->first, w->last))
 		return;
 	e = lks_extent_get(v, index);
 	if (!e)
@@ -431,7 +438,7 @@ void lks_pump(struct lks_vol *v)
 
 /* ---- reads ---- */
 
-static bool may_read(struct lks_vol *v)
+bool lks_may_read(struct lks_vol *v)
 {
 	u64 rest;
 	u8 h;
@@ -466,7 +473,7 @@ void lks_answer_held(struct lks_vol *v)
 {
 	struct lks_list *pos, *tmp;
 
-	if (lks_list_empty(&v->held) || v->role != LKS_ACTIVE || !may_read(v))
+	if (lks_list_empty(&v->held) || v->role != LKS_ACTIVE || !lks_may_read(v))
 		return;
 	lks_list_for_each_safe(pos, tmp, &v->held) {
 		struct lks_work *w = lks_list_entry(pos, struct lks_work, link);
@@ -480,7 +487,7 @@ void lks_answer_held(struct lks_vol *v)
 
 /* ---- replication ---- */
 
-static u64 stable_now(const struct lks_vol *v)
+u64 lks_stable_now(const struct lks_vol *v)
 {
 	if (v->role == LKS_ACTIVATING && LKS_ON(R2))
 		return 0;
@@ -501,7 +508,7 @@ void lks_replicate(struct lks_vol *v, struct lks_work *w)
 
 	lks_list_move_tail(&w->link, &v->writes);
 	f.seq = w->seq = ++v->seq;
-	f.stable = stable_now(v);
+	f.stable = lks_stable_now(v);
 	if (w->op == LKS_OP_WRITE)
 		f.length = w->length;
 	else
@@ -674,13 +681,13 @@ void lks_primary_link_lost(struct lks_vol *v, u8 host)
 	lks_replica_lost(v, host);
 }
 
-/* Asks the daemon for the record with this in-sync set. Once a while for the same one. */
-void lks_propose(struct lks_vol *v, u64 insync)
+/* Asks the daemon for the record with this in-sync set and primary. Once a while for the same one. */
+void lks_propose(struct lks_vol *v, u64 insync, u8 heir)
 {
 	struct lks_record r = v->cfg;
 	struct lks_event_info info = { .event = LKS_EV_PROPOSE, .record = &r };
 
-	if (v->proposed_version == r.version + 1 && v->proposed_set == insync &&
+	if (v->proposed_version == r.version + 1 && v->proposed_set == insync && v->proposed_primary == heir &&
 	    v->now < v->proposed_ms + PROPOSE_EVERY_MS)
 		return;
 	r.version++;
@@ -697,6 +704,12 @@ void lks_propose(struct lks_vol *v, u64 insync)
 	}
 	v->proposed_version = r.version;
 	v->proposed_set = insync;
+	v->proposed_primary = heir;
+	if (heir) {		/* M1 */
+		r.term++;
+		r.primary = heir;
+		r.flags |= LKS_RECORD_DRAINED;
+	}
 	v->proposed_ms = v->now;
 	v->ops->event(v->ctx, &info);
 }
@@ -737,22 +750,32 @@ void lks_on_pong(struct lks_vol *v, u8 host, const struct lks_frame *h)
 	lks_todo(v, LKS_DO_READS);
 }
 
+void lks_tell_stable(struct lks_vol *v)
+{
+	u64 stable = lks_stable_now(v), rest;
+	u8 h;
+
+	if (stable == v->stable_told)
+		return;
+	v->stable_told = stable;
+	lks_for_hosts(h, rest, v->ackset | v->syncing)
+		lks_send(v, h, 0, LKS_STABLE, 0, stable);
+}
+
 void lks_primary_tick(struct lks_vol *v)
 {
-	u64 insync = lks_insync(&v->cfg), stable = stable_now(v), rest;
+	u64 insync = lks_insync(&v->cfg), rest;
 	u8 h;
 
 	ping(v, (insync | v->ackset) & ~LKS_BIT(v->p.self) & ~v->lost);
-	if (stable != v->stable_told) {
-		v->stable_told = stable;
-		lks_for_hosts(h, rest, v->ackset | v->syncing)
-			lks_send(v, h, 0, LKS_STABLE, 0, stable);
-	}
+	lks_tell_stable(v);
 	if (v->role == LKS_ACTIVATING)
 		lks_for_hosts(h, rest, v->wait & ~v->lost)	/* who has no session yet begins one; the others ignore it */
 			lks_send_record(v, h, LKS_ACTIVATE, &v->cfg);
 	if (v->lost & insync || (v->lost && LKS_ON(C6)))
-		lks_propose(v, insync & ~v->lost);	/* W3, C6 */
+		lks_propose(v, insync & ~v->lost, 0);	/* W3, C6 */
+	else if (v->heir)
+		lks_handover_tick(v);
 	else if (v->join_stage == LKS_JOIN_PROPOSE)
 		lks_propose_join(v);
 }

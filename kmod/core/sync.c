@@ -209,13 +209,14 @@ void lks_check_joined(struct lks_vol *v, u8 host)
 
 void lks_on_prepared(struct lks_vol *v, u8 host, const struct lks_frame *h)
 {
-	if (v->role != LKS_ACTIVE || h->term != v->cfg.term || v->joining != host || v->join_stage != LKS_JOIN_PREPARE)
+	if (v->role == LKS_IDLE || h->term != v->cfg.term || v->joining != host || v->join_stage != LKS_JOIN_PREPARE)
 		return;
 	v->join_stage = LKS_JOIN_PROPOSE;
-	lks_propose_join(v);
+	if (v->role == LKS_ACTIVE)
+		lks_propose_join(v);	/* else the version that ends the handover does it */
 }
 
 void lks_propose_join(struct lks_vol *v)
 {
-	lks_propose(v, lks_insync(&v->cfg) | LKS_BIT(v->joining));
+	lks_propose(v, lks_insync(&v->cfg) | LKS_BIT(v->joining), 0);
 }

@@ -398,7 +398,7 @@ void lks_disk_failed(struct lks_vol *v, u8 op, int err)
 /* ---- the end of every entry point ---- */
 
 /* Does what events have made possible. Each step clears its flag first; it ends because each does finite new work. */
-static void run(struct lks_vol *v)
+void lks_run(struct lks_vol *v)
 {
 	while (v->todo) {
 		u32 todo = v->todo;
@@ -414,6 +414,7 @@ static void run(struct lks_vol *v)
 			lks_answer_held(v);
 		if (todo & LKS_DO_PUMP)
 			lks_pump(v);
+		lks_admin_step(v);
 		if (todo & LKS_DO_SYNC)
 			lks_sync_step(v);
 		if (todo & LKS_DO_CLIENT)
@@ -491,7 +492,7 @@ void lks_vol_detach(struct lks_vol *v, u64 now_ms)
 	inherit_unstable(v);
 	v->detaching = true;
 	lks_todo(v, LKS_DO_META | LKS_DO_CLIENT);
-	run(v);
+	lks_run(v);
 }
 
 int lks_vol_config(struct lks_vol *v, const struct lks_record *r, bool admit, u64 now_ms)
@@ -507,7 +508,7 @@ int lks_vol_config(struct lks_vol *v, const struct lks_record *r, bool admit, u6
 		admit_now(v);
 	learn(v);
 	lks_todo(v, LKS_DO_CLIENT);
-	run(v);
+	lks_run(v);
 	return 0;
 }
 
@@ -558,7 +559,7 @@ void lks_vol_io_done(struct lks_vol *v, struct lks_io *io, int err, u64 now_ms)
 	default:
 		lks_meta_io_done(v, io, err);
 	}
-	run(v);
+	lks_run(v);
 }
 
 void lks_vol_link_up(struct lks_vol *v, u8 host, u64 now_ms)
@@ -570,7 +571,7 @@ void lks_vol_link_up(struct lks_vol *v, u8 host, u64 now_ms)
 	if (p)
 		p->maps = 0;
 	lks_todo(v, LKS_DO_CLIENT);
-	run(v);
+	lks_run(v);
 }
 
 void lks_vol_link_lost(struct lks_vol *v, u8 host, u64 now_ms)
@@ -583,7 +584,7 @@ void lks_vol_link_lost(struct lks_vol *v, u8 host, u64 now_ms)
 		lks_end_session(v);	/* T1 */
 	lks_client_link_lost(v, host);
 	lks_primary_link_lost(v, host);
-	run(v);
+	lks_run(v);
 }
 
 void lks_vol_tick(struct lks_vol *v, u64 now_ms)
@@ -597,8 +598,9 @@ void lks_vol_tick(struct lks_vol *v, u64 now_ms)
 			lks_primary_tick(v);
 	}
 	lks_todo(v, LKS_DO_PUMP | LKS_DO_ACTIVATE | LKS_DO_SYNC | LKS_DO_META | LKS_DO_READS | LKS_DO_ANSWER);
+	lks_admin_tick(v);
 	lks_client_tick(v);
-	run(v);
+	lks_run(v);
 }
 
 /* The record in a frame; NULL: it is no record, or another volume's. */
@@ -731,7 +733,7 @@ int lks_vol_receive(struct lks_vol *v, u8 host, const struct lks_frame *h, struc
 		return -EPROTO;
 	if (for_client(h->type) || (v->attached && v->admitted && !v->failed && !v->detaching))
 		err = receive(v, host, h, buf, bytes);
-	run(v);
+	lks_run(v);
 	return err;
 }
 
@@ -741,28 +743,28 @@ void lks_vol_open(struct lks_vol *v, u64 now_ms)
 {
 	enter(v, now_ms);
 	lks_client_open(v);
-	run(v);
+	lks_run(v);
 }
 
 void lks_vol_close(struct lks_vol *v, u64 now_ms)
 {
 	enter(v, now_ms);
 	lks_client_close(v);
-	run(v);
+	lks_run(v);
 }
 
 void lks_vol_submit(struct lks_vol *v, struct lks_req *req, u64 now_ms)
 {
 	enter(v, now_ms);
 	lks_client_submit(v, req);
-	run(v);
+	lks_run(v);
 }
 
 void lks_vol_abort(struct lks_vol *v, int err, u64 now_ms)
 {
 	enter(v, now_ms);
 	lks_client_abort(v, err);
-	run(v);
+	lks_run(v);
 }
 
 /* ---- status ---- */
@@ -800,6 +802,9 @@ void lks_vol_status(const struct lks_vol *v, u64 now_ms, struct lks_vol_status *
 
 		s->oldest_ms = now_ms > since ? (u32)(now_ms - since) : 0;
 	}
+	s->hold = v->hold;
+	s->heir = v->heir;
+	s->size = v->p.size;
 	s->hot_extents = v->hot;
 	s->written_extents = v->written;
 	for (u32 i = 0; i < LKS_SLOTS; i++) {

@@ -40,7 +40,7 @@ void World::opened(Instance &i)
 	if (!s.session || s.session > i.volume.record().session_serial)
 		fail("h%u says that volume %u is open with session %llu", i.host.id, i.volume.vid, (unsigned long long)s.session);
 	i.session = s.session;
-	i.volume.history->opened(s.session);
+	i.volume.history->opened(s.session, i.volume.key_of(i.host.id));
 	if (i.door != Door::opening)
 		return;    // whoever holds the device open has seen its session fenced and must close it
 	stats[Stat::opened]++;
@@ -90,7 +90,7 @@ void World::clients_step(Instance &i)
 				if (x.core)
 					issue(x);
 			});
-	if (i.door == Door::closed && !i.destroy && !i.volume.record().nopeners && random.chance(.01))
+	if (i.door == Door::closed && !i.destroy && (!i.volume.record().nopeners || i.volume.shared) && random.chance(.01))
 		open_door(i);
 }
 
@@ -147,7 +147,7 @@ Op *World::submit_op(Instance &i, uint8_t kind, Span span, uint8_t flags)
 	if (kind == LKS_OP_READ)
 		history.read_begins(op->issued);
 	else if (kind != LKS_OP_FLUSH)
-		history.write_issued(op->id, op->session, span, kind != LKS_OP_WRITE);
+		history.write_issued(op->id, op->session, i.volume.key_of(i.host.id), span, kind != LKS_OP_WRITE);
 	static const char *const names[] = {"?", "reads", "writes", "flushes", "zeroes", "discards"};
 	trace("h%u %s vol %u %llu+%llu%s: op %llu session %llu", i.host.id, names[kind], op->vid, (unsigned long long)span.first,
 	      (unsigned long long)span.count, flags & LKS_F_FUA ? " fua" : "", (unsigned long long)op->id,
@@ -184,13 +184,13 @@ void World::op_ended(Instance &i, Op *op, int error)
 		check_read(i, *op);
 		stats[Stat::reads]++;
 	} else if (kind == LKS_OP_FLUSH) {
-		history.flush_done(op->session, op->issued, op->incarnation);
+		history.flush_done(op->session, i.volume.key_of(i.host.id), op->issued, op->incarnation);
 		stats[Stat::flushes]++;
 	} else {
 		if (!history.write_done(op->id, op->req.flags & LKS_F_FUA))
 			fail("O1 h%u volume %u: write %llu of session %llu completed though session %llu had been opened before",
 			     i.host.id, op->vid, (unsigned long long)op->id, (unsigned long long)op->session,
-			     (unsigned long long)history.owner());
+			     (unsigned long long)history.owner(i.volume.key_of(i.host.id)));
 		stats[kind == LKS_OP_WRITE ? Stat::writes : kind == LKS_OP_ZEROES ? Stat::zeroes : Stat::discards]++;
 		stats[Stat::fua] += op->req.flags & LKS_F_FUA ? 1 : 0;
 	}

@@ -25,18 +25,18 @@ void World::faults_step()
 		for (auto &h : hosts)
 			if (Instance *i = find(h->id, v->vid))
 				opener |= i->door == Door::open || i->door == Door::opening;
-		if (!opener && random.chance(.05))
+		if (random.chance(opener ? v->shared ? .01 : 0 : .05))
 			take_over(*v, random_host().id);
 	}
 }
 
 void World::fault()
 {
-	enum { CRASH, BLACKOUT, CUT, ONE_WAY, ISOLATE, FAILOVER, TAKE_OVER, BREAK, PAUSE, DISK, DAEMON, LOG, REATTACH };
+	enum { CRASH, BLACKOUT, CUT, ONE_WAY, ISOLATE, FAILOVER, TAKE_OVER, BREAK, PAUSE, DISK, DAEMON, LOG, REATTACH, HANDOVER, HOLD };
 	Host &a = random_host(), &b = *hosts[(a.id + random.below(hosts.size() - 1)) % hosts.size()];
 	Volume &v = random_volume();
 	Time how_long = random.between(5, 150) * STEP;
-	switch (random.weighted({40, 4, 60, 25, 15, 15, 15, 30, 20, 15, 10, 8, 12})) {
+	switch (random.weighted({40, 4, 60, 25, 15, 15, 15, 30, 20, 15, 10, 8, 12, 25, 15})) {
 	case CRASH:
 		crash(a, random.between(5, random.chance(.3) ? 20 : 120) * STEP);
 		break;
@@ -94,7 +94,102 @@ void World::fault()
 				reattach(*i, random.chance(.5));
 		}
 		break;
+	case HANDOVER:
+		hand_over(v, random.pick(v.replicas));
+		break;
+	case HOLD:
+		begin_hold(v, random.between(1, 30) * 100 * MS);
+		break;
 	}
+}
+
+// M1, as an administrator or a volume's new opener wants it.
+void World::hand_over(Volume &v, uint8_t to)
+{
+	Instance *p = v.record().primary ? find(v.record().primary, v.vid) : nullptr;
+	if (!p || !p->core)
+		return;
+	int err = enter(*p, [&](lks_vol *c, uint64_t t) { return lks_vol_hand_over(c, to, t); });
+	trace("h%u is to hand volume %u over to h%u: %d", p->host.id, v.vid, to, err);
+	if (err && err != -ESTALE && err != -EINVAL && err != -EBUSY)
+		fail("h%u answers a handover with %d", p->host.id, err);
+}
+
+// ---- holds: members' contents are copied at their own moments, and must be the same if the hold counts (Q1)
+
+void World::begin_hold(Volume &v, Time timeout)
+{
+	Instance *p = v.record().primary ? find(v.record().primary, v.vid) : nullptr;
+	if (!p || !p->core)
+		return;
+	uint64_t number = fresh();
+	int err = enter(*p, [&](lks_vol *c, uint64_t t) { return lks_vol_quiesce(c, number, static_cast<uint32_t>(timeout / MS), t); });
+	trace("h%u is to hold volume %u still as %llu for %llu ms: %d", p->host.id, v.vid, (unsigned long long)number,
+	      (unsigned long long)(timeout / MS), err);
+	if (err && err != -ESTALE && err != -EBUSY)
+		fail("h%u answers a hold with %d", p->host.id, err);
+	if (err)
+		return;
+	v.hold = {number, p->host.id, {}};
+	stats[Stat::holds]++;
+	// The daemon may be late, or never come back.
+	if (hostile && random.chance(.9))
+		at(random.below(timeout * 14 / 10), [this, &v, number] { end_hold(v, number); });
+}
+
+void World::held(Instance &i, uint64_t number)
+{
+	trace("h%u holds volume %u still", i.host.id, i.volume.vid);
+	for (uint8_t h : i.volume.replicas)
+		at(random.below(random.chance(.5) ? 100 * MS : 1500 * MS), [this, &v = i.volume, h, number] { copy_held(v, h, number); });
+}
+
+void World::copy_held(Volume &v, uint8_t from, uint64_t number)
+{
+	Instance *i = find(from, v.vid);
+	uint8_t primary = v.hold.host;
+	// The daemon there takes part only while its replica is in the session of the primary that holds still, or is it.
+	if (v.hold.number != number || !i || !i->core || !i->attached || i->detaching || !in_sync(replica_in(v.record(), from)->state))
+		return;
+	if (from == primary ? i->core->hold != number : i->core->session_host != primary)
+		return;
+	std::vector<uint64_t> copy;
+	uint64_t extent = LKS_EXTENT_BYTES / SECTOR;
+	for (const Span &w : v.windows)
+		for (uint64_t s = w.first; s < w.first + w.count; s++)
+			copy.push_back(extent_bits(i->host, v, s / extent) & LKS_EXTENT_WRITTEN ? i->host.disks[v.vid - 1]->read(s) : 0);
+	v.hold.copies[from] = std::move(copy);
+}
+
+// true: the hold counted, and the copies were compared
+bool World::end_hold(Volume &v, uint64_t number)
+{
+	Instance *p = v.hold.number == number ? find(v.hold.host, v.vid) : nullptr;
+	if (!p || !p->core)
+		return false;
+	int err = enter(*p, [&](lks_vol *c, uint64_t t) { return lks_vol_resume(c, number, t); });
+	auto copies = std::move(v.hold.copies);
+	v.hold = {};
+	trace("h%u may go on with volume %u: hold %llu ends with %d, %zu copies", p->host.id, v.vid, (unsigned long long)number, err,
+	      copies.size());
+	if (err && err != -ESTALE)
+		fail("h%u answers the end of a hold with %d", p->host.id, err);
+	if (err || copies.empty())
+		return false;
+	for (auto &[h, copy] : copies) {
+		stats[Stat::snapshots]++;
+		size_t k = 0;
+		for (const Span &w : v.windows)
+			for (uint64_t s = w.first; s < w.first + w.count; s++, k++) {
+				if (copy[k] != copies.begin()->second[k])
+					fail("Q1 volume %u: the copies of h%u and h%u made in one hold differ in sector %llu", v.vid, h,
+					     copies.begin()->first, (unsigned long long)s);
+				if (!v.history->may_hold(s, copy[k]))
+					fail("Q1 volume %u: the copy of h%u holds %llx in sector %llu, allowed: %s", v.vid, h,
+					     (unsigned long long)copy[k], (unsigned long long)s, v.history->allowed(s).c_str());
+			}
+	}
+	return true;
 }
 
 void World::blackout()

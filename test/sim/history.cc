@@ -32,15 +32,15 @@ std::vector<History::Entry> &History::list(uint64_t sector)
 	return entries;
 }
 
-void History::opened(uint64_t session)
+void History::opened(uint64_t session, uint8_t key)
 {
-	if (session <= owner_session)
+	if (session <= owners[key])
 		return;
-	owner_session = session;
+	owners[key] = session;
 	uint64_t t = stamp();
 	for (auto it = pending.begin(); it != pending.end();) {
 		Pending &p = it->second;
-		if (p.session == session || !p.legal) {
+		if (p.key != key || p.session == session || !p.legal) {
 			++it;
 			continue;
 		}
@@ -52,11 +52,11 @@ void History::opened(uint64_t session)
 	}
 }
 
-void History::write_issued(uint64_t op, uint64_t session, Span span, bool zeros)
+void History::write_issued(uint64_t op, uint64_t session, uint8_t key, Span span, bool zeros)
 {
 	uint64_t t = stamp();
-	bool legal = session == owner_session;
-	pending[op] = {session, span, t, legal};
+	bool legal = session == owners[key];
+	pending[op] = {session, key, span, t, legal};
 	if (!legal)
 		return;
 	for (uint64_t s = span.first; s < span.first + span.count; s++) {
@@ -113,9 +113,9 @@ std::string History::read_done(uint64_t sector, uint64_t value, uint64_t issued)
 	return "";
 }
 
-void History::flush_done(uint64_t session, uint64_t issued, uint64_t incarnation_at_issue)
+void History::flush_done(uint64_t session, uint8_t key, uint64_t issued, uint64_t incarnation_at_issue)
 {
-	if (session == owner_session && incarnation_at_issue == incarnation_)
+	if (session == owners[key] && incarnation_at_issue == incarnation_)
 		flushed = std::max(flushed, issued);
 }
 

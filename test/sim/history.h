@@ -11,7 +11,7 @@
 // A new incarnation (S2) revives the dead, except those that were certainly replaced on all disks: whatever died before a
 // completed flush was issued, or was replaced by a completed FUA write.
 //
-// Only the write requests of a session that owns the volume leave entries. Whatever a fenced session still manages to
+// Only the write requests of a session that owns the volume (of a shared one: the newest of its host) leave entries. Whatever a fenced session still manages to
 // write therefore shows up as a value that nobody may read. Times are stamps: every event that the checker sees gets the
 // next number.
 #pragma once
@@ -34,18 +34,19 @@ public:
 	explicit History(uint64_t sectors) : lists(sectors) {}
 
 	uint64_t stamp() { return ++now; }
-	uint64_t owner() const { return owner_session; }
+	uint64_t owner(uint8_t key) const { return key < owners.size() ? owners[key] : 0; }
 	uint64_t incarnation() const { return incarnation_; }
 
-	// Session has been told that it may work: every other one is fenced, and what it had in flight has been drained (O2).
-	void opened(uint64_t session);
+	// Session has been told that it may work: every other one of the same key is fenced, and what it had in flight has been
+	// drained (O2). The key of all sessions of an exclusive volume is 0; of a shared one's it is the host.
+	void opened(uint64_t session, uint8_t key);
 	// value_of(op, sector) is what is written; zeros: value 0.
-	void write_issued(uint64_t op, uint64_t session, Span span, bool zeros);
+	void write_issued(uint64_t op, uint64_t session, uint8_t key, Span span, bool zeros);
 	// false: the session had been fenced before the write was issued, hence it must not have completed.
 	bool write_done(uint64_t op, bool fua);
 	// Empty, or what is wrong with a read of this sector that was issued at `issued` and returned value.
 	std::string read_done(uint64_t sector, uint64_t value, uint64_t issued);
-	void flush_done(uint64_t session, uint64_t issued, uint64_t incarnation_at_issue);
+	void flush_done(uint64_t session, uint8_t key, uint64_t issued, uint64_t incarnation_at_issue);
 	// A primary of a new incarnation serves.
 	void new_incarnation(uint64_t number);
 	// A read was issued or ended; bounds how long the dead must be remembered.
@@ -68,6 +69,7 @@ private:
 	};
 	struct Pending {
 		uint64_t session;
+		uint8_t key;
 		Span span;
 		uint64_t issued;
 		bool legal;
@@ -75,7 +77,8 @@ private:
 	std::vector<Entry> &list(uint64_t sector);
 	void forget(std::vector<Entry> &entries);
 
-	uint64_t now = 0, owner_session = 0, incarnation_ = 0;
+	uint64_t now = 0, incarnation_ = 0;
+	std::vector<uint64_t> owners = std::vector<uint64_t>(65);    // by key: the session that may write
 	uint64_t flushed = 0;                             // what died up to here is gone
 	std::vector<std::vector<Entry>> lists;            // empty: holds zeros, never written
 	std::vector<uint64_t> touched;

@@ -83,9 +83,9 @@ u64 op_buf_hash(lks_buf *buf, u32 bytes)
 {
 	if (bytes > buf->bytes)
 		buf->owner->world.fail("h%u hashes %u bytes of %u", buf->owner->host.id, bytes, buf->bytes);
-	u64 hash = 0xcbf29ce484222325;
-	for (u32 i = 0; i < bytes / SECTOR; i++)
-		hash = (hash ^ buf->sectors[i]) * 0x100000001b3;
+	u64 hash = 0xcbf29ce484222325u;
+	for (u32 k = 0; k < bytes / SECTOR; k++)
+		hash = (hash ^ buf->sectors[k]) * 0x9e3779b97f4a7c15u ^ hash >> 29;
 	return hash;
 }
 
@@ -190,6 +190,7 @@ void World::add_volume()
 	if (profile.block_size)
 		v->block_size = profile.block_size;
 	v->thick = random.chance(.5);
+	v->shared = profile.shared ? profile.shared == 2 : random.chance(.25);
 	lks_layout_of(v->bytes, v->block_size, &v->layout);
 	v->history = std::make_unique<History>(v->sectors());
 	uint64_t meta_offset = LKS_ROUND_UP(v->bytes, LKS_META_UNIT) + random.below(3) * LKS_META_UNIT;
@@ -327,6 +328,7 @@ void World::create(Instance &i)
 	p.size = i.volume.bytes;
 	p.block_size = i.volume.block_size;
 	p.self = i.host.id;
+	p.shared = i.volume.shared;
 	p.lease_ms = profile.lease_ms;
 	in_core = true;
 	i.core = lks_vol_create(&p, &core_ops(), &i);
@@ -449,11 +451,14 @@ void World::handle(Instance &i, const Instance::Event &e)
 			at_instance(i, 0, [this](Instance &x) { destroy(x); });
 		break;
 	case LKS_EV_QUIESCED:
+		held(i, e.info.hold);
+		break;
 	case LKS_EV_UNQUIESCED:
+		trace("h%u: hold %llu of volume %u ends by itself", i.host.id, (unsigned long long)e.info.hold, i.volume.vid);
+		break;
 	case LKS_EV_META_MOVED:
 	case LKS_EV_MISMATCH:
 	case LKS_EV_VERIFIED:
-		fail("h%u reports event %d, which nothing here asks for", i.host.id, e.info.event);
 	case LKS_EV_STATE:
 		break;
 	}

@@ -107,7 +107,13 @@ void World::propose(uint8_t from, uint32_t vid, const lks_record &wanted)
 	const lks_record &r = v.record();
 	if (!host(from).up || !host(from).daemon || !quorum(host(from)) || r.version != wanted.version - 1)
 		return;
-	if (r.primary != from || wanted.term != r.term || wanted.primary != from)
+	if (r.primary != from)
+		return;
+	bool handover = wanted.primary != from;
+	if (handover && (wanted.term != r.term + 1 || !(wanted.flags & LKS_RECORD_DRAINED) || !wanted.primary ||
+			 !replica_in(r, wanted.primary) || replica_in(r, wanted.primary)->state != LKS_REPLICA_INSYNC))
+		fail("h%u proposes a handover that is none: %s", from, describe(wanted).c_str());
+	if (!handover && wanted.term != r.term)
 		return;
 	if (lks_record_check(&wanted))
 		fail("h%u proposes an invalid record: %s", from, describe(wanted).c_str());
@@ -127,6 +133,12 @@ void World::propose(uint8_t from, uint32_t vid, const lks_record &wanted)
 			mine.state = LKS_REPLICA_INSYNC;
 			mine.since = next.version;
 		}
+	}
+	if (handover) {    // M1
+		next.term++;
+		next.primary = wanted.primary;
+		next.flags |= LKS_RECORD_DRAINED;
+		stats[Stat::handovers]++;
 	}
 	commit(v, next);
 }
@@ -248,18 +260,34 @@ void World::record_repaired(Volume &v, uint8_t host_id)
 	commit(v, next);
 }
 
-// O1: one session at a time. The one replaced may still be alive and not know.
+static void drop_openers(lks_record &r)
+{
+	memset(r.openers, 0, sizeof(r.openers));
+	r.nopeners = 0;
+}
+
+static void drop_opener(lks_record &r, uint8_t host_id)
+{
+	lks_record_opener *end = r.openers + r.nopeners;
+	lks_record_opener *rest = std::remove_if(r.openers, end, [&](const lks_record_opener &o) { return o.host == host_id; });
+	std::fill(rest, end, lks_record_opener{});
+	r.nopeners = static_cast<uint8_t>(rest - r.openers);
+}
+
+// O1: one session at a time, or one a host if the volume is shared. The one replaced may still be alive and not know.
 void World::record_open(Volume &v, uint8_t host_id, uint64_t ended)
 {
 	const lks_record_opener *mine = opener_in(v.record(), host_id);
 	if (mine && mine->session > ended)
 		return;
 	lks_record next = next_version(v);
-	next.session_serial++;
-	memset(next.openers, 0, sizeof(next.openers));
-	next.nopeners = 1;
-	next.openers[0].host = host_id;
-	next.openers[0].session = next.session_serial;
+	if (v.shared)
+		drop_opener(next, host_id);
+	else
+		drop_openers(next);
+	lks_record_opener &o = next.openers[next.nopeners++];
+	o.host = host_id;
+	o.session = ++next.session_serial;
 	commit(v, next);
 }
 
@@ -269,8 +297,7 @@ void World::record_close(Volume &v, uint8_t host_id, uint64_t session)
 	if (!mine || mine->session != session)
 		return;
 	lks_record next = next_version(v);
-	memset(next.openers, 0, sizeof(next.openers));
-	next.nopeners = 0;
+	drop_opener(next, host_id);
 	commit(v, next);
 }
 

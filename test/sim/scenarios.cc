@@ -3,17 +3,12 @@
 // See scenarios.h. The quiet world: four hosts, one volume of 16 MiB with replicas on h1, h2 and h3, nothing goes wrong by
 // itself and no client does anything by itself; then the script.
 #include "scenarios.h"
-#include "world.h"
 
-#include "core/internal.h"
-
-#include <algorithm>
+#include "script.h"
 
 namespace lockstep::sim {
 
 namespace {
-
-constexpr Time PATIENCE = 60 * SECOND;
 
 Profile quiet()
 {
@@ -31,137 +26,6 @@ Profile quiet()
 	p.bytes = 16ull << 20;
 	return p;
 }
-
-struct Script {
-	World &w;
-	Volume &v;
-	Time next_tell = 0;
-
-	explicit Script(World &world) : w(world), v(*world.volumes[0]) {}
-
-	Instance &on(uint8_t host)
-	{
-		Instance *i = w.find(host, v.vid);
-		if (!i || !i->core)
-			w.fail("the script expects the volume on h%u", host);
-		return *i;
-	}
-
-	template <typename Condition> void await(const char *what, Condition condition)
-	{
-		for (Time limit = w.now + PATIENCE; !condition();) {
-			if (w.now > limit)
-				w.fail("waited in vain until %s", what);
-			w.run_until(w.now + 5 * MS);
-			w.check_invariants(v);
-			tell_all();
-		}
-	}
-
-	void tell_all()
-	{
-		if (w.now < next_tell)
-			return;
-		next_tell = w.now + 200 * MS;
-		for (auto &h : w.hosts)
-			w.tell(*h, v);
-	}
-
-	void pass(Time t)
-	{
-		Time until = w.now + t;
-		await("time has passed", [&] { return w.now >= until; });
-	}
-
-	void ready()
-	{
-		await("all replicas are admitted", [&] {
-			return std::all_of(v.replicas.begin(), v.replicas.end(), [&](uint8_t h) {
-				Instance *i = w.find(h, v.vid);
-				return i && i->core && i->core->admitted;
-			});
-		});
-	}
-
-	// Makes host the primary, with keep as the other members, and waits until it serves.
-	void promote(uint8_t host, std::set<uint8_t> keep)
-	{
-		keep.insert(host);
-		w.start_term(v, host, keep);
-		await("the new primary serves", [&] { return serves(host); });
-	}
-
-	bool serves(uint8_t host)
-	{
-		Instance *i = w.find(host, v.vid);
-		return i && i->core && i->core->role == LKS_ACTIVE && i->core->cfg.term == v.record().term;
-	}
-
-	void open(uint8_t host)
-	{
-		w.open_door(on(host));
-		await("the volume is open", [&] { return on(host).door == Door::open; });
-	}
-
-	uint64_t begin(uint8_t host, uint8_t op, Span span, uint8_t flags = 0) { return w.submit_op(on(host), op, span, flags)->id; }
-
-	bool under_way(uint8_t host, uint64_t op)
-	{
-		Instance *i = w.find(host, v.vid);
-		return i && std::any_of(i->ops.begin(), i->ops.end(), [&](auto &o) { return o->id == op; });
-	}
-
-	void await_op(uint8_t host, uint64_t op)
-	{
-		await("a request ends", [&] { return !under_way(host, op); });
-	}
-
-	void write(uint8_t host, Span span) { await_op(host, begin(host, LKS_OP_WRITE, span)); }
-	void read(uint8_t host, Span span) { await_op(host, begin(host, LKS_OP_READ, span)); }
-	void flush(uint8_t host) { await_op(host, begin(host, LKS_OP_FLUSH, {0, 0})); }
-
-	bool member(uint8_t host)
-	{
-		return replica_in(v.record(), host)->state == LKS_REPLICA_INSYNC;
-	}
-
-	// As await(), but looks at every event's time.
-	template <typename Condition> void catch_moment(const char *what, Condition condition)
-	{
-		for (Time limit = w.now + PATIENCE; !condition(); w.run_until(w.now + 10)) {
-			if (w.now > limit)
-				w.fail("waited in vain for the moment when %s", what);
-			tell_all();
-		}
-	}
-
-	// Frames sent from now on arrive that late on this lane.
-	void delay_lane(uint8_t from, uint8_t to, unsigned lane, Time by)
-	{
-		Link *l = w.link_of(from, to);
-		if (!l)
-			w.fail("the script expects a link from h%u to h%u", from, to);
-		l->lanes[l->hosts[1] == from][lane].last_due = w.now + by;
-	}
-
-	void isolate(uint8_t host, Time how_long, bool hard)
-	{
-		for (auto &other : w.hosts)
-			if (other->id != host) {
-				w.cut(host, other->id, how_long, hard);
-				w.cut(other->id, host, how_long, hard);
-			}
-	}
-
-	uint64_t count(Stat s) { return w.stats[s]; }
-	void expect(bool condition, const char *what)
-	{
-		if (!condition)
-			w.fail("expected: %s", what);
-	}
-};
-
-constexpr Span A = {10, 8}, B = {100, 40}, C = {8192 - 3, 3}, D = {20000, 64};
 
 void play_path(World &w)
 {
@@ -458,6 +322,129 @@ void play_map_zeroed(World &w)
 	w.settle("at the end");
 }
 
+// M1: the primary moves to another host while a client elsewhere works; nothing fails, nobody waits for a promise.
+void play_handover(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	for (uint8_t to : {2, 3, 1}) {
+		s.write(4, A);
+		uint64_t before = s.begin(4, LKS_OP_WRITE, B);
+		Time begun = w.now;
+		w.hand_over(s.v, to);
+		uint64_t after = s.begin(4, LKS_OP_WRITE, A);
+		s.await("the heir serves", [&] { return s.v.record().primary == to && s.serves(to); });
+		s.expect(w.now - begun < 2 * SECOND, "no promise is waited for");
+		s.await_op(4, before);
+		s.await_op(4, after);
+		s.read(4, A);
+		s.read(4, B);
+	}
+	s.expect(s.count(Stat::handovers) == 3 && s.count(Stat::removals) == 0, "three handovers, no replica lost");
+	s.expect(s.count(Stat::failed_requests) == 0, "no request fails");
+	w.settle("at the end");
+}
+
+// M2: another change outruns the handover; the primary goes on by itself.
+void play_handover_outrun(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	s.write(4, A);
+	w.log_down_until = w.now + 2 * SECOND;
+	w.hand_over(s.v, 2);
+	uint64_t waiting = s.begin(4, LKS_OP_WRITE, A);
+	s.pass(1 * SECOND);
+	s.expect(s.on(1).core->role == LKS_DRAINING && s.under_way(4, waiting), "it does not serve until another version is there");
+	w.log_down_until = 0;
+	w.record_close(s.v, 4, s.on(4).core->session);
+	s.await("h1 serves again or h2 does", [&] { return s.serves(1) || s.serves(2); });
+	w.settle("at the end");
+}
+
+// A hold: what members hold meanwhile is the same, writes wait and go on.
+void play_hold(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	for (unsigned round = 0; round < 5; round++) {
+		std::vector<uint64_t> ops;
+		for (unsigned k = 0; k < 10; k++)
+			ops.push_back(s.begin(4, LKS_OP_WRITE, {100 + k * 40, 30}));
+		w.begin_hold(s.v, 10 * SECOND);
+		uint64_t number = s.v.hold.number;
+		s.expect(number != 0, "the primary holds");
+		uint64_t waits = s.begin(4, LKS_OP_WRITE, A);
+		s.await("all members are copied", [&] { return s.v.hold.copies.size() == 3; });
+		s.read(4, B);
+		s.expect(s.under_way(4, waits), "a write waits");
+		s.expect(w.end_hold(s.v, number), "the hold counts");
+		for (uint64_t op : ops)
+			s.await_op(4, op);
+		s.await_op(4, waits);
+	}
+	// one that nobody ends
+	w.begin_hold(s.v, 1 * SECOND);
+	uint64_t number = s.v.hold.number;
+	s.write(4, A);
+	s.expect(!w.end_hold(s.v, number), "a hold that has ended by itself does not count");
+	w.settle("at the end");
+}
+
+// Q1: a primary that was replaced without knowing ends its hold: it must not count, for others have written meanwhile.
+void play_hold_of_the_replaced(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	s.write(4, A);
+	s.isolate(1, 60 * SECOND, false);
+	w.begin_hold(s.v, 60 * SECOND);
+	uint64_t number = s.v.hold.number;
+	s.await("h1 is copied", [&] { return s.v.hold.copies.count(1) == 1; });
+	w.start_term(s.v, 2, {2, 3});
+	s.await("h2 serves", [&] { return s.serves(2); });
+	s.write(4, A);
+	s.expect(s.on(1).core->hold == number, "h1 does not know yet");
+	s.expect(!w.end_hold(s.v, number), "the hold does not count");
+	w.settle("at the end");
+}
+
+// Two hosts write the same places of a shared volume at once; the order is one for all, and a host's death stops nobody.
+void play_shared(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	for (uint8_t h : {1, 2, 4})
+		s.open(h);
+	s.expect(s.v.record().nopeners == 3, "three sessions");
+	for (unsigned round = 0; round < 10; round++) {
+		std::vector<std::pair<uint8_t, uint64_t>> ops;
+		for (uint8_t h : {1, 2, 4})
+			ops.push_back({h, s.begin(h, LKS_OP_WRITE, A)});
+		for (auto [h, op] : ops)
+			s.await_op(h, op);
+		for (uint8_t h : {1, 2, 3, 4})
+			s.read(h, A);
+	}
+	w.crash(w.host(1), 3 * SECOND);
+	uint64_t two = s.begin(2, LKS_OP_WRITE, A), four = s.begin(4, LKS_OP_WRITE, A);
+	s.promote(3, {2});
+	s.await_op(2, two);
+	s.await_op(4, four);
+	s.read(4, A);
+	s.expect(s.count(Stat::fenced) == 0, "nobody is fenced");
+	w.settle("at the end");
+}
+
 }    // namespace
 
 const std::vector<Scenario> &scenarios()
@@ -476,13 +463,20 @@ const std::vector<Scenario> &scenarios()
 		{"link-between-maps", "another host's link does not disturb the hand-over of dirty maps (D2)", play_link_between_maps},
 		{"map-zeroed", "a saved dirty map survives a crash while it is saved anew (H2d)", play_map_zeroed},
 		{"restart-clean", "a replica that was detached in good order is not suspect", play_restart_clean},
+		{"handover", "the primary moves while a client works, without a wait and without a failure (M1)", play_handover},
+		{"handover-outrun", "a primary whose handover was outrun serves again (M2)", play_handover_outrun},
+		{"hold", "members' copies made during a hold are equal", play_hold},
+		{"hold-of-the-replaced", "the hold of a primary that was replaced does not count (Q1)", play_hold_of_the_replaced},
+		{"shared", "several hosts write a shared volume at once", play_shared, 2},
 	};
 	return all;
 }
 
 std::string run_scenario(const Scenario &s, const Options &options)
 {
-	World world(1, options, quiet());
+	Profile profile = quiet();
+	profile.shared = s.shared;
+	World world(1, options, profile);
 	world.hostile = world.busy = false;
 	try {
 		s.play(world);

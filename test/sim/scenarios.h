@@ -17,6 +17,7 @@ struct Scenario {
 	const char *name;
 	const char *what;                        // what it proves, one line
 	void (*play)(World &);
+	unsigned shared = 1;                     // as Profile::shared
 };
 
 const std::vector<Scenario> &scenarios();

@@ -55,7 +55,7 @@ struct Violation : std::runtime_error {
 	X(seconds) X(events) X(reads) X(writes) X(zeroes) X(discards) X(flushes) X(fua) X(failed_requests) X(fenced) X(opened) \
 	X(frames) X(copies) X(crashes) X(blackouts) X(cuts) X(link_losses) X(silent) X(pauses) X(disk_stalls) X(daemon_deaths) \
 	X(log_outages) X(reattaches) X(versions) X(failovers) X(last_resorts) X(activations) X(incarnations) X(joins) X(removals) \
-	X(suspects) X(clean_attaches) X(table_writes) X(disk_errors) X(alloc_failures) X(io_failures)
+	X(handovers) X(holds) X(snapshots) X(suspects) X(clean_attaches) X(table_writes) X(disk_errors) X(alloc_failures) X(io_failures)
 
 enum class Stat : unsigned {
 #define SIM_STAT_ENUM(name) name,
@@ -90,6 +90,7 @@ struct Profile {
 	double alloc_failures, io_errors;
 	// of the volumes; 0: by chance
 	unsigned replicas;
+	unsigned shared;                 // 1: no, 2: yes
 	uint32_t block_size;
 	uint64_t bytes;
 };
@@ -104,13 +105,20 @@ struct Volume {
 	std::array<uint8_t, 16> uuid{};
 	uint64_t bytes = 0;
 	uint32_t block_size = 0;
-	bool thick = false;
+	bool thick = false, shared = false;
 	lks_layout layout{};
 	std::vector<uint8_t> replicas;           // hosts
 	std::vector<lks_record> log;             // all versions; the last is the record
 	std::vector<Span> windows;               // where clients work
 	std::unique_ptr<History> history;
+	// a hold of the writes, during which members' contents are copied
+	struct Hold {
+		uint64_t number = 0;             // 0: none is wanted
+		uint8_t host = 0;                // where the primary is
+		std::map<uint8_t, std::vector<uint64_t>> copies;    // by host: the windows' sectors
+	} hold;
 
+	uint8_t key_of(uint8_t client) const { return shared ? client : 0; }    // of a session, see History
 	uint64_t sectors() const { return bytes / SECTOR; }
 	const lks_record &record() const { return log.back(); }
 };
@@ -320,6 +328,11 @@ struct World {
 	void fault();
 	void blackout();
 	void isolate(Host &h, Volume &v);
+	void hand_over(Volume &v, uint8_t to);
+	void begin_hold(Volume &v, Time timeout);
+	void held(Instance &i, uint64_t number);
+	void copy_held(Volume &v, uint8_t from, uint64_t number);
+	bool end_hold(Volume &v, uint64_t number);
 	void pause(Host &h, Time how_long);
 	void reattach(Instance &i, bool anew);
 	void spoil_activation(uint8_t host_id, uint32_t vid);
