@@ -68,6 +68,14 @@ struct ApiServer::Impl {
 	Result<json> cluster_join(const httplib::Request &req);
 	Result<json> pool_create(const httplib::Request &req);
 
+	// groups.cc
+	void routes_groups();
+	Result<json> logged(const json &entry, const json &answer);    // answers when the entry is applied here
+	Result<json> group_create(const httplib::Request &req);
+	Result<json> group_patch(const httplib::Request &req);
+	Result<json> group_delete(const httplib::Request &req);
+	Result<json> volume_patch(const httplib::Request &req);
+
 	// volumes.cc
 	void routes_volumes();
 	Error create_failed(uint32_t vid, const std::string &name, const std::string &message);

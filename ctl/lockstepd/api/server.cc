@@ -179,6 +179,7 @@ void ApiServer::Impl::routes()
 	http.Get("/v1/wait", route(&Impl::get_wait));
 	routes_cluster();
 	routes_volumes();
+	routes_groups();
 }
 
 Result<HostId> ApiServer::Impl::host_of(const State &s, const std::string &name) const
@@ -221,7 +222,18 @@ json ApiServer::Impl::report_of(HostId host, uint32_t vid)
 
 Result<json> ApiServer::Impl::get_status(const httplib::Request &req)
 {
+	bool consistent = req.has_param("consistent");
+	if (consistent && req.get_param_value("consistent") != "true")
+		throw BadRequest{"the parameter \"consistent\" can only be \"true\""};
+	if (consistent) {
+		if (Done ready = ready_for_changes(); !ready)
+			return ready.error();
+		if (Done reached = backend.barrier(); !reached)
+			return reached.error();
+	}
 	json j = status();
+	if (consistent)
+		j["consistent"] = true;
 	if (!req.has_param("volume"))
 		return j;
 	if (Done ready = ready_for_changes(); !ready)

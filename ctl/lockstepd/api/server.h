@@ -7,11 +7,16 @@
 // real, waits until the applied State shows it. The main loop tells the server when the State has moved on (changed()) and
 // what hosts report about themselves (soft()); neither call blocks.
 //
-//   GET    /v1/status            cluster, hosts, pools, volumes; ?volume=NAME only that volume (3 if unknown)
+//   GET    /v1/status            cluster, hosts, pools, groups, volumes; ?volume=NAME only that volume (3 if unknown);
+//                                ?consistent=true not older than anything done before the request, or 10 without quorum
 //   POST   /v1/cluster/init      {name}
 //   POST   /v1/cluster/join      {address, port}
 //   POST   /v1/pools             {name, vg, thin(o), host(o: name)}
-//   POST   /v1/volumes           {name, size_bytes, redundancy(o), pool(o), hosts(o: names)}
+//   POST   /v1/groups            {name, pool, redundancy(o), labels(o)}
+//   PATCH  /v1/groups/NAME       {labels: {key: text or null}}
+//   DELETE /v1/groups/NAME
+//   POST   /v1/volumes           {name, size_bytes, redundancy(o), pool(o), hosts(o: names), uuid(o), group(o), labels(o)}
+//   PATCH  /v1/volumes/NAME      {labels: {key: text or null}}
 //   DELETE /v1/volumes/NAME
 //   GET    /v1/wait?index=N&ms=M long poll: the status once State::applied is above N, or after M ms (at most 30,000)
 //
@@ -103,7 +108,8 @@ std::string starting_message(const std::string &host_name);
 //    "cluster": {name, uuid, leader (host name or null), quorum: bool} or null (no cluster); while starting the names are null,
 //    "hosts":   [{id, name, addresses, port, status: "online"|"offline", since_ms, level}],
 //    "pools":   [{name, host, kind, vg, thin_lv, size_bytes, free_bytes, reserved_bytes, available_bytes}],
-//    "volumes": [{name, uuid, vid, minor, device, size_bytes, redundancy, class, phase, failure(o),
+//    "groups":  [{name, pool, redundancy, labels: {key: text}}], "consistent": true (only if asked for),
+//    "volumes": [{name, uuid, vid, minor, device, size_bytes, redundancy, class, group (name or null), labels, phase, failure(o),
 //                 health: "ok"|"degraded"|"syncing"|"frozen"|"offline"|"creating"|"deleting", reason: why not ok,
 //                 primary (host name or null), opener (host name or null),
 //                 record: {version, term, incarnation, session_serial}, pending_hosts: [names] (only deleting),

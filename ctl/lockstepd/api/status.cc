@@ -169,6 +169,8 @@ json volume_json(const State &s, const Volume &v, const json &soft)
 		  {"block_size", v.block_size},
 		  {"redundancy", v.redundancy},
 		  {"class", "exclusive"},
+		  {"group", v.group.empty() ? json(nullptr) : json(v.group)},
+		  {"labels", v.labels},
 		  {"phase", to_string(v.phase)},
 		  {"health", h.word},
 		  {"reason", h.reason},
@@ -199,7 +201,7 @@ std::string starting_message(const std::string &host_name)
 json status_json(const State &s, const LocalFacts &local, const json &soft)
 {
 	json j = {{"applied", s.applied},          {"this_host", local.host_name},  {"module_error", local.module_error}, {"cluster", nullptr},
-		  {"hosts", json::array()}, {"pools", json::array()}, {"volumes", json::array()}};
+		  {"hosts", json::array()}, {"pools", json::array()}, {"groups", json::array()}, {"volumes", json::array()}};
 	if (local.host && !s.initialized()) {
 		j["cluster"] = {{"name", nullptr}, {"uuid", nullptr}, {"leader", nullptr}, {"quorum", false}};
 		j["message"] = starting_message(local.host_name);
@@ -229,6 +231,8 @@ json status_json(const State &s, const LocalFacts &local, const json &soft)
 				      {"free_bytes", p.free_bytes},
 				      {"reserved_bytes", pool_reserved(s, p)},
 				      {"available_bytes", pool_available(s, p)}});
+	for (const auto &[name, g] : s.groups)
+		j["groups"].push_back({{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"labels", g.labels}});
 	std::vector<const Volume *> by_name;
 	for (const auto &[vid, v] : s.volumes)
 		by_name.push_back(&v);

@@ -90,8 +90,14 @@ Result<json> ApiServer::Impl::volume_create(const httplib::Request &req)
 {
 	json body = body_of(req);
 	std::string name = text_of(body, "name");
-	json entry = {{"op", "volume.create"}, {"name", name}, {"uuid", make_uuid()}, {"pool", text_of(body, "pool", "default")},
+	json entry = {{"op", "volume.create"}, {"name", name}, {"uuid", body.contains("uuid") ? text_of(body, "uuid") : make_uuid()},
 		      {"size_bytes", number_of(body, "size_bytes", UINT64_MAX >> 1)}, {"now_ms", api_now_ms()}};
+	if (body.contains("pool") || !body.contains("group"))
+		entry["pool"] = text_of(body, "pool", "default");
+	if (body.contains("group"))
+		entry["group"] = text_of(body, "group");
+	if (body.contains("labels"))
+		entry["labels"] = body["labels"];
 	if (body.contains("redundancy"))
 		entry["redundancy"] = number_of(body, "redundancy", UINT32_MAX);
 	if (Done ready = ready_for_changes(); !ready)
@@ -127,7 +133,7 @@ Result<json> ApiServer::Impl::volume_create(const httplib::Request &req)
 	json hosts = json::array();
 	for (const json &h : result->at("hosts"))
 		hosts.push_back(backend.state()->host_name(h));
-	return json{{"name", name}, {"vid", vid}, {"device", "/dev/lockstep/" + name}, {"hosts", hosts}};
+	return json{{"name", name}, {"uuid", entry["uuid"]}, {"vid", vid}, {"device", "/dev/lockstep/" + name}, {"hosts", hosts}};
 }
 
 Result<json> ApiServer::Impl::volume_delete(const httplib::Request &req)

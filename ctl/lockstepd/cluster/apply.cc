@@ -374,7 +374,7 @@ uint32_t free_minor(const State &state)
 	return minor;
 }
 
-Wanted wanted_fields(const Fields &f)
+Wanted wanted_fields(const Fields &f, const Group *group)
 {
 	Wanted w;
 	w.name = f.text("name");
@@ -392,10 +392,10 @@ Wanted wanted_fields(const Fields &f)
 	w.block_size = uint32_t(f.number_or("block_size", LKS_BLOCK_DEFAULT, LKS_BLOCK_MAX));
 	if (w.block_size < LKS_BLOCK_MIN || (w.block_size & (w.block_size - 1)))
 		refuse(usage_error("volume " + w.name + ": its block size must be a power of two from 4 KiB to 1 MiB"));
-	w.pool = f.name("pool");
+	w.pool = group && !f.has("pool") ? group->pool : f.name("pool");
 	if (f.has("hosts"))
 		w.hosts = f.hosts("hosts");
-	w.redundancy = unsigned(f.number_or("redundancy", w.hosts.empty() ? DEFAULT_REDUNDANCY : w.hosts.size(), UINT32_MAX));
+	w.redundancy = unsigned(f.number_or("redundancy", !w.hosts.empty() ? w.hosts.size() : group ? group->redundancy : DEFAULT_REDUNDANCY, UINT32_MAX));
 	if (w.redundancy < 1 || w.redundancy > LKS_MAX_REPLICAS)
 		refuse(usage_error("volume " + w.name + ": its redundancy must be 1 to " + std::to_string(LKS_MAX_REPLICAS)));
 	if (!w.hosts.empty() && w.hosts.size() != w.redundancy)
@@ -408,8 +408,12 @@ Wanted wanted_fields(const Fields &f)
 
 json volume_create(State &state, const Fields &f)
 {
-	Wanted w = wanted_fields(f);
+	const Group *group = f.has("group") ? &group_of(state, f.name("group")) : nullptr;
+	Wanted w = wanted_fields(f, group);
 	std::string uuid = f.uuid("uuid");
+	Labels labels;
+	if (f.has("labels"))
+		change_labels(labels, f.labels("labels"), "volume " + w.name);
 	if (const Volume *known = state.volume_named(w.name))
 		refuse(forbidden("there is a volume named " + w.name + " already" +
 				 (known->phase == Phase::creating ? ", just being created" : "") + ": choose another name"));
@@ -429,6 +433,8 @@ json volume_create(State &state, const Fields &f)
 	v.size_bytes = w.size_bytes;
 	v.block_size = w.block_size;
 	v.redundancy = w.redundancy;
+	v.group = group ? group->name : "";
+	v.labels = std::move(labels);
 	for (HostId h : hosts)
 		v.replicas.push_back({.host = h, .since = v.version, .pool = w.pool, .md_offset = w.size_bytes});
 	if (std::string broken = check_volume(v); !broken.empty())
@@ -562,6 +568,10 @@ json dispatch(State &state, const json &entry)
 		{"volume.delete", volume_delete},
 		{"replica.deleted", replica_deleted},
 		{"device.ready", device_ready},
+		{"group.create", group_create},
+		{"group.delete", group_delete},
+		{"group.label", group_label},
+		{"volume.label", volume_label},
 	};
 	auto it = commands.find(op);
 	if (it == commands.end())

@@ -10,6 +10,7 @@
 
 #include <initializer_list>
 #include <limits>
+#include <optional>
 
 namespace lockstep::cluster {
 
@@ -18,6 +19,8 @@ struct Refusal {
 };
 
 [[noreturn]] inline void refuse(Error error) { throw Refusal{std::move(error)}; }
+
+using LabelChanges = std::map<std::string, std::optional<std::string>>;    // nothing: remove it
 
 // The fields of one entry. Every getter refuses (status 2) if the field is missing, of another type or out of range.
 class Fields {
@@ -35,6 +38,7 @@ public:
 	std::vector<HostId> hosts(const char *name) const;              // distinct, ascending
 	std::vector<std::string> texts(const char *name, size_t most) const;
 	Fields object(const char *name) const;
+	LabelChanges labels(const char *name) const;                    // group.cc
 
 private:
 	const nlohmann::json &at(const char *name) const;
@@ -61,6 +65,14 @@ struct Wanted {
 	std::vector<HostId> hosts;      // empty: choose
 };
 std::vector<HostId> place(const State &state, const Wanted &wanted);
+
+// group.cc
+bool change_labels(Labels &labels, const LabelChanges &changes, const std::string &of);    // refuses too many
+const Group &group_of(const State &state, const std::string &name);       // refuses (3)
+nlohmann::json group_create(State &state, const Fields &f);
+nlohmann::json group_delete(State &state, const Fields &f);
+nlohmann::json group_label(State &state, const Fields &f);
+nlohmann::json volume_label(State &state, const Fields &f);
 
 // record.cc: entries record.*
 nlohmann::json apply_record(State &state, const std::string &op, const Fields &f);

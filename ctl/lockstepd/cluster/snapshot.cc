@@ -52,6 +52,18 @@ Pool pool_from(const json &j)
 	return p;
 }
 
+json group_json(const Group &g) { return {{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"labels", g.labels}}; }
+
+Group group_from(const json &j)
+{
+	Group g;
+	j.at("name").get_to(g.name);
+	j.at("pool").get_to(g.pool);
+	j.at("redundancy").get_to(g.redundancy);
+	j.at("labels").get_to(g.labels);
+	return g;
+}
+
 json replica_json(const Replica &r)
 {
 	return {{"host", r.host}, {"state", to_string(r.state)}, {"since", r.since},
@@ -98,6 +110,8 @@ Volume volume_from(const json &j)
 	j.at("class").get_to(v.cls);
 	j.at("redundancy").get_to(v.redundancy);
 	v.phase = phase_from(j.at("phase"));
+	v.group = j.value("group", "");    // this and labels: not in snapshots of older programs
+	v.labels = j.value("labels", Labels{});
 	j.at("failure").get_to(v.failure);
 	j.at("devices").get_to(v.devices);
 	j.at("version").get_to(v.version);
@@ -130,6 +144,10 @@ State state_from(const json &j)
 		Pool p = pool_from(x);
 		s.pools[{p.name, p.host}] = p;
 	}
+	for (const json &x : j.value("groups", json::array())) {
+		Group g = group_from(x);
+		s.groups[g.name] = g;
+	}
 	for (const json &x : j.at("volumes")) {
 		Volume v = volume_from(x);
 		s.volumes[v.vid] = v;
@@ -157,6 +175,8 @@ json to_json(const Volume &v)
 		{"class", v.cls},
 		{"redundancy", v.redundancy},
 		{"phase", to_string(v.phase)},
+		{"group", v.group},
+		{"labels", v.labels},
 		{"failure", v.failure},
 		{"devices", v.devices},
 		{"version", v.version},
@@ -171,11 +191,13 @@ json to_json(const Volume &v)
 
 json to_json(const State &s)
 {
-	json hosts = json::array(), pools = json::array(), volumes = json::array(), failures = json::array();
+	json hosts = json::array(), pools = json::array(), groups = json::array(), volumes = json::array(), failures = json::array();
 	for (const auto &[id, h] : s.hosts)
 		hosts.push_back(host_json(h));
 	for (const auto &[key, p] : s.pools)
 		pools.push_back(pool_json(p));
+	for (const auto &[name, g] : s.groups)
+		groups.push_back(group_json(g));
 	for (const auto &[vid, v] : s.volumes)
 		volumes.push_back(to_json(v));
 	for (const auto &[vid, f] : s.failures)
@@ -189,6 +211,7 @@ json to_json(const State &s)
 		{"next_vid", s.next_vid},
 		{"hosts", hosts},
 		{"pools", pools},
+		{"groups", groups},
 		{"volumes", volumes},
 		{"failures", failures}};
 }

@@ -312,6 +312,9 @@ std::string check(const State &s)
 	for (const auto &[key, p] : s.pools)
 		if (key != std::pair(p.name, p.host) || !s.host(p.host) || !p.size_bytes || p.free_bytes > p.size_bytes)
 			return "pool " + p.name + " is on no host, or its numbers do not fit";
+	for (const auto &[name, g] : s.groups)
+		if (name != g.name || !valid_name(name) || g.redundancy < 1 || g.redundancy > LKS_MAX_REPLICAS || g.labels.size() > MAX_LABELS)
+			return "group " + g.name + ": its name, redundancy or labels do not fit";
 	std::set<std::string> names, uuids;
 	std::set<uint32_t> minors;
 	for (const auto &[vid, v] : s.volumes) {
@@ -324,6 +327,8 @@ std::string check(const State &s)
 		for (const Replica &r : v.replicas)
 			if (!s.pool(r.pool, r.host))
 				return "volume " + v.name + ": a replica in no pool";
+		if ((!v.group.empty() && !s.groups.contains(v.group)) || v.labels.size() > MAX_LABELS)
+			return "volume " + v.name + ": in a group that is not there, or with too many labels";
 		for (HostId h : v.devices)
 			if (!s.host(h))
 				return "volume " + v.name + ": a device on no host";

@@ -21,7 +21,8 @@
 //                   size_bytes free_bytes
 //  pool.report      name host size_bytes free_bytes                 changed. What LVM says; send on change, not by the clock
 //  volume.create    name uuid size_bytes pool redundancy(o)         vid minor hosts. Phase creating; each host of the list
-//                   hosts(o: ids) block_size(o) now_ms              makes its replica and says replica.created or .failed
+//                   hosts(o: ids) block_size(o) now_ms              makes its replica and says replica.created or .failed.
+//                   group(o) labels(o)                              pool, redundancy: by default the group's
 //  replica.created  vid host                                        phase ("ready" after the last one). Idempotent
 //  replica.failed   vid host message                                Only while creating: rolls the whole create back. The
 //                                                                   message, the whole line for the user, stays in
@@ -32,6 +33,11 @@
 //                                                                   replica nor device of it any more. For every host
 //                                                                   with a replica or a device. Idempotent
 //  device.ready     vid host                                        the device node is there. Idempotent
+//  group.create     name pool redundancy(o) labels(o)               A set of volumes with one pool and redundancy (group.cc).
+//                                                                   Idempotent for the same pool and redundancy
+//  group.delete     name                                            Refused while it has volumes
+//  group.label      name labels{key: text|null}                     changed. null removes. Idempotent
+//  volume.label     name labels{key: text|null}                     changed. The same for a volume
 //  record.propose   vid host version term members                   the primary's proposal (W3, C6, J3). See propose_entry()
 //  record.suspect   vid host                                        S1, S3: restarted with hot extents. Idempotent
 //  record.resign    vid host                                        restarted without: deposes it if it is the primary.
@@ -77,6 +83,10 @@ constexpr unsigned DEFAULT_REDUNDANCY = 2;
 constexpr uint64_t MAX_VOLUME_BYTES = 64ull << 40;      // 64 TiB
 constexpr size_t MAX_FAILURES = 64;                     // reasons of rolled back creates that are remembered
 constexpr size_t MAX_ADDRESSES = 8;                     // of one host
+constexpr size_t MAX_LABELS = 32;                       // of one group or volume
+constexpr size_t MAX_LABEL_KEY = 64, MAX_LABEL_BYTES = 1024;
+
+using Labels = std::map<std::string, std::string>;      // keys: printable ASCII without spaces; texts: UTF-8
 
 struct Host {
 	HostId id = 0;
@@ -127,6 +137,13 @@ struct Opener {
 	bool operator==(const Opener &) const = default;
 };
 
+struct Group {                                          // of volumes, such as a storage repository of XAPI
+	std::string name, pool;
+	unsigned redundancy = DEFAULT_REDUNDANCY;       // of new volumes
+	Labels labels;
+	bool operator==(const Group &) const = default;
+};
+
 enum class Phase { creating, ready, deleting };
 
 struct Volume {
@@ -138,6 +155,8 @@ struct Volume {
 	uint8_t cls = LKS_EXCLUSIVE;                    // enum lks_class
 	unsigned redundancy = DEFAULT_REDUNDANCY;
 	Phase phase = Phase::creating;
+	std::string group;                              // empty: in none
+	Labels labels;
 	std::string failure;                            // why a create is being rolled back
 	std::set<HostId> devices;                       // hosts that said device.ready
 	// the record of DESIGN section 3
@@ -167,6 +186,7 @@ struct State {
 	uint32_t next_vid = 1;
 	std::map<HostId, Host> hosts;
 	std::map<std::pair<std::string, HostId>, Pool> pools;
+	std::map<std::string, Group> groups;
 	std::map<uint32_t, Volume> volumes;             // by vid; tombstones included
 	std::map<uint32_t, Failure> failures;           // by vid; the last MAX_FAILURES
 	bool operator==(const State &) const = default;

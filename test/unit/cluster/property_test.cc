@@ -59,7 +59,32 @@ struct History {
 			entry["hosts"] = some_hosts(50);
 		else
 			entry["redundancy"] = chance(90) ? 1 + pick(3) : pick(12);
+		if (chance(30)) {
+			entry["group"] = group();
+			entry.erase("pool");
+			entry["labels"] = labels();
+		}
 		return entry;
+	}
+
+	std::string group() { return "g" + std::to_string(pick(4)); }
+
+	json labels()
+	{
+		json changes = json::object();
+		for (unsigned n = pick(4); n > 0; n--)
+			changes["k" + std::to_string(pick(40))] = chance(30) ? json(nullptr) : json(std::string(pick(1100), 'x'));
+		return changes;
+	}
+
+	json group_or_label()
+	{
+		switch (pick(4)) {
+		case 0: return {{"op", "group.create"}, {"name", group()}, {"pool", chance(95) ? "default" : "none"}, {"redundancy", 1 + pick(4)}};
+		case 1: return {{"op", "group.delete"}, {"name", group()}};
+		case 2: return {{"op", "group.label"}, {"name", group()}, {"labels", labels()}};
+		default: return {{"op", "volume.label"}, {"name", "v" + std::to_string(pick(12))}, {"labels", labels()}};
+		}
 	}
 
 	json propose(uint32_t id)
@@ -134,6 +159,8 @@ struct History {
 			return Cluster::host_entry(1 + pick(7), "h" + std::to_string(pick(7)));
 		if (n < 16)
 			return {{"op", "nonsense"}, {"vid", vid()}};
+		if (n < 24)
+			return group_or_label();
 		if (n < 50)
 			return life_of_a_volume(vid());
 		return record_change(vid());
@@ -209,7 +236,8 @@ TEST_CASE("random histories give identical states that keep every invariant")
 		return;
 	for (const char *op : {"volume.create", "replica.created", "replica.failed", "replica.deleted", "volume.delete", "volume.abort",
 			       "device.ready", "host.status", "host.add", "pool.report", "record.propose", "record.suspect", "record.resign",
-			       "record.failed", "record.repaired", "record.failover", "record.open", "record.close"}) {
+			       "record.failed", "record.repaired", "record.failover", "record.open", "record.close", "group.create",
+			       "group.delete", "group.label", "volume.label"}) {
 		INFO(op);
 		CHECK(carried_out[op] > 20);    // else the histories do not exercise it
 	}

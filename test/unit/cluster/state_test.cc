@@ -350,3 +350,59 @@ TEST_CASE("the snapshot refuses what is damaged or newer")
 	empty.applied = 3;
 	REQUIRE(restore(snapshot(empty)));
 }
+
+TEST_CASE("groups: volumes take pool and redundancy from theirs")
+{
+	Cluster c;
+	c.form();
+	json sr = {{"op", "group.create"}, {"name", "sr1"}, {"pool", "default"}, {"redundancy", 3}, {"labels", {{"kind", "xapi"}}}};
+	CHECK(has(c.bad(3, with(sr, {{"pool", "other"}})), "no host has a pool named other"));
+	CHECK(has(c.bad(5, with(sr, {{"redundancy", 4}})), "there are 3"));
+	c.bad(2, with(sr, {{"redundancy", 0}}));
+	c.bad(2, with(sr, {{"name", "-"}}));
+	CHECK(c.good(sr)["changed"] == true);
+	CHECK(c.good(sr)["changed"] == false);
+	CHECK(has(c.bad(5, with(sr, {{"redundancy", 2}})), "already, in pool default with redundancy 3"));
+
+	json entry = without(c.create_entry("v1", 8 * MIB), "pool");
+	c.bad(2, entry);
+	CHECK(has(c.bad(3, with(entry, {{"group", "sr2"}})), "no group named sr2"));
+	uint32_t vid = c.good(with(entry, {{"group", "sr1"}, {"labels", {{"name", "disk 0 \xc3\xa4"}}}}))["vid"];
+	CHECK(c.state.volume(vid)->replicas.size() == 3);
+	CHECK(c.state.volume(vid)->labels.at("name") == "disk 0 \xc3\xa4");
+	CHECK(restore(snapshot(c.state))->groups == c.state.groups);
+	CHECK(has(c.bad(5, {{"op", "group.delete"}, {"name", "sr1"}}), "volume v1 is in it"));
+	c.good({{"op", "volume.delete"}, {"vid", vid}});
+	c.good({{"op", "group.delete"}, {"name", "sr1"}});    // the tombstone is in it no more
+	CHECK(c.state.volume(vid)->group == "");
+	CHECK(has(c.bad(3, {{"op", "group.delete"}, {"name", "sr1"}}), "no group named sr1"));
+}
+
+TEST_CASE("labels are set, changed and removed, and bounded")
+{
+	Cluster c;
+	c.form();
+	c.good(c.create_entry("v1", 8 * MIB));
+	json label = {{"op", "volume.label"}, {"name", "v1"}, {"labels", {{"a", "1"}, {"b", "2"}}}};
+	CHECK(c.good(label)["changed"] == true);
+	CHECK(c.good(label)["changed"] == false);
+	CHECK(c.good(with(label, {{"labels", {{"a", nullptr}, {"c", nullptr}}}}))["changed"] == true);
+	CHECK(c.state.volume_named("v1")->labels == Labels{{"b", "2"}});
+	c.bad(3, with(label, {{"name", "v2"}}));
+	c.bad(2, with(label, {{"labels", nullptr}}));
+	c.bad(2, with(label, {{"labels", {{"a", 1}}}}));
+	c.bad(2, with(label, {{"labels", {{"a b", "1"}}}}));
+	c.bad(2, with(label, {{"labels", {{"a", std::string(MAX_LABEL_BYTES + 1, 'x')}}}}));
+	c.good(with(label, {{"labels", {{"a", std::string(MAX_LABEL_BYTES, 'x')}}}}));
+	json many = json::object();
+	for (size_t i = 0; i < MAX_LABELS; i++)
+		many["k" + std::to_string(i)] = "";
+	CHECK(has(c.bad(5, with(label, {{"labels", many}})), "more than 32 labels"));
+	many["k32"] = "";
+	c.bad(2, with(label, {{"labels", many}}));
+
+	c.good({{"op", "group.create"}, {"name", "g"}, {"pool", "default"}});
+	c.good({{"op", "group.label"}, {"name", "g"}, {"labels", {{"a", "1"}}}});
+	CHECK(c.state.groups.at("g").labels.at("a") == "1");
+	c.bad(3, {{"op", "group.label"}, {"name", "h"}, {"labels", {{"a", "1"}}}});
+}
