@@ -2,6 +2,22 @@
 /* Reading a replica's metadata: superblocks, extent table, dirty maps. Everything here may sleep in read(). */
 #include "internal.h"
 
+/* Each other replica has one slot at most: with two, what is marked later would be missing in one of them. */
+static bool slots_ok(const struct lks_superblock *sb)
+{
+	u64 seen = LKS_BIT(sb->host);
+
+	for (u32 i = 0; i < LKS_SLOTS; i++) {
+		u8 host = sb->slots[i].host;
+
+		if (host && (host > LKS_MAX_HOSTS || seen & LKS_BIT(host)))
+			return false;
+		if (host)
+			seen |= LKS_BIT(host);
+	}
+	return true;
+}
+
 static int read_super(struct lks_vol *v, lks_read_fn read, void *reader)
 {
 	int found = -EUCLEAN;
@@ -20,7 +36,7 @@ static int read_super(struct lks_vol *v, lks_read_fn read, void *reader)
 	if (found)
 		return found;
 	if (v->sb.vid != v->p.vid || memcmp(v->sb.uuid, v->p.uuid, sizeof(v->sb.uuid)) || v->sb.host != v->p.self ||
-	    v->sb.size != v->p.size || v->sb.block_size != v->p.block_size)
+	    v->sb.size != v->p.size || v->sb.block_size != v->p.block_size || !slots_ok(&v->sb))
 		return -EUCLEAN;
 	return 0;
 }
@@ -88,7 +104,7 @@ static int read_maps(struct lks_vol *v, lks_read_fn read, void *reader)
 	for (u32 i = 0; i < LKS_SLOTS; i++) {
 		struct lks_peer *p = &v->peers[i];
 
-		if (!v->sb.slots[i].host || v->sb.slots[i].host > LKS_MAX_HOSTS)
+		if (!v->sb.slots[i].host)
 			continue;
 		p->host = v->sb.slots[i].host;
 		p->since = v->sb.slots[i].since;

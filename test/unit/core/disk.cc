@@ -193,6 +193,13 @@ TEST_CASE("another volume's, host's or size's metadata are refused")
 	CHECK(refused([](lks_superblock &sb) { sb.host = 4; }));
 	CHECK(refused([](lks_superblock &sb) { sb.size += 4096; }));
 	CHECK(refused([](lks_superblock &sb) { sb.block_size = 4096; }));
+	CHECK_FALSE(refused([](lks_superblock &sb) { sb.slots[6] = {.host = 64, .pad = {}, .since = 1}; }));
+	CHECK(refused([](lks_superblock &sb) { sb.slots[6] = {.host = 65, .pad = {}, .since = 1}; }));
+	CHECK(refused([](lks_superblock &sb) { sb.slots[0] = {.host = 3, .pad = {}, .since = 1}; }));    // itself
+	CHECK(refused([](lks_superblock &sb) {
+		sb.slots[1] = {.host = 9, .pad = {}, .since = 1};
+		sb.slots[4] = {.host = 9, .pad = {}, .since = 2};
+	}));
 }
 
 TEST_CASE("hot extents make a replica suspect")
