@@ -4,10 +4,11 @@
 #
 #	make sim-asan [SEEDS=n] [FIRST=s]  the simulation with ASan and UBSan, on JOBS processes
 #	make sim-breaks [SEEDS=n]          each rule switched off once; a table of the seeds needed to notice it
+#	make fuzz [FUZZ_SECONDS=n]         hostile bytes from peers and disks, n (30) seconds for each target; needs clang
 
 ASAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: sim-asan sim-breaks
+.PHONY: sim-asan sim-breaks fuzz
 
 # ---- simulation with sanitizers ----
 
@@ -27,4 +28,28 @@ $B/sim-asan-o/%.o: %.c
 sim-asan: $B/sim-asan
 	test/sim/run-many $B/sim-asan $(JOBS) $(or $(FIRST),1) $(or $(SEEDS),200)
 
--include $(shell find $B/sim-asan-o -name '*.d' 2>/dev/null)
+# ---- fuzzing ----
+
+CLANG := clang
+FUZZ_SECONDS := 30
+fuzz_targets := frames attach headers
+fuzz_core_o := $(core_c:%.c=$B/fuzz-o/%.o)
+
+fuzz: $(fuzz_targets:%=$B/fuzz-%) $B/fuzz-seeds
+	test/fuzz/run $B $(FUZZ_SECONDS) $(JOBS) $(fuzz_targets)
+
+$B/fuzz-seeds: $B/fuzz-o/test/fuzz/seeds.o $(fuzz_core_o)
+	$(CLANG)++ $(ASAN) -o $@ $^
+
+$B/fuzz-%: $B/fuzz-o/test/fuzz/%.o $(fuzz_core_o)
+	$(CLANG)++ $(ASAN) -fsanitize=fuzzer -o $@ $^
+
+$B/fuzz-o/%.o: %.cc
+	@mkdir -p $(@D)
+	$(CLANG)++ $(CXXFLAGS) -O1 $(ASAN) -fsanitize=fuzzer-no-link -c -o $@ $<
+
+$B/fuzz-o/%.o: %.c
+	@mkdir -p $(@D)
+	$(CLANG) $(CFLAGS) -O1 $(ASAN) -fsanitize=fuzzer-no-link -c -o $@ $<
+
+-include $(shell find $B/sim-asan-o $B/fuzz-o -name '*.d' 2>/dev/null)
