@@ -110,6 +110,7 @@ static int read_maps(struct lks_vol *v, lks_read_fn read, void *reader)
 		p->since = v->sb.slots[i].since;
 		p->slot_zeroed = true;
 		lks_map_init(v, &p->dirty, v->blocks);
+		lks_map_init(v, &p->unsure, v->blocks);
 		for (u32 leaf = 0; leaf < p->dirty.nleaves; leaf++) {
 			int err = read(reader, v->meta_offset + v->layout.slot_offset + i * v->layout.slot_bytes +
 				       (u64)leaf * LKS_META_UNIT, v->meta_page, LKS_META_UNIT);
@@ -119,8 +120,10 @@ static int read_maps(struct lks_vol *v, lks_read_fn read, void *reader)
 			if (p->dirty.leaves && !p->dirty.leaves[leaf].all)
 				p->dirty.leaves[leaf].unsaved = 0;
 		}
-		if (LKS_ON(H3))
+		if (LKS_ON(H3)) {
 			lks_map_or(v, &p->dirty, &v->doubt);
+			lks_map_or(v, &p->unsure, &v->doubt);
+		}
 	}
 	return 0;
 }
@@ -130,6 +133,7 @@ void lks_attach_undo(struct lks_vol *v)
 	lks_extents_free(v);
 	for (u32 i = 0; i < LKS_SLOTS; i++) {
 		lks_map_free(v, &v->peers[i].dirty);
+		lks_map_free(v, &v->peers[i].unsure);
 		memset(&v->peers[i], 0, sizeof(v->peers[i]));
 	}
 	lks_map_free(v, &v->doubt);

@@ -115,6 +115,19 @@ static void try(struct lks_vol *v, struct lks_req *req)
 	lks_send_frame(v, c->primary, LKS_LANE_ANY, &f, f.length ? req->buf : NULL, NULL);
 }
 
+/* X1: only the last try's reply counts. false: the disk still writes into its buffer */
+static bool give_up(struct lks_req *req)
+{
+	struct lks_work *w = req->work;
+
+	if (w && w->io_busy && req->op == LKS_OP_READ)
+		return false;
+	if (w)
+		w->req = NULL;
+	req->work = NULL;
+	return true;
+}
+
 void lks_client_poll(struct lks_vol *v)
 {
 	struct lks_list *pos, *tmp;
@@ -124,14 +137,8 @@ void lks_client_poll(struct lks_vol *v)
 
 		if (req->sent_to && v->note.term <= req->sent_term && !v->aborted)
 			continue;
-		if (req->work) {
-			struct lks_work *w = req->work;
-
-			if (w->io_busy && req->op == LKS_OP_READ)
-				continue;
-			w->req = NULL;		/* X1: only the last try's reply counts */
-			req->work = NULL;
-		}
+		if (!give_up(req))
+			continue;
 		if (v->aborted && req != &v->open_req)
 			done(v, req, v->aborted);
 		else if (v->note.primary)
@@ -142,8 +149,18 @@ void lks_client_poll(struct lks_vol *v)
 /* What was refused is tried again after a while. */
 void lks_client_tick(struct lks_vol *v)
 {
+	struct lks_list *pos, *tmp;
+
 	if (!lks_list_empty(&v->reqs))
 		lks_todo(v, LKS_DO_CLIENT);
+	if (!v->tune.freeze_ms)
+		return;
+	lks_list_for_each_safe(pos, tmp, &v->reqs) {
+		struct lks_req *req = lks_list_entry(pos, struct lks_req, link);
+
+		if (req != &v->open_req && v->now >= req->submitted_ms + v->tune.freeze_ms && give_up(req))
+			done(v, req, -EIO);
+	}
 }
 
 void lks_client_link_lost(struct lks_vol *v, u8 host)

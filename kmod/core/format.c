@@ -133,6 +133,8 @@ static bool flags_fit(const struct lks_frame *f)
 		return !(f->flags & ~(LKS_F_FUA | LKS_F_ZEROES | LKS_F_DISCARD));
 	case LKS_REQ:
 		return !(f->flags & 0x0f & ~LKS_F_FUA) && req_op(f) >= LKS_OP_READ && req_op(f) <= LKS_OP_OPEN;
+	case LKS_COMPARE:
+		return !(f->flags & ~LKS_F_ZEROES);
 	default:
 		return f->flags == 0;
 	}

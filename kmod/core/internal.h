@@ -7,6 +7,7 @@
  *	member.c    taking a primary's data
  *	sync.c      resync and joining, from the primary's side
  *	admin.c     what the daemon asks of a primary: planned handover, quiesce
+ *	verify.c    comparing replicas by hash: verify, and resync of what is only in doubt
  *	client.c    local openers' requests
  *	extent.c    hot and written extents, what is in flight in them
  *	meta.c      writing the metadata: activation, cooling, saving, detaching
@@ -118,9 +119,11 @@ enum lks_work_kind {
 	LKS_WORK_READ,		/* primary: a client's read */
 	LKS_WORK_FLUSH,		/* primary: a client's flush */
 	LKS_WORK_OPEN,		/* primary: a client's open (O2); never leaves the queue for long */
+	LKS_WORK_VERIFY,	/* primary: comparing a range with all members */
 	LKS_WORK_MEMBER,	/* member: REPL */
 	LKS_WORK_SYNC,		/* syncing: SYNC */
 	LKS_WORK_MFLUSH,	/* member: FLUSH */
+	LKS_WORK_MCOMPARE,	/* member or syncing: COMPARE */
 };
 
 struct lks_work {
@@ -145,6 +148,10 @@ struct lks_work {
 	bool io_busy;		/* io is with the surroundings */
 	bool local;		/* the local part is missing */
 	bool done;		/* answered */
+	bool compare;		/* COPY: the hash goes first */
+	u64 differ;		/* VERIFY: hosts whose blocks differ */
+	bool unknown;		/* VERIFY: some host could not tell */
+	u64 hash;		/* MCOMPARE: what the primary's blocks have */
 	bool orphan;		/* its term or session is over: goes when its io does */
 };
 
@@ -157,6 +164,7 @@ struct lks_peer {
 	bool slot_zeroed;	/* its slot on disk holds nothing but what was saved of this map */
 	u64 since, added;	/* as in the record */
 	struct lks_map dirty;	/* blocks that it misses */
+	struct lks_map unsure;	/* of these, some are only in doubt since a crash: a hash may tell that nothing is missing */
 	u64 lease_ms;		/* primary: until when it has promised not to serve under others (L3) */
 	u64 pinged_ms;
 	u64 cursor;		/* primary: next block to copy */
@@ -263,6 +271,7 @@ struct lks_vol {
 	struct lks_list reads;	/* with the disk */
 	struct lks_list held;	/* reads whose data are there, not to be answered yet */
 	struct lks_list copies;	/* LKS_WORK_COPY */
+	struct lks_list verifies;	/* LKS_WORK_VERIFY begun; one at a time */
 	struct lks_list orphans;
 	u64 wait, ackset, lost, syncing;	/* hosts */
 	bool recon_begun;	/* everyone has told what is unstable (R1) */
@@ -277,6 +286,10 @@ struct lks_vol {
 	u64 hold;		/* of a quiesce, 0: none */
 	u64 hold_until_ms;
 	bool hold_told;
+	bool verifying, verify_repair, verify_asked;	/* asked: a range is queued or compared */
+	u64 verify_next, verify_end, verify_differ;	/* blocks */
+	u64 verify_deep;	/* this extent minus 1 is compared block by block though it was never written here */
+	struct lks_vol_tune tune;
 
 	/* the client */
 	struct lks_list reqs;
@@ -312,6 +325,7 @@ void lks_todo(struct lks_vol *v, u32 what);
 void lks_run(struct lks_vol *v);
 const struct lks_record_replica *lks_replica_of(const struct lks_record *r, u8 host);
 struct lks_peer *lks_peer_of(struct lks_vol *v, u8 host);
+void lks_mark_missed(struct lks_vol *v, struct lks_peer *p, u64 first, u64 n);
 u64 lks_peer_hosts(const struct lks_vol *v);
 /* Makes r the record this replica acts on. settle: those in sync in it miss nothing (C4). */
 void lks_adopt(struct lks_vol *v, const struct lks_record *r, bool settle);
@@ -361,6 +375,8 @@ void lks_on_pong(struct lks_vol *v, u8 host, const struct lks_frame *h);
 int lks_on_req(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lks_buf *buf);
 /* W2: is something in flight in one of these blocks of e (which may be NULL)? */
 bool lks_blocks_busy(const struct lks_extent *e, u64 first, u64 last);
+/* W2: does anything queued before w want one of its blocks for itself? */
+bool lks_held_by_queue(struct lks_vol *v, struct lks_work *w);
 void lks_forget(struct lks_vol *v, u8 host);
 void lks_replica_lost(struct lks_vol *v, u8 host);
 /* heir: the primary of a new term (M1), 0: the same term */
@@ -369,6 +385,15 @@ u64 lks_stable_now(const struct lks_vol *v);
 void lks_tell_stable(struct lks_vol *v);
 
 bool lks_may_read(struct lks_vol *v);
+
+/* verify.c */
+void lks_verify_step(struct lks_vol *v);
+void lks_verify_begin(struct lks_vol *v, struct lks_work *w);
+void lks_verify_io_done(struct lks_vol *v, struct lks_work *w);
+void lks_verify_forget(struct lks_vol *v, u8 host);
+void lks_verify_stop(struct lks_vol *v);
+void lks_send_compare(struct lks_vol *v, u8 host, const struct lks_work *w, bool zeros);
+void lks_on_compared(struct lks_vol *v, u8 host, const struct lks_frame *h);
 
 /* admin.c */
 void lks_handover_tick(struct lks_vol *v);
@@ -384,6 +409,9 @@ void lks_propose_join(struct lks_vol *v);
 void lks_copy_io_done(struct lks_vol *v, struct lks_work *w, int err);
 void lks_on_attach(struct lks_vol *v, u8 host, const struct lks_frame *h);
 void lks_on_synced(struct lks_vol *v, u8 host, const struct lks_frame *h);
+/* The answer to a copy whose hash went first. */
+void lks_copy_compared(struct lks_vol *v, struct lks_work *w, bool equal);
+struct lks_work *lks_work_by_id(struct lks_list *head, u64 id);
 void lks_on_prepared(struct lks_vol *v, u8 host, const struct lks_frame *h);
 
 /* member.c */
@@ -402,6 +430,7 @@ int lks_on_sync(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lk
 void lks_on_stable(struct lks_vol *v, u8 host, const struct lks_frame *h);
 void lks_on_flush(struct lks_vol *v, u8 host, const struct lks_frame *h);
 void lks_on_prepare(struct lks_vol *v, u8 host, const struct lks_frame *h);
+void lks_on_compare(struct lks_vol *v, u8 host, const struct lks_frame *h);
 void lks_on_ping(struct lks_vol *v, u8 host, const struct lks_frame *h);
 
 /* client.c */

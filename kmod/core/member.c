@@ -87,6 +87,7 @@ void lks_on_syncstart(struct lks_vol *v, u8 host, const struct lks_record *r, u1
 	for (u32 i = 0; i < LKS_SLOTS; i++)			/* D2 gives it new ones */
 		if (v->peers[i].host) {
 			lks_map_clear(v, &v->peers[i].dirty);
+			lks_map_clear(v, &v->peers[i].unsure);
 			v->peers[i].slot_zeroed = false;
 		}
 }
@@ -122,8 +123,10 @@ int lks_on_map(struct lks_vol *v, u8 host, const struct lks_frame *h, const void
 	p->maps++;
 	if (v->role == LKS_ACTIVATING && h->term == v->cfg.term && v->wait & LKS_BIT(host))
 		lks_map_add_chunk(v, &v->inherited, h->offset, bytes);		/* R1 */
-	else
+	else {
 		lks_map_add_chunk(v, &p->dirty, h->offset, bytes);		/* H4 */
+		lks_map_add_chunk(v, &p->unsure, h->offset, bytes);
+	}
 	return 0;
 }
 
@@ -151,7 +154,7 @@ static struct lks_work *incoming(struct lks_vol *v, u8 kind, u8 host, const stru
 	w->host = host;
 	w->session = h->term;
 	w->id = h->seq;
-	if (kind == LKS_WORK_MFLUSH)
+	if (kind == LKS_WORK_MFLUSH || kind == LKS_WORK_MCOMPARE)
 		return w;
 	w->ext = lks_extent_get(v, offset / LKS_EXTENT_BYTES);
 	if (!w->ext) {
@@ -184,7 +187,7 @@ int lks_on_repl(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lk
 		struct lks_peer *p = &v->peers[i];
 
 		if (p->host && p->host != host && !(lks_insync(&v->cfg) & LKS_BIT(p->host)) && LKS_ON(D1))
-			lks_map_add(v, &p->dirty, w->first, w->last - w->first + 1);
+			lks_mark_missed(v, p, w->first, w->last - w->first + 1);
 	}
 	lks_extent_heat(v, w);
 	return 0;
@@ -246,6 +249,44 @@ void lks_on_flush(struct lks_vol *v, u8 host, const struct lks_frame *h)
 	lks_work_io(v, w, LKS_IO_FLUSH, 0);
 }
 
+static void compared(struct lks_vol *v, u8 host, u64 id, enum lks_compared answer)
+{
+	struct lks_frame f = { .type = LKS_COMPARED, .version = v->cfg.version, .term = v->cfg.term, .seq = id, .stable = answer };
+
+	lks_send_frame(v, host, LKS_LANE_ANY, &f, NULL, NULL);
+}
+
+/* The primary keeps these blocks busy (W2): nothing changes in them meanwhile. */
+void lks_on_compare(struct lks_vol *v, u8 host, const struct lks_frame *h)
+{
+	bool written = lks_extent_bits(v, h->offset / LKS_EXTENT_BYTES) & LKS_EXTENT_WRITTEN;
+	struct lks_work *w;
+	struct lks_buf *buf;
+
+	if (!mine(v, host, h))
+		return;
+	if (h->flags & LKS_F_ZEROES) {
+		compared(v, host, h->seq, written ? LKS_CMP_DIFFERS : LKS_CMP_EQUAL);
+		return;
+	}
+	buf = v->ops->buf_alloc(v->ctx, h->tag);
+	w = buf ? incoming(v, LKS_WORK_MCOMPARE, host, h, h->offset, h->tag, buf) : NULL;
+	if (buf)
+		v->ops->buf_put(buf);
+	if (!w) {
+		compared(v, host, h->seq, LKS_CMP_UNKNOWN);
+		return;
+	}
+	w->hash = h->stable;
+	lks_list_add_tail(&w->link, &v->incoming);
+	if (written) {
+		lks_work_io(v, w, LKS_IO_READ, 0);
+		return;
+	}
+	v->ops->buf_zero(buf, h->tag);
+	lks_member_io_done(v, w, 0);
+}
+
 void lks_member_io_done(struct lks_vol *v, struct lks_work *w, int err)
 {
 	bool current = (v->session_host == w->host && v->session_term == w->session) || !LKS_ON(T1);
@@ -266,7 +307,9 @@ void lks_member_io_done(struct lks_vol *v, struct lks_work *w, int err)
 			lks_send(v, host, LKS_LANE_ANY, LKS_ACK, seq, 0);
 		return;
 	}
-	if (current)
+	if (current && w->kind == LKS_WORK_MCOMPARE)
+		compared(v, host, w->id, v->ops->buf_hash(w->buf, w->length) == w->hash ? LKS_CMP_EQUAL : LKS_CMP_DIFFERS);
+	else if (current)
 		lks_send(v, host, LKS_LANE_ANY, w->kind == LKS_WORK_SYNC ? LKS_SYNCED : LKS_FLUSHED, w->id, 0);
 	lks_work_free(v, w);
 }

@@ -155,6 +155,7 @@ void lks_forget(struct lks_vol *v, u8 host)
 	}
 	lks_list_for_each(pos, &v->flushes)
 		lks_list_entry(pos, struct lks_work, link)->wait &= ~bit;
+	lks_verify_forget(v, host);
 	v->ackset &= ~bit;
 	v->lost &= ~bit;
 	v->wait &= ~bit;
@@ -210,11 +211,12 @@ static void drop_list(struct lks_vol *v, struct lks_list *head)
 void lks_leave_office(struct lks_vol *v)
 {
 	struct lks_list *lists[] = { &v->queue, &v->heating, &v->writes, &v->live, &v->flushes, &v->reads, &v->held,
-				     &v->copies };
+				     &v->copies, &v->verifies };
 
 	v->role = LKS_IDLE;
 	for (u32 i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)
 		drop_list(v, lists[i]);
+	lks_verify_stop(v);
 	v->seq = v->stable_told = 0;
 	v->wait = v->ackset = v->lost = v->syncing = 0;
 	v->joining = v->join_stage = 0;
@@ -329,14 +331,14 @@ bool lks_blocks_busy(const struct lks_extent *e, u64 first, u64 last)
 }
 
 /* W2: others wait, in order */
-static bool held_by_queue(struct lks_vol *v, struct lks_work *w)
+bool lks_held_by_queue(struct lks_vol *v, struct lks_work *w)
 {
 	struct lks_list *pos;
 
 	for (pos = v->queue.next; pos != &w->link && LKS_ON(W2); pos = pos->next) {
 		struct lks_work *o = lks_list_entry(pos, struct lks_work, link);
 
-		if (o->kind == LKS_WORK_WRITE && lks_overlap(o, w))
+		if ((o->kind == LKS_WORK_WRITE || o->kind == LKS_WORK_VERIFY) && lks_overlap(o, w))
 			return true;
 	}
 	return false;
@@ -347,7 +349,7 @@ static void begin_write(struct lks_vol *v, struct lks_work *w)
 	u64 index = w->offset / LKS_EXTENT_BYTES;
 	struct lks_extent *e;
 
-	if (v->hold || held_by_queue(v, w) || lks_blocks_busy(lks_extent_find(v, index), w->first, w->last))
+	if (v->hold || lks_held_by_queue(v, w) || lks_blocks_busy(lks_extent_find(v, index), w->first, w->last))
 		return;
 	e = lks_extent_get(v, index);
 	if (!e)
@@ -412,7 +414,7 @@ void lks_pump(struct lks_vol *v)
 		return;
 	lks_list_for_each_safe(pos, tmp, &v->queue) {
 		struct lks_work *w = lks_list_entry(pos, struct lks_work, link);
-		bool anyone = w->kind == LKS_WORK_READ && !w->session;
+		bool anyone = w->kind == LKS_WORK_VERIFY || (w->kind == LKS_WORK_READ && !w->session);
 
 		if (!anyone && LKS_ON(O1) && !listed(&v->cfg, w->session)) {
 			struct lks_req *req = w->req;
@@ -430,6 +432,8 @@ void lks_pump(struct lks_vol *v)
 			begin_flush(v, w);
 		} else if (w->kind == LKS_WORK_READ) {
 			begin_read(v, w);
+		} else if (w->kind == LKS_WORK_VERIFY) {
+			lks_verify_begin(v, w);
 		} else {
 			begin_write(v, w);
 		}
@@ -528,7 +532,7 @@ void lks_replicate(struct lks_vol *v, struct lks_work *w)
 			p->live_blocks += n;
 		}
 		if (!member && (!live || LKS_ON(W4)))
-			lks_map_add(v, &p->dirty, w->first, n);		/* D1, W4 */
+			lks_mark_missed(v, p, w->first, n);		/* D1, W4 */
 		if (member || live)
 			lks_send_frame(v, p->host, LKS_LANE_ANY, &f, f.length ? w->buf : NULL, NULL);
 	}

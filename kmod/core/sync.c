@@ -70,19 +70,21 @@ static void send_copy(struct lks_vol *v, struct lks_work *w, bool zeros)
 }
 
 /* Copies the run of dirty blocks that begins at first and in which nothing is in flight. false: no memory. */
+/* A run is either all in doubt or not at all: what is only in doubt is compared by hash first. */
 static bool begin_copy(struct lks_vol *v, struct lks_peer *p, u64 first)
 {
 	u64 per = LKS_EXTENT_BYTES >> v->block_shift, last = first, end;
 	struct lks_extent *e = lks_extent_get(v, first / per);
 	struct lks_buf *buf = NULL;
 	struct lks_work *w;
-	bool zeros;
+	bool zeros, unsure = lks_map_test(&p->unsure, first);
 	u32 length;
 
 	if (!e)
 		return false;
 	while (last + 1 < v->blocks && (last + 1) / per == first / per &&
 	       (last + 2 - first) << v->block_shift <= COPY_BYTES && lks_map_test(&p->dirty, last + 1) &&
+	       lks_map_test(&p->unsure, last + 1) == unsure &&
 	       !lks_blocks_busy(e, last + 1, last + 1))
 		last++;
 	end = (last + 1) << v->block_shift;
@@ -99,6 +101,7 @@ static bool begin_copy(struct lks_vol *v, struct lks_peer *p, u64 first)
 	}
 	w->host = p->host;
 	w->id = ++v->ids;
+	w->compare = unsure && !zeros;
 	w->ext = e;
 	lks_list_add_tail(&w->busy, &e->busy);		/* W2: a block being copied is locked */
 	lks_list_add_tail(&w->link, &v->copies);
@@ -114,6 +117,33 @@ static bool begin_copy(struct lks_vol *v, struct lks_peer *p, u64 first)
 void lks_copy_io_done(struct lks_vol *v, struct lks_work *w, int err)
 {
 	(void)err;
+	if (w->compare) {
+		w->hash = v->ops->buf_hash(w->buf, w->length);
+		lks_send_compare(v, w->host, w, false);
+		return;
+	}
+	send_copy(v, w, false);
+}
+
+static void copied(struct lks_vol *v, struct lks_peer *p, struct lks_work *w)
+{
+	lks_map_remove(v, &p->dirty, w->first, w->last - w->first + 1);
+	if (p->unsure.set)
+		lks_map_remove(v, &p->unsure, w->first, w->last - w->first + 1);
+	p->copies--;
+	lks_work_free(v, w);
+	lks_todo(v, LKS_DO_SYNC | LKS_DO_PUMP);
+}
+
+void lks_copy_compared(struct lks_vol *v, struct lks_work *w, bool equal)
+{
+	struct lks_peer *p = lks_peer_of(v, w->host);
+
+	if (equal && p) {
+		copied(v, p, w);
+		return;
+	}
+	w->compare = false;
 	send_copy(v, w, false);
 }
 
@@ -160,21 +190,26 @@ void lks_sync_step(struct lks_vol *v)
 void lks_on_synced(struct lks_vol *v, u8 host, const struct lks_frame *h)
 {
 	struct lks_peer *p = lks_peer_of(v, host);
-	struct lks_list *pos;
+	struct lks_work *w;
 
 	if (v->role == LKS_IDLE || h->term != v->cfg.term || !p)
 		return;
-	lks_list_for_each(pos, &v->copies) {
+	w = lks_work_by_id(&v->copies, h->seq);
+	if (w && w->host == host && !w->io_busy && !w->compare)
+		copied(v, p, w);
+}
+
+struct lks_work *lks_work_by_id(struct lks_list *head, u64 id)
+{
+	struct lks_list *pos;
+
+	lks_list_for_each(pos, head) {
 		struct lks_work *w = lks_list_entry(pos, struct lks_work, link);
 
-		if (w->id != h->seq || w->host != host || w->io_busy)
-			continue;
-		lks_map_remove(v, &p->dirty, w->first, w->last - w->first + 1);
-		p->copies--;
-		lks_work_free(v, w);
-		break;
+		if (w->id == id)
+			return w;
 	}
-	lks_todo(v, LKS_DO_SYNC | LKS_DO_PUMP);
+	return NULL;
 }
 
 /* ---- joining ---- */

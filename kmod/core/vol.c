@@ -163,6 +163,14 @@ void lks_work_io(struct lks_vol *v, struct lks_work *w, u8 op, u8 flags)
 	v->ops->submit(v->ctx, &w->io);
 }
 
+/* A write that p misses for certain. */
+void lks_mark_missed(struct lks_vol *v, struct lks_peer *p, u64 first, u64 n)
+{
+	lks_map_add(v, &p->dirty, first, n);
+	if (p->unsure.set)
+		lks_map_remove(v, &p->unsure, first, n);
+}
+
 /* ---- the record ---- */
 
 /* Every block of every written extent: what a replica misses of which nothing is known. */
@@ -185,6 +193,7 @@ static struct lks_peer *peer_new(struct lks_vol *v, u8 host)
 		memset(p, 0, sizeof(*p));
 		p->host = host;
 		lks_map_init(v, &p->dirty, v->blocks);
+		lks_map_init(v, &p->unsure, v->blocks);
 		return p;
 	}
 	return NULL;	/* a record has at most LKS_SLOTS others */
@@ -198,14 +207,17 @@ static void peer_follow(struct lks_vol *v, struct lks_peer *p, const struct lks_
 	bool is_in = lks_insync(r) & LKS_BIT(p->host);
 
 	if (is_in) {
-		if (settle)
+		if (settle) {
 			lks_map_clear(v, &p->dirty);	/* C4: who is in sync misses nothing */
+			lks_map_clear(v, &p->unsure);
+		}
 	} else if (known ? p->added != now->added : p->since != now->since) {
 		/*
 		 * Another, empty replica; or what was saved before a restart is of another absence. Continuing in memory
 		 * a map stays right whatever versions were skipped: every write since was marked (D1).
 		 */
 		lks_map_clear(v, &p->dirty);
+		lks_map_clear(v, &p->unsure);
 		add_written(v, &p->dirty);
 	} else if (was_in && LKS_ON(C3)) {
 		struct lks_list *pos;
@@ -230,6 +242,7 @@ void lks_adopt(struct lks_vol *v, const struct lks_record *r, bool settle)
 
 		if (p->host && !lks_replica_of(r, p->host)) {
 			lks_map_free(v, &p->dirty);
+			lks_map_free(v, &p->unsure);
 			memset(p, 0, sizeof(*p));
 		}
 	}
@@ -249,8 +262,10 @@ void lks_adopt(struct lks_vol *v, const struct lks_record *r, bool settle)
 			continue;
 		p->since = now->since;
 		p->added = now->added;
-		if (LKS_ON(H3))
+		if (LKS_ON(H3)) {
 			lks_map_or(v, &p->dirty, &v->doubt);
+			lks_map_or(v, &p->unsure, &v->doubt);
+		}
 		if (settle && lks_insync(r) & LKS_BIT(now->host))
 			lks_map_clear(v, &p->dirty);
 		if (!(lks_insync(r) & LKS_BIT(now->host)))
@@ -415,8 +430,10 @@ void lks_run(struct lks_vol *v)
 		if (todo & LKS_DO_PUMP)
 			lks_pump(v);
 		lks_admin_step(v);
-		if (todo & LKS_DO_SYNC)
+		if (todo & LKS_DO_SYNC) {
 			lks_sync_step(v);
+			lks_verify_step(v);
+		}
 		if (todo & LKS_DO_CLIENT)
 			lks_client_poll(v);
 	}
@@ -436,7 +453,7 @@ static void init_lists(struct lks_vol *v)
 {
 	struct lks_list *heads[] = {
 		&v->extents, &v->to_write, &v->in_write, &v->unstable, &v->incoming, &v->queue, &v->heating, &v->writes,
-		&v->live, &v->flushes, &v->reads, &v->held, &v->copies, &v->orphans,
+		&v->live, &v->flushes, &v->reads, &v->held, &v->copies, &v->verifies, &v->orphans,
 	};
 
 	for (u32 i = 0; i < sizeof(heads) / sizeof(heads[0]); i++)
@@ -536,10 +553,14 @@ static void work_io_done(struct lks_vol *v, struct lks_work *w, int err)
 	case LKS_WORK_MEMBER:
 	case LKS_WORK_SYNC:
 	case LKS_WORK_MFLUSH:
+	case LKS_WORK_MCOMPARE:
 		lks_member_io_done(v, w, err);
 		break;
 	case LKS_WORK_COPY:
 		lks_copy_io_done(v, w, err);
+		break;
+	case LKS_WORK_VERIFY:
+		lks_verify_io_done(v, w);
 		break;
 	default:
 		lks_primary_io_done(v, w, err);
@@ -587,6 +608,13 @@ void lks_vol_link_lost(struct lks_vol *v, u8 host, u64 now_ms)
 	lks_run(v);
 }
 
+void lks_vol_tune(struct lks_vol *v, const struct lks_vol_tune *t, u64 now_ms)
+{
+	enter(v, now_ms);
+	v->tune = *t;
+	lks_run(v);
+}
+
 void lks_vol_tick(struct lks_vol *v, u64 now_ms)
 {
 	enter(v, now_ms);
@@ -630,6 +658,8 @@ static bool frame_range_ok(const struct lks_vol *v, const struct lks_frame *h)
 		return range_ok(v, h->offset, h->length ? h->length : h->tag);
 	case LKS_SYNC:
 		return range_ok(v, h->offset, h->tag) && (!h->length || h->length == h->tag);
+	case LKS_COMPARE:
+		return range_ok(v, h->offset, h->tag) && (h->flags & LKS_F_ZEROES || h->tag <= LKS_REQ_MAX_BYTES);
 	case LKS_REQ:
 		if (op == LKS_OP_FLUSH || op == LKS_OP_OPEN)
 			return true;
@@ -711,6 +741,12 @@ static int receive(struct lks_vol *v, u8 host, const struct lks_frame *h, struct
 		return 0;
 	case LKS_REFUSED:
 		lks_on_refused(v, host, h);
+		return 0;
+	case LKS_COMPARE:
+		lks_on_compare(v, host, h);
+		return 0;
+	case LKS_COMPARED:
+		lks_on_compared(v, host, h);
 		return 0;
 	}
 	return -EPROTO;
@@ -804,6 +840,9 @@ void lks_vol_status(const struct lks_vol *v, u64 now_ms, struct lks_vol_status *
 	}
 	s->hold = v->hold;
 	s->heir = v->heir;
+	s->verify_total = v->verify_end;
+	s->verify_done = v->verify_next;
+	s->verify_differ = v->verify_differ;
 	s->size = v->p.size;
 	s->hot_extents = v->hot;
 	s->written_extents = v->written;

@@ -31,7 +31,11 @@
  *  REPLY       any   id        errno     -          data (reads)          -            stable: 0 or a positive errno
  *  REFUSED     any   id        fenced    -          0                     -            stable: 1 if the session is fenced
  *
- * DISCARD and ZEROES carry no data: tag is the number of bytes.
+ *  COMPARE     any   id        hash      bytes      0                     bytes        is the hash of your blocks this? Flag
+ *                                                                                     ZEROES: have you never written there?
+ *  COMPARED    any   id        LKS_CMP_* -          0                     -
+ *
+ * DISCARD and ZEROES carry no data: tag is the number of bytes. Hashes are XXH64 with seed 0.
  */
 #ifndef LKS_CORE_WIRE_H
 #define LKS_CORE_WIRE_H
@@ -66,10 +70,14 @@ enum lks_frame_type {
 	LKS_REQ,
 	LKS_REPLY,
 	LKS_REFUSED,
+	LKS_COMPARE,
+	LKS_COMPARED,
 	LKS_FRAME_TYPES,
 };
 
-/* flags of REPL and REQ */
+enum lks_compared { LKS_CMP_EQUAL, LKS_CMP_DIFFERS, LKS_CMP_UNKNOWN };	/* unknown: no memory to tell */
+
+/* flags of REPL, REQ and COMPARE */
 #define LKS_F_FUA 0x01
 #define LKS_F_ZEROES 0x02	/* no data: zeros */
 #define LKS_F_DISCARD 0x04	/* no data: zeros, and the space may be freed */

@@ -180,6 +180,7 @@ void World::op_ended(Instance &i, Op *op, int error)
 		fail("h%u ends op %llu with %d", i.host.id, (unsigned long long)op->id, error);
 	if (error) {
 		stats[Stat::failed_requests]++;
+		stats[Stat::gave_up] += profile.freeze_ms && i.core && i.core->now >= op->req.submitted_ms + profile.freeze_ms;
 	} else if (kind == LKS_OP_READ) {
 		check_read(i, *op);
 		stats[Stat::reads]++;

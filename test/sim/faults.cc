@@ -32,11 +32,11 @@ void World::faults_step()
 
 void World::fault()
 {
-	enum { CRASH, BLACKOUT, CUT, ONE_WAY, ISOLATE, FAILOVER, TAKE_OVER, BREAK, PAUSE, DISK, DAEMON, LOG, REATTACH, HANDOVER, HOLD };
+	enum { CRASH, BLACKOUT, CUT, ONE_WAY, ISOLATE, FAILOVER, TAKE_OVER, BREAK, PAUSE, DISK, DAEMON, LOG, REATTACH, HANDOVER, HOLD, VERIFY };
 	Host &a = random_host(), &b = *hosts[(a.id + random.below(hosts.size() - 1)) % hosts.size()];
 	Volume &v = random_volume();
 	Time how_long = random.between(5, 150) * STEP;
-	switch (random.weighted({40, 4, 60, 25, 15, 15, 15, 30, 20, 15, 10, 8, 12, 25, 15})) {
+	switch (random.weighted({40, 4, 60, 25, 15, 15, 15, 30, 20, 15, 10, 8, 12, 25, 15, 8})) {
 	case CRASH:
 		crash(a, random.between(5, random.chance(.3) ? 20 : 120) * STEP);
 		break;
@@ -97,6 +97,9 @@ void World::fault()
 	case HANDOVER:
 		hand_over(v, random.pick(v.replicas));
 		break;
+	case VERIFY:
+		verify(v, random.chance(.9), random.chance(.5));
+		break;
 	case HOLD:
 		begin_hold(v, random.between(1, 30) * 100 * MS);
 		break;
@@ -113,6 +116,19 @@ void World::hand_over(Volume &v, uint8_t to)
 	trace("h%u is to hand volume %u over to h%u: %d", p->host.id, v.vid, to, err);
 	if (err && err != -ESTALE && err != -EINVAL && err != -EBUSY)
 		fail("h%u answers a handover with %d", p->host.id, err);
+}
+
+void World::verify(Volume &v, bool start, bool repair)
+{
+	Instance *p = v.record().primary ? find(v.record().primary, v.vid) : nullptr;
+	if (!p || !p->core)
+		return;
+	int err = enter(*p, [&](lks_vol *c, uint64_t t) { return lks_vol_verify(c, start, repair, t); });
+	trace("h%u is to %s verifying volume %u: %d", p->host.id, start ? "begin" : "stop", v.vid, err);
+	if (err && err != -ESTALE)
+		fail("h%u answers a verify with %d", p->host.id, err);
+	if (!err)
+		stats[Stat::verifies] += start;
 }
 
 // ---- holds: members' contents are copied at their own moments, and must be the same if the hold counts (Q1)

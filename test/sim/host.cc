@@ -339,6 +339,8 @@ void World::create(Instance &i)
 		return;
 	}
 	trace("h%u creates volume %u", i.host.id, p.vid);
+	if (struct lks_vol_tune tune{.freeze_ms = profile.freeze_ms, .sync_rate_kib = 0}; tune.freeze_ms)
+		enter(i, [&](lks_vol *v, uint64_t t) { lks_vol_tune(v, &tune, t); });
 	i.attach_after = now + random.below(200) * MS;
 	for (auto &other : hosts) {
 		if (other->id == i.host.id)
@@ -456,9 +458,19 @@ void World::handle(Instance &i, const Instance::Event &e)
 	case LKS_EV_UNQUIESCED:
 		trace("h%u: hold %llu of volume %u ends by itself", i.host.id, (unsigned long long)e.info.hold, i.volume.vid);
 		break;
-	case LKS_EV_META_MOVED:
 	case LKS_EV_MISMATCH:
+		stats[Stat::mismatches]++;
+		trace("h%u: verify finds %llu bytes at %llu that differ on h%u", i.host.id, (unsigned long long)e.info.length,
+		      (unsigned long long)e.info.offset, e.info.host);
+		if (!i.volume.damaged)
+			fail("I4 volume %u: h%u finds that %llu bytes at %llu differ on h%u", i.volume.vid, i.host.id,
+			     (unsigned long long)e.info.length, (unsigned long long)e.info.offset, e.info.host);
+		break;
 	case LKS_EV_VERIFIED:
+		trace("h%u has verified volume %u", i.host.id, i.volume.vid);
+		stats[Stat::verified]++;
+		break;
+	case LKS_EV_META_MOVED:
 	case LKS_EV_STATE:
 		break;
 	}

@@ -24,7 +24,7 @@ const char *frame_name(uint8_t type)
 {
 	static const char *const names[] = {"?", "ACTIVATE", "ACTIVATED", "REFUSE", "CONFIG", "SYNCSTART", "ATTACH", "MAP", "REPL",
 		"ACK", "STABLE", "FLUSH", "FLUSHED", "SYNC", "SYNCED", "PREPARE", "PREPARED", "PING", "PONG", "FAILED", "REQ",
-		"REPLY", "REFUSED"};
+		"REPLY", "REFUSED", "COMPARE", "COMPARED"};
 	static_assert(sizeof(names) / sizeof(*names) == LKS_FRAME_TYPES);
 	return names[type < LKS_FRAME_TYPES ? type : 0];
 }
@@ -148,6 +148,8 @@ bool World::deliver(Link &l, int direction, unsigned number)
 	stats[Stat::frames]++;
 	const lks_frame &f = frame.head;
 	stats[Stat::copies] += f.type == LKS_SYNC;
+	stats[Stat::compares] += f.type == LKS_COMPARE;
+	stats[Stat::spared] += f.type == LKS_COMPARED && f.stable == LKS_CMP_EQUAL;
 	trace("h%u>h%u lane %u %s vol %u v%llu/t%llu seq %llu stable %llu at %llu length %u tag %u flags %x", from, to, number,
 	      frame_name(f.type), f.volume, (unsigned long long)f.version, (unsigned long long)f.term, (unsigned long long)f.seq,
 	      (unsigned long long)f.stable, (unsigned long long)(f.offset / SECTOR), f.length, f.tag, f.flags);

@@ -445,6 +445,81 @@ void play_shared(World &w)
 	w.settle("at the end");
 }
 
+// A sector goes bad on one member without anybody noticing: verify finds it, and on request repairs it.
+void play_verify(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	for (Span span : {A, B, C, D})
+		s.write(4, span);
+	s.flush(4);
+	s.v.windows.clear();    // the simulator would notice at once
+	s.v.damaged = true;
+	w.host(2).disks[0]->write(A.first + 1, 0xbad);
+	w.host(2).disks[0]->write(D.first, 0xbad);
+	auto verify = [&](bool repair) {
+		uint64_t ended = s.count(Stat::verified), found = s.count(Stat::mismatches);
+		w.verify(s.v, true, repair);
+		s.write(4, B);
+		s.await("the verify has ended", [&] { return s.count(Stat::verified) > ended; });
+		return s.count(Stat::mismatches) - found;
+	};
+	s.expect(verify(false) == 2, "verify finds both places");
+	struct lks_vol_status status{};
+	lks_vol_status(s.on(1).core, 0, &status);
+	s.expect(status.verify_done == status.verify_total && status.verify_total == 1024 && status.verify_differ, "the figures tell");
+	s.expect(verify(true) == 2, "what was not repaired still differs");
+	s.expect(verify(false) == 0, "what was repaired does not");
+	s.read(2, A);
+	w.settle("at the end");
+}
+
+// What is only in doubt since a crash is compared by hash: data that are there already are not sent again.
+void play_doubt_compared(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	for (Span span : {A, B, C, D})
+		s.write(4, span);
+	s.flush(4);
+	uint64_t copies = s.count(Stat::copies), spared = s.count(Stat::spared);
+	w.survival = 1;
+	w.crash(w.host(3), 3 * SECOND);
+	s.write(4, A);
+	s.await("h3 is a member again", [&] { return s.member(3); });
+	s.expect(s.count(Stat::copies) - copies <= 2, "only the missing write is copied");
+	s.expect(s.count(Stat::spared) - spared > 10, "the rest of the hot extents is compared");
+	w.settle("at the end");
+}
+
+// Requests that wait too long for a primary fail if the volume is told so, and later ones go on.
+void play_gives_up(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	s.write(4, A);
+	struct lks_vol_tune tune{.freeze_ms = 1500, .sync_rate_kib = 0};
+	w.enter(s.on(4), [&](lks_vol *v, uint64_t t) { lks_vol_tune(v, &tune, t); });
+	s.isolate(4, 6 * SECOND, false);
+	uint64_t write = s.begin(4, LKS_OP_WRITE, A), read = s.begin(4, LKS_OP_READ, B), flush = s.begin(4, LKS_OP_FLUSH, {0, 0});
+	Time begun = w.now;
+	for (uint64_t op : {write, read, flush})
+		s.await_op(4, op);
+	s.expect(w.now - begun > 1400 * MS && w.now - begun < 2200 * MS, "they fail in time");
+	s.expect(s.count(Stat::failed_requests) == 3, "all three fail");
+	s.pass(6 * SECOND);
+	s.write(4, A);
+	s.read(1, A);
+	s.expect(s.count(Stat::failed_requests) == 3, "later ones do not");
+	w.settle("at the end");
+}
+
 }    // namespace
 
 const std::vector<Scenario> &scenarios()
@@ -468,6 +543,9 @@ const std::vector<Scenario> &scenarios()
 		{"hold", "members' copies made during a hold are equal", play_hold},
 		{"hold-of-the-replaced", "the hold of a primary that was replaced does not count (Q1)", play_hold_of_the_replaced},
 		{"shared", "several hosts write a shared volume at once", play_shared, 2},
+		{"verify", "verify finds what differs, and repairs it", play_verify},
+		{"doubt-compared", "what a crash has made doubtful is compared before it is copied", play_doubt_compared},
+		{"gives-up", "requests that wait too long for a primary fail if that is wanted", play_gives_up},
 	};
 	return all;
 }

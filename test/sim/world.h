@@ -53,7 +53,7 @@ struct Violation : std::runtime_error {
 
 #define SIM_STATS(X) \
 	X(seconds) X(events) X(reads) X(writes) X(zeroes) X(discards) X(flushes) X(fua) X(failed_requests) X(fenced) X(opened) \
-	X(frames) X(copies) X(crashes) X(blackouts) X(cuts) X(link_losses) X(silent) X(pauses) X(disk_stalls) X(daemon_deaths) \
+	X(frames) X(copies) X(compares) X(spared) X(verifies) X(verified) X(mismatches) X(gave_up) X(crashes) X(blackouts) X(cuts) X(link_losses) X(silent) X(pauses) X(disk_stalls) X(daemon_deaths) \
 	X(log_outages) X(reattaches) X(versions) X(failovers) X(last_resorts) X(activations) X(incarnations) X(joins) X(removals) \
 	X(handovers) X(holds) X(snapshots) X(suspects) X(clean_attaches) X(table_writes) X(disk_errors) X(alloc_failures) X(io_failures)
 
@@ -91,6 +91,7 @@ struct Profile {
 	// of the volumes; 0: by chance
 	unsigned replicas;
 	unsigned shared;                 // 1: no, 2: yes
+	uint32_t freeze_ms;              // requests give up after that; 0: never
 	uint32_t block_size;
 	uint64_t bytes;
 };
@@ -117,6 +118,7 @@ struct Volume {
 		uint8_t host = 0;                // where the primary is
 		std::map<uint8_t, std::vector<uint64_t>> copies;    // by host: the windows' sectors
 	} hold;
+	bool damaged = false;                    // behind the core's back: verify may find differences
 
 	uint8_t key_of(uint8_t client) const { return shared ? client : 0; }    // of a session, see History
 	uint64_t sectors() const { return bytes / SECTOR; }
@@ -329,6 +331,7 @@ struct World {
 	void blackout();
 	void isolate(Host &h, Volume &v);
 	void hand_over(Volume &v, uint8_t to);
+	void verify(Volume &v, bool start, bool repair);
 	void begin_hold(Volume &v, Time timeout);
 	void held(Instance &i, uint64_t number);
 	void copy_held(Volume &v, uint8_t from, uint64_t number);
