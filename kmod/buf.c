@@ -11,6 +11,7 @@
 #include <linux/mutex.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
+#include <linux/xxhash.h>
 #include "buf.h"
 
 #define VECS_MAX (LKS_REQ_MAX_BYTES / PAGE_SIZE)
@@ -122,6 +123,25 @@ void lks_buf_zero(struct lks_buf *buf, u32 bytes)
 		memzero_page(buf->vecs[i].bv_page, 0, n);
 		bytes -= n;
 	}
+}
+
+u64 lks_buf_hash(struct lks_buf *buf, u32 bytes)
+{
+	struct xxh64_state state;
+	unsigned int i;
+
+	xxh64_reset(&state, 0);
+	if (WARN_ON_ONCE(bytes > buf->bytes))
+		return 0;
+	for (i = 0; bytes; i++) {
+		u32 n = min_t(u32, bytes, PAGE_SIZE);
+		char *data = kmap_local_page(buf->vecs[i].bv_page);
+
+		xxh64_update(&state, data, n);
+		kunmap_local(data);
+		bytes -= n;
+	}
+	return xxh64_digest(&state);
 }
 
 /* Copies a segment of a bio from or to byte `at` of buf. */

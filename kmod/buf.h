@@ -28,6 +28,7 @@ void lks_buf_get(struct lks_buf *buf);
 void lks_buf_put(struct lks_buf *buf);
 void lks_buf_copy(struct lks_buf *dst, struct lks_buf *src, u32 bytes);
 void lks_buf_zero(struct lks_buf *buf, u32 bytes);
+u64 lks_buf_hash(struct lks_buf *buf, u32 bytes);
 
 /* All of the bio's data, which is as long as buf. */
 void lks_buf_from_bio(struct lks_buf *buf, struct bio *bio);

@@ -299,6 +299,7 @@ static const struct lks_ops ops = {
 	.buf_put = lks_buf_put,
 	.buf_copy = lks_buf_copy,
 	.buf_zero = lks_buf_zero,
+	.buf_hash = lks_buf_hash,
 	.submit = op_submit,
 	.send = op_send,
 	.req_done = op_req_done,
