@@ -34,12 +34,13 @@ static void done(struct lks_vol *v, struct lks_req *req, int err)
 	lks_list_del(&req->link);
 	v->pending--;
 	if (!err && (req->op == LKS_OP_WRITE || req->op == LKS_OP_ZEROES || req->op == LKS_OP_DISCARD))
-		v->unflushed = true;
+		v->completed++;
 	if (!err && req->op == LKS_OP_FLUSH) {
 		if (v->lost_cache)
 			err = -EIO;	/* S2: once, as a disk that lost its cache must */
 		v->lost_cache = false;
-		v->unflushed = false;
+		if (req->after > v->flushed)
+			v->flushed = req->after;
 	}
 	v->ops->req_done(v->ctx, req, err);
 }
@@ -72,7 +73,7 @@ void lks_client_learn(struct lks_vol *v)
 	u64 session = session_in(v, &v->note);
 
 	if (v->incarnation != v->note.incarnation)
-		v->lost_cache |= v->unflushed;		/* S2 */
+		v->lost_cache |= v->completed > v->flushed && LKS_ON(S2);
 	v->incarnation = v->note.incarnation;
 	if (v->session && v->session != session && LKS_ON(O1))
 		fence(v);		/* O1 */
@@ -95,7 +96,8 @@ void lks_client_learn(struct lks_vol *v)
 static void try(struct lks_vol *v, struct lks_req *req)
 {
 	const struct lks_record *c = &v->note;
-	struct lks_call call = { .req = req, .buf = req->buf, .offset = req->offset, .id = ++v->ids, .session = req->session,
+	struct lks_call call = { .req = req, .buf = req->buf, .offset = req->offset, .session = req->session,
+				 .id = LKS_ON(X1) || !req->id ? ++v->ids : req->id,
 				 .term = c->term, .length = req->length, .client = v->p.self, .op = req->op,
 				 .flags = req->flags };
 	struct lks_frame f = { .type = LKS_REQ, .flags = (u8)(req->flags | req->op << LKS_F_OP_SHIFT), .version = c->version,
@@ -172,7 +174,7 @@ void lks_client_link_lost(struct lks_vol *v, u8 host)
 
 		if (req->sent_to == host) {
 			req->sent_to = 0;
-			req->id = 0;
+			req->id = LKS_ON(X1) ? 0 : req->id;
 		}
 	}
 }
@@ -195,7 +197,7 @@ void lks_client_refused(struct lks_vol *v, struct lks_req *req, bool fenced)
 {
 	req->work = NULL;
 	req->sent_to = 0;
-	req->id = 0;
+	req->id = LKS_ON(X1) ? 0 : req->id;
 	if (fenced && req != &v->open_req)
 		done(v, req, -EIO);
 }
@@ -207,7 +209,7 @@ static struct lks_req *by_id(struct lks_vol *v, u8 host, u64 id)
 	lks_list_for_each(pos, &v->reqs) {
 		struct lks_req *req = lks_list_entry(pos, struct lks_req, link);
 
-		if (id && req->id == id && req->sent_to == host)	/* X1 */
+		if (id && req->id == id && (req->sent_to == host || (!LKS_ON(X1) && !req->work)))
 			return req;
 	}
 	return NULL;
@@ -259,7 +261,8 @@ void lks_client_close(struct lks_vol *v)
 		v->ended = v->session;
 	v->want_open = false;
 	v->session = 0;
-	v->unflushed = v->lost_cache = false;
+	v->flushed = v->completed;
+	v->lost_cache = false;
 	lks_list_del(&v->open_req.link);
 	if (v->open_req.work)
 		((struct lks_work *)v->open_req.work)->req = NULL;
@@ -281,6 +284,7 @@ void lks_client_submit(struct lks_vol *v, struct lks_req *req)
 	req->work = NULL;
 	req->session = v->session;
 	req->submitted_ms = v->now;
+	req->after = v->completed;
 	lks_list_init(&req->link);
 	if (!v->session && req->op != LKS_OP_READ) {
 		v->ops->req_done(v->ctx, req, -EIO);

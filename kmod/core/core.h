@@ -66,6 +66,7 @@ struct lks_req {
 	u64 sent_term;
 	u64 session;
 	u64 submitted_ms;
+	u64 after;		/* FLUSH: how many writes had completed before it was submitted */
 	void *work;		/* what executes it here, if this host is the primary */
 	u8 sent_to;		/* host it was sent to, 0: not sent */
 };

@@ -297,7 +297,7 @@ struct lks_vol {
 	u64 session;		/* this host's in note, confirmed (O2); 0: none */
 	u64 ended;		/* sessions up to this one were closed here */
 	bool want_open;
-	bool unflushed;		/* writes have completed since the last flush */
+	u64 completed, flushed;	/* writes: how many have, how many of them before a flush was submitted that succeeded */
 	bool lost_cache;	/* S2: a new incarnation began meanwhile; the next flush must fail */
 	u64 incarnation;
 	int aborted;		/* errno with which requests end (lks_vol_abort()), 0: none */

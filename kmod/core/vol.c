@@ -443,7 +443,7 @@ static void enter(struct lks_vol *v, u64 now_ms)
 {
 	v->now = now_ms > v->now ? now_ms : v->now;
 	/* X1: a volume created anew must not take replies to its predecessor's requests that come over the same link */
-	if (!v->ids)
+	if (!v->ids && LKS_ON(X1))
 		v->ids = v->now << 20;
 }
 

@@ -40,6 +40,7 @@ void World::opened(Instance &i)
 	if (!s.session || s.session > i.volume.record().session_serial)
 		fail("h%u says that volume %u is open with session %llu", i.host.id, i.volume.vid, (unsigned long long)s.session);
 	i.session = s.session;
+	i.unflushed.clear();
 	i.volume.history->opened(s.session, i.volume.key_of(i.host.id));
 	if (i.door != Door::opening)
 		return;    // whoever holds the device open has seen its session fenced and must close it
@@ -168,6 +169,19 @@ void World::check_read(Instance &i, const Op &op)
 	}
 }
 
+// S2: the first flush after a new incarnation must fail if a write had completed that no flush covers; whoever made it must
+// learn that it may be gone.
+void World::check_flush(Instance &i, const Op &op, bool failed)
+{
+	for (const Instance::Unflushed &u : i.unflushed)
+		if (!failed && u.incarnation < op.incarnation)
+			fail("S2 h%u volume %u: flush %llu hides that a write was lost with incarnation %llu", i.host.id, op.vid,
+			     (unsigned long long)op.id, (unsigned long long)u.incarnation);
+	std::erase_if(i.unflushed, [&](const Instance::Unflushed &u) {
+		return failed ? u.incarnation < i.volume.history->incarnation() : u.done < op.issued;
+	});
+}
+
 void World::op_ended(Instance &i, Op *op, int error)
 {
 	auto it = std::find_if(i.ops.begin(), i.ops.end(), [&](auto &o) { return o.get() == op; });
@@ -178,6 +192,8 @@ void World::op_ended(Instance &i, Op *op, int error)
 	trace("h%u op %llu ended: %d", i.host.id, (unsigned long long)op->id, error);
 	if (error > 0)
 		fail("h%u ends op %llu with %d", i.host.id, (unsigned long long)op->id, error);
+	if (kind == LKS_OP_FLUSH && op->session == i.session)
+		check_flush(i, *op, error);
 	if (error) {
 		stats[Stat::failed_requests]++;
 		stats[Stat::gave_up] += profile.freeze_ms && i.core && i.core->now >= op->req.submitted_ms + profile.freeze_ms;
@@ -194,6 +210,8 @@ void World::op_ended(Instance &i, Op *op, int error)
 			     (unsigned long long)history.owner(i.volume.key_of(i.host.id)));
 		stats[kind == LKS_OP_WRITE ? Stat::writes : kind == LKS_OP_ZEROES ? Stat::zeroes : Stat::discards]++;
 		stats[Stat::fua] += op->req.flags & LKS_F_FUA ? 1 : 0;
+		if (op->session == i.session && !(op->req.flags & LKS_F_FUA))
+			i.unflushed.push_back({history.stamp(), history.incarnation()});
 	}
 	if (kind == LKS_OP_READ)
 		history.read_ends(op->issued);

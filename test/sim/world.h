@@ -164,6 +164,10 @@ struct Instance {
 	Door door = Door::closed;
 	uint64_t session = 0;
 	bool asked = false;                      // opening: the daemon has committed a session for this host
+	struct Unflushed {
+		uint64_t done, incarnation;      // stamp of the completion, and what was the newest incarnation then
+	};
+	std::vector<Unflushed> unflushed;        // S2: writes of this session that no flush covers
 	double pace = 0;
 	std::vector<std::unique_ptr<Op>> ops;
 	// what the core did during a call, worked off after it
@@ -323,6 +327,7 @@ struct World {
 	Op *submit_op(Instance &i, uint8_t op, Span span, uint8_t flags);
 	void op_ended(Instance &i, Op *op, int error);
 	void check_read(Instance &i, const Op &op);
+	void check_flush(Instance &i, const Op &op, bool failed);
 	void maybe_closed(Instance &i);
 
 	// ---- faults.cc
