@@ -6,7 +6,8 @@
 #	make                  module, daemon, command line (scripts/setup has been run)
 #	make module [KDIR=..] the module against the running kernel's headers, else the newest ones installed
 #	make unit             unit tests
-#	make sim [SEEDS=n] [SEED=s] [TRACE=1]
+#	make sim [SEEDS=n] [FIRST=s] [SEED=s] [TRACE=1] [BREAK=rule]
+#	make sim-asan, sim-breaks, fuzz, coverage: see test/check.mk
 #	make lab [TEST=name]  scenarios on virtual hosts
 #	make test-long        the same with many more seeds and all scenarios
 #	make clean
@@ -106,7 +107,7 @@ unit: units
 	test/run unit $(units)
 
 sim: $B/sim
-	$B/sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200)) $(if $(TRACE),--trace)
+	$B/sim $(if $(SEED),--seed $(SEED),--first $(or $(FIRST),1) --seeds $(or $(SEEDS),200)) $(BREAK:%=--break %) $(if $(TRACE),--trace)
 
 sim-long: $B/sim
 	test/run sim-long

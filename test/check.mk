@@ -3,7 +3,7 @@
 # Checks of the replication core beyond its unit tests (included by the Makefile).
 #
 #	make sim-asan [SEEDS=n] [FIRST=s]  the simulation with ASan and UBSan, on JOBS processes
-#	make sim-breaks [SEEDS=n]          each rule switched off once; a table of the seeds needed to notice it
+#	make sim-breaks [SEEDS=n]          each rule switched off once, for n (3000) seeds at most; a table of the seeds needed
 #	make fuzz [FUZZ_SECONDS=n]         hostile bytes from peers and disks, n (30) seconds for each target; needs clang
 
 ASAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -26,7 +26,11 @@ $B/sim-asan-o/%.o: %.c
 	$(CC) $(CFLAGS) -O1 $(ASAN) -DLKS_SIM -c -o $@ $<
 
 sim-asan: $B/sim-asan
+	$B/sim-asan --scenario all
 	test/sim/run-many $B/sim-asan $(JOBS) $(or $(FIRST),1) $(or $(SEEDS),200)
+
+sim-breaks: $B/sim
+	test/sim/breaks $B/sim $(or $(SEEDS),3000)
 
 # ---- fuzzing ----
 

@@ -4,6 +4,7 @@
 //
 //	build/sim [--seeds N] [--first S] [--steps N] [--seed S] [--trace] [--break RULE]... [--alloc-failures PERMILLE]
 //	          [--io-errors PERMILLE] [--scenario NAME|all] [--twice] [--keep-going]
+//	build/sim --rules           names of the rules that --break knows
 //
 // A seed replays a run exactly. Ends in totals of what happened (a run that exercised nothing is worth nothing) and in a line
 // 'N passed, N failed'. Exit status 0 if all passed, 1 if not, 2 for wrong usage. With --break, which stops at the first
@@ -106,6 +107,11 @@ Arguments parse(int argc, char **argv)
 		if (option == "--trace") {
 			a.options.trace = true;
 			continue;
+		}
+		if (option == "--rules") {
+			for (const char *name : rule_names)
+				printf("%s\n", name);
+			exit(0);
 		}
 		if (option == "--twice") {
 			a.twice = true;
@@ -219,11 +225,5 @@ int main(int argc, char **argv)
 	Arguments a = parse(argc, argv);
 	for (int s : {SIGSEGV, SIGBUS, SIGFPE, SIGABRT})
 		std::signal(s, died);
-	if (lks_broken && a.scenario.empty()) {    // a script may notice at once
-		Arguments all = a;
-		all.scenario = "all";
-		if (run_scenarios(all))
-			return 1;
-	}
 	return a.scenario.empty() ? run_seeds(a) : run_scenarios(a);
 }
