@@ -133,6 +133,15 @@ std::vector<std::string> Fields::texts(const char *name, size_t most) const
 	return texts;
 }
 
+std::vector<uint64_t> Fields::numbers(const char *name, size_t most) const
+{
+	const json &list = at(name);
+	auto fits = [](const json &v) { return v.is_number_integer() && v.get<int64_t>() >= 0; };
+	if (!list.is_array() || list.empty() || list.size() > most || !std::all_of(list.begin(), list.end(), fits))
+		refuse(usage_error(std::string("the field \"") + name + "\" is not a list of 1 to " + std::to_string(most) + " numbers"));
+	return list.get<std::vector<uint64_t>>();
+}
+
 Fields Fields::object(const char *name) const { return Fields(at(name)); }
 
 // ---- what all commands use -----------------------------------------------------------------------------------------
@@ -360,6 +369,8 @@ json pool_report(State &state, const Fields &f)
 
 // ---- volumes -------------------------------------------------------------------------------------------------------
 
+}    // namespace
+
 uint32_t free_minor(const State &state)
 {
 	std::set<uint32_t> used;
@@ -371,8 +382,12 @@ uint32_t free_minor(const State &state)
 			break;
 		minor++;
 	}
+	if (minor >= LKS_MAX_MINORS)
+		refuse(forbidden("all " + std::to_string(LKS_MAX_MINORS) + " device numbers are in use: delete volumes"));
 	return minor;
 }
+
+namespace {
 
 Wanted wanted_fields(const Fields &f, const Group *group)
 {
@@ -401,9 +416,15 @@ Wanted wanted_fields(const Fields &f, const Group *group)
 	if (!w.hosts.empty() && w.hosts.size() != w.redundancy)
 		refuse(usage_error("volume " + w.name + ": redundancy " + std::to_string(w.redundancy) + " needs as many hosts, " +
 				   std::to_string(w.hosts.size()) + " named"));
-	if (f.has("class") && f.text("class") != "exclusive")
-		refuse(usage_error("volume " + w.name + ": only class exclusive is supported yet"));
 	return w;
+}
+
+uint8_t class_of(const Fields &f)
+{
+	std::string text = f.has("class") ? f.text("class") : "exclusive";
+	if (text != "exclusive" && text != "shared")
+		refuse(usage_error("the class of a volume is exclusive or shared, not \"" + text + "\""));
+	return text == "shared" ? LKS_SHARED : LKS_EXCLUSIVE;
 }
 
 json volume_create(State &state, const Fields &f)
@@ -423,8 +444,6 @@ json volume_create(State &state, const Fields &f)
 	std::vector<HostId> hosts = place(state, w);
 	Volume v;
 	v.minor = free_minor(state);
-	if (v.minor >= LKS_MAX_MINORS)
-		refuse(forbidden("volume " + w.name + ": all " + std::to_string(LKS_MAX_MINORS) + " device numbers are in use"));
 	if (state.next_vid == UINT32_MAX)
 		refuse(forbidden("volume " + w.name + ": all volume ids have been used"));
 	v.vid = state.next_vid;
@@ -435,6 +454,9 @@ json volume_create(State &state, const Fields &f)
 	v.redundancy = w.redundancy;
 	v.group = group ? group->name : "";
 	v.labels = std::move(labels);
+	v.cls = class_of(f);
+	if (f.has("no_quorum"))
+		v.no_quorum = no_quorum_of(f);
 	for (HostId h : hosts)
 		v.replicas.push_back({.host = h, .since = v.version, .pool = w.pool, .md_offset = w.size_bytes});
 	if (std::string broken = check_volume(v); !broken.empty())
@@ -459,8 +481,11 @@ json replica_created(State &state, const Fields &f)
 		refuse(not_found("volume " + next.name + " has no replica on host " + h.name));
 	bool changed = !r->created;
 	r->created = true;
-	if (std::all_of(next.replicas.begin(), next.replicas.end(), [](const Replica &x) { return x.created; }))
+	if (std::all_of(next.replicas.begin(), next.replicas.end(), [](const Replica &x) { return x.created; })) {
 		next.phase = Phase::ready;
+		next.source = 0;
+		next.reverting = false;
+	}
 	json answer = done(changed);
 	answer["phase"] = to_string(next.phase);
 	replace(state, std::move(next));
@@ -478,6 +503,8 @@ json replica_failed(State &state, const Fields &f)
 		refuse(forbidden("volume " + v.name + " is no longer being created"));
 	if (!v.replica(h.id))
 		refuse(not_found("volume " + v.name + " has no replica on host " + h.name));
+	if (v.reverting)
+		refuse(forbidden("volume " + v.name + " is being reverted and is not given up: " + message));
 	roll_back(state, v, message);
 	return done();
 }
@@ -490,6 +517,8 @@ json volume_abort(State &state, const Fields &f)
 		return done(false);
 	if (v.phase != Phase::creating)
 		refuse(forbidden("volume " + v.name + " has been created meanwhile"));
+	if (v.reverting)
+		refuse(forbidden("volume " + v.name + " is being reverted and is not given up"));
 	roll_back(state, v, message);
 	return done();
 }
@@ -507,6 +536,7 @@ json volume_delete(State &state, const Fields &f)
 	if (!v->openers.empty())
 		refuse(forbidden("volume " + v->name + " is open on host " + state.host_name(v->openers[0].host) +
 				 ": close it there before deleting it"));
+	refuse_snapshots_in_the_way(state, *v);
 	if (v->phase == Phase::creating)
 		roll_back(state, *v, "volume " + v->name + " was deleted while it was being created");
 	else
@@ -554,6 +584,8 @@ json dispatch(State &state, const json &entry)
 		refuse(forbidden("there is no cluster yet"));
 	if (op.starts_with("record."))
 		return apply_record(state, op, f);
+	if (op.starts_with("snapshot."))
+		return apply_snapshot(state, op, f);
 	if (op == "host.add")
 		return add_host(state, host_fields(f, f.number("now_ms")));
 	static const std::map<std::string, json (*)(State &, const Fields &)> commands = {
@@ -565,6 +597,12 @@ json dispatch(State &state, const json &entry)
 		{"replica.created", replica_created},
 		{"replica.failed", replica_failed},
 		{"volume.abort", volume_abort},
+		{"volume.set", volume_set},
+		{"volume.primary", volume_primary},
+		{"volume.resize", volume_resize},
+		{"volume.grown", volume_grown},
+		{"replica.moved", replica_moved},
+		{"replica.grown", replica_grown},
 		{"volume.delete", volume_delete},
 		{"replica.deleted", replica_deleted},
 		{"device.ready", device_ready},

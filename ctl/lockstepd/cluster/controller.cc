@@ -5,6 +5,8 @@
 // it saw; a stale one is refused by the state machine.
 #include "lockstepd/cluster/controller.h"
 
+#include "lockstepd/cluster/internal.h"
+
 #include <algorithm>
 
 namespace lockstep {
@@ -13,16 +15,16 @@ using nlohmann::json;
 
 namespace {
 
-bool somebody_needs_a_primary(const Volume &v)
+bool somebody_needs_a_primary(const State &s, const Volume &v)
 {
-	return !v.openers.empty() || std::any_of(v.replicas.begin(), v.replicas.end(), [](const Replica &r) {
+	return s.snapshot_in_progress(v.vid) || !v.openers.empty() || std::any_of(v.replicas.begin(), v.replicas.end(), [](const Replica &r) {
 		return r.state == ReplicaState::stale || r.state == ReplicaState::suspect;
 	});
 }
 
 bool needs_failover(const State &s, const Volume &v)
 {
-	return v.primary ? !s.online(v.primary) : somebody_needs_a_primary(v);
+	return v.primary ? !s.online(v.primary) : somebody_needs_a_primary(s, v);
 }
 
 json failover(const Volume &v, HostId primary, const std::vector<HostId> &keep)
@@ -47,24 +49,48 @@ HostId choose_last_resort(const State &s, const Volume &v)
 json decide_volume(const State &s, const Volume &v)
 {
 	if (v.phase == Phase::creating) {
+		if (v.reverting)
+			return nullptr;
 		for (const Replica &r : v.replicas)
 			if (!r.created && !s.online(r.host))
 				return {{"op", "volume.abort"}, {"vid", v.vid},
 					{"message", "volume " + v.name + " could not be created: host " + s.host_name(r.host) + " went offline"}};
 		return nullptr;
 	}
+	if (v.phase == Phase::ready && all_moved(v))
+		return {{"op", "volume.grown"}, {"vid", v.vid}};
 	if (v.phase != Phase::ready || !needs_failover(s, v))
 		return nullptr;
 	if (HostId primary = choose_primary(s, v)) {
-		std::vector<HostId> keep;
-		for (const Replica &r : v.replicas)
-			if (r.clean() && s.online(r.host))
-				keep.push_back(r.host);
-		return failover(v, primary, keep);
+		return failover(v, primary, cluster::clean_and_online(s, v));
 	}
 	if (HostId primary = choose_last_resort(s, v)) {
 		json entry = failover(v, primary, {primary});
 		entry["last_resort"] = true;
+		return entry;
+	}
+	return nullptr;
+}
+
+// The end of a set that cannot come to an end: its primary has changed, or it takes too long. Null if there is none.
+json decide_snapshot(const State &s, const Snapshot &x, uint64_t now_ms)
+{
+	if (!x.in_progress())
+		return nullptr;
+	json entry = {{"op", "snapshot.broken"}, {"set", x.set}, {"attempt", x.attempt}};
+	const Volume *v = s.volume(x.vid);
+	if (!x.deadline_ms)
+		return {{"op", "snapshot.deadline"}, {"set", x.set}, {"at_ms", now_ms + SNAPSHOT_LIMIT_MS}};
+	if (now_ms > x.deadline_ms) {
+		const char *what = x.phase == SnapshotPhase::quiescing ? "its primary could not hold still" : "not all hosts could take it";
+		entry["message"] = "snapshot " + x.name + " of volume " + x.volume + " was given up: " + what + " within " +
+				   std::to_string(SNAPSHOT_LIMIT_MS / 1000) + " s: see `lockstep status " + x.volume + "`";
+		entry["final"] = true;
+		return entry;
+	}
+	if (x.holder && v && v->primary != x.holder) {
+		entry["message"] = "snapshot " + x.name + " of volume " + x.volume + " was given up: its primary changed from " +
+				   s.host_name(x.holder) + " to " + s.host_name(v->primary) + " meanwhile: try again";
 		return entry;
 	}
 	return nullptr;
@@ -95,6 +121,12 @@ std::vector<json> decide(const State &state, const std::map<HostId, Liveness> &l
 			expected.volumes.at(vid).primary = entry["primary"];    // counts for the balance of the next choices
 		decisions.push_back(std::move(entry));
 	}
+	std::set<uint32_t> sets;
+	for (const auto &[sid, x] : state.snapshots)
+		if (json entry = sets.contains(x.set) ? json() : decide_snapshot(expected, x, now_ms); !entry.is_null()) {
+			sets.insert(x.set);
+			decisions.push_back(std::move(entry));
+		}
 	return decisions;
 }
 

@@ -32,6 +32,7 @@ struct Liveness {
 // time to call before it says offline) the committed status stands. now_ms: Unix time. Returns entries to propose in order,
 // at most MAX_DECISIONS; empty without a cluster.
 constexpr size_t MAX_DECISIONS = 256;
+constexpr uint64_t SNAPSHOT_LIMIT_MS = 60'000;    // from the command to the end of the last try
 std::vector<nlohmann::json> decide(const State &state, const std::map<HostId, Liveness> &liveness, uint64_t now_ms);
 
 }    // namespace lockstep

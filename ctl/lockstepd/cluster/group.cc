@@ -90,6 +90,9 @@ json group_delete(State &state, const Fields &f)
 	for (const auto &[vid, v] : state.volumes)
 		if (v.group == name && v.phase != Phase::deleting)
 			refuse(forbidden("group " + name + " cannot be deleted: volume " + v.name + " is in it"));
+	for (const auto &[sid, s] : state.snapshots)
+		if (s.group == name && s.phase != SnapshotPhase::deleting)
+			refuse(forbidden("group " + name + " cannot be deleted: snapshot " + s.name + " of volume " + s.volume + " is in it"));
 	for (auto &[vid, v] : state.volumes)    // tombstones
 		if (v.group == name)
 			v.group.clear();

@@ -37,6 +37,7 @@ public:
 	HostId host(const char *name = "host") const;                   // 1..64
 	std::vector<HostId> hosts(const char *name) const;              // distinct, ascending
 	std::vector<std::string> texts(const char *name, size_t most) const;
+	std::vector<uint64_t> numbers(const char *name, size_t most) const;
 	Fields object(const char *name) const;
 	LabelChanges labels(const char *name) const;                    // group.cc
 
@@ -73,6 +74,30 @@ nlohmann::json group_create(State &state, const Fields &f);
 nlohmann::json group_delete(State &state, const Fields &f);
 nlohmann::json group_label(State &state, const Fields &f);
 nlohmann::json volume_label(State &state, const Fields &f);
+
+// volumes.cc
+const Volume &volume_named_or_vid(const State &state, const Fields &f);   // by "vid" or "name"; refuses (3); not tombstones
+NoQuorum no_quorum_of(const Fields &f);                                   // field "no_quorum"
+nlohmann::json volume_set(State &state, const Fields &f);
+nlohmann::json volume_primary(State &state, const Fields &f);
+
+// resize.cc
+nlohmann::json volume_resize(State &state, const Fields &f);
+nlohmann::json replica_moved(State &state, const Fields &f);
+nlohmann::json replica_grown(State &state, const Fields &f);
+nlohmann::json volume_grown(State &state, const Fields &f);
+
+// snapshots.cc: entries snapshot.*
+nlohmann::json apply_snapshot(State &state, const std::string &op, const Fields &f);
+void refuse_snapshots_in_the_way(const State &state, const Volume &v);    // of deleting the volume
+std::string check_snapshots(const State &state);
+
+// record.cc
+void start_term(Volume &v, HostId primary, const std::vector<HostId> &keep);
+std::vector<HostId> clean_and_online(const State &state, const Volume &v);
+
+// apply.cc
+uint32_t free_minor(const State &state);                                  // refuses if there is none
 
 // record.cc: entries record.*
 nlohmann::json apply_record(State &state, const std::string &op, const Fields &f);

@@ -53,16 +53,31 @@ json commit(State &state, const Volume &before, Volume next)
 	return answer;
 }
 
+}    // namespace
+
 // A new term under primary; of the replicas in sync only those in keep stay so.
 void start_term(Volume &v, HostId primary, const std::vector<HostId> &keep)
 {
 	v.term++;
 	v.primary = primary;
 	v.drained = false;
+	if (v.chosen_primary != primary)
+		v.chosen_primary = 0;
 	for (Replica &r : v.replicas)
 		if (r.in_sync() && !contains(keep, r.host))
 			enter(r, ReplicaState::stale, v.version);
 }
+
+std::vector<HostId> clean_and_online(const State &state, const Volume &v)
+{
+	std::vector<HostId> hosts;
+	for (const Replica &r : v.replicas)
+		if (r.clean() && state.online(r.host))
+			hosts.push_back(r.host);
+	return hosts;
+}
+
+namespace {
 
 Replica &replica_of(const State &state, Volume &v, HostId host)
 {
@@ -82,11 +97,13 @@ json propose(State &state, const Fields &f, const Volume &v, Volume next)
 	if (v.primary != host)
 		refuse(forbidden("volume " + v.name + ": host " + state.host_name(host) + " is not its primary"));
 	uint64_t term = f.number("term");
-	if (term == v.term + 1 || (f.has("primary") && f.number("primary") != v.primary))
-		refuse(forbidden("volume " + v.name + ": planned handover is not supported yet"));
-	if (term != v.term)
+	HostId heir = f.has("primary") ? HostId(f.number("primary", LKS_MAX_HOSTS)) : host;
+	bool handover = heir != host && term == v.term + 1;
+	if (term != v.term && !handover)
 		refuse(forbidden("volume " + v.name + ": the proposal is of term " + std::to_string(term) + ", the volume in term " +
 				 std::to_string(v.term)));
+	if (heir != host && !handover)
+		refuse(forbidden("volume " + v.name + ": another primary needs another term"));
 	if (!contains(members, host))
 		refuse(forbidden("volume " + v.name + ": its primary must stay in sync"));
 	for (HostId m : members)
@@ -98,6 +115,15 @@ json propose(State &state, const Fields &f, const Volume &v, Volume next)
 			enter(r, ReplicaState::stale, next.version);
 		else if (r.state == ReplicaState::stale && member)
 			enter(r, ReplicaState::insync, next.version);
+	}
+	if (handover) {    // M1: it has stopped serving and drained, so the heir need not wait for anybody's promise
+		if (!replica_of(state, next, heir).clean() || !contains(members, heir))
+			refuse(forbidden("volume " + v.name + ": host " + state.host_name(heir) + " is not in sync and cannot take over"));
+		next.term++;
+		next.primary = heir;
+		next.drained = true;
+		if (next.chosen_primary != heir)
+			next.chosen_primary = 0;
 	}
 	// C6: also a proposal that changes nobody's state makes a version; it settles that a joiner has not joined.
 	return commit(state, v, std::move(next));
@@ -201,22 +227,25 @@ json open(State &state, const Fields &f, const Volume &v, Volume next)
 		answer["session"] = mine->session;
 		return answer;
 	}
+	bool shared = v.cls == LKS_SHARED;
 	for (const Opener &o : v.openers)
-		if (o.host != host && state.online(o.host))
+		if (!shared && o.host != host && state.online(o.host))
 			refuse(forbidden("volume " + v.name + " is open on host " + state.host_name(o.host) + ": close it there first"));
 	if (!granted) {
 		next.session_serial++;
-		next.openers = {{host, next.session_serial}};
+		// O1: a session that is not listed is fenced. Of a shared volume only an older one of this host is.
+		std::erase_if(next.openers, [&](const Opener &o) { return !shared || o.host == host; });
+		next.openers.push_back({host, next.session_serial});
+		std::sort(next.openers.begin(), next.openers.end(), [](const Opener &a, const Opener &b) { return a.host < b.host; });
+		const Replica *own = v.replica(host);
+		if (!shared && own && own->clean() && v.chosen_primary != host)
+			next.chosen_primary = 0;    // the primary follows its opener
 	}
 	if (!next.primary) {
 		HostId primary = choose_primary(state, next);
 		if (!primary)
 			refuse(forbidden("volume " + v.name + " cannot be opened: no replica in sync can serve (" + who_is_missing(state, v) + ")"));
-		std::vector<HostId> keep;
-		for (const Replica &r : next.replicas)
-			if (r.clean() && state.online(r.host))
-				keep.push_back(r.host);
-		start_term(next, primary, keep);
+		start_term(next, primary, clean_and_online(state, next));
 	}
 	uint64_t session = next.opener(host)->session;
 	json answer = commit(state, v, std::move(next));

@@ -67,7 +67,8 @@ Group group_from(const json &j)
 json replica_json(const Replica &r)
 {
 	return {{"host", r.host}, {"state", to_string(r.state)}, {"since", r.since},
-		{"pool", r.pool}, {"md_offset", r.md_offset},    {"created", r.created}};
+		{"pool", r.pool}, {"md_offset", r.md_offset},    {"created", r.created},
+		{"next_offset", r.next_offset}, {"wipe", r.wipe}};
 }
 
 ReplicaState replica_state_from(const std::string &text)
@@ -87,6 +88,8 @@ Replica replica_from(const json &j)
 	j.at("pool").get_to(r.pool);
 	j.at("md_offset").get_to(r.md_offset);
 	j.at("created").get_to(r.created);
+	r.next_offset = j.value("next_offset", uint64_t(0));
+	r.wipe = j.value("wipe", false);
 	return r;
 }
 
@@ -113,6 +116,11 @@ Volume volume_from(const json &j)
 	v.group = j.value("group", "");    // this and labels: not in snapshots of older programs
 	v.labels = j.value("labels", Labels{});
 	j.at("failure").get_to(v.failure);
+	v.no_quorum = j.value("no_quorum", "freeze") == "error" ? NoQuorum::error : NoQuorum::freeze;
+	v.chosen_primary = j.value("chosen_primary", HostId(0));
+	v.grow_bytes = j.value("grow_bytes", uint64_t(0));
+	v.source = j.value("source", uint32_t(0));
+	v.reverting = j.value("reverting", false);
 	j.at("devices").get_to(v.devices);
 	j.at("version").get_to(v.version);
 	j.at("term").get_to(v.term);
@@ -125,6 +133,80 @@ Volume volume_from(const json &j)
 	for (const json &o : j.at("openers"))
 		v.openers.push_back({o.at("host").get<HostId>(), o.at("session").get<uint64_t>()});
 	return v;
+}
+
+SnapshotPhase snapshot_phase_from(const std::string &text)
+{
+	for (unsigned p = 0; p <= unsigned(SnapshotPhase::deleting); p++)
+		if (text == to_string(SnapshotPhase(p)))
+			return SnapshotPhase(p);
+	throw std::runtime_error("unknown phase of a snapshot: " + text);
+}
+
+json snapshot_json(const Snapshot &s)
+{
+	json copies = json::array();
+	for (const SnapshotCopy &c : s.copies)
+		copies.push_back({{"host", c.host}, {"pool", c.pool}, {"md_offset", c.md_offset}, {"taken", c.taken}});
+	return {{"sid", s.sid},
+		{"set", s.set},
+		{"uuid", s.uuid},
+		{"name", s.name},
+		{"vid", s.vid},
+		{"volume_uuid", s.volume_uuid},
+		{"volume", s.volume},
+		{"group", s.group},
+		{"labels", s.labels},
+		{"deadline_ms", s.deadline_ms},
+		{"size_bytes", s.size_bytes},
+		{"block_size", s.block_size},
+		{"created_ms", s.created_ms},
+		{"reserve_bytes", s.reserve_bytes},
+		{"phase", to_string(s.phase)},
+		{"attempt", s.attempt},
+		{"holder", s.holder},
+		{"hold", s.hold},
+		{"resumed", s.resumed},
+		{"failure", s.failure},
+		{"last_try", s.last_try},
+		{"copies", copies}};
+}
+
+Snapshot snapshot_from(const json &j)
+{
+	Snapshot s;
+	j.at("sid").get_to(s.sid);
+	j.at("set").get_to(s.set);
+	j.at("uuid").get_to(s.uuid);
+	j.at("name").get_to(s.name);
+	j.at("vid").get_to(s.vid);
+	j.at("volume_uuid").get_to(s.volume_uuid);
+	j.at("volume").get_to(s.volume);
+	j.at("size_bytes").get_to(s.size_bytes);
+	j.at("block_size").get_to(s.block_size);
+	j.at("group").get_to(s.group);
+	j.at("labels").get_to(s.labels);
+	j.at("deadline_ms").get_to(s.deadline_ms);
+	j.at("created_ms").get_to(s.created_ms);
+	j.at("reserve_bytes").get_to(s.reserve_bytes);
+	s.phase = snapshot_phase_from(j.at("phase"));
+	j.at("attempt").get_to(s.attempt);
+	j.at("holder").get_to(s.holder);
+	j.at("hold").get_to(s.hold);
+	j.at("resumed").get_to(s.resumed);
+	j.at("failure").get_to(s.failure);
+	j.at("last_try").get_to(s.last_try);
+	for (const json &c : j.at("copies"))
+		s.copies.push_back({c.at("host"), c.at("pool"), c.at("md_offset"), c.at("taken")});
+	return s;
+}
+
+json failures_json(const std::map<uint32_t, Failure> &failures)
+{
+	json list = json::array();
+	for (const auto &[id, f] : failures)
+		list.push_back({{"vid", id}, {"name", f.name}, {"message", f.message}, {"status", f.status}});
+	return list;
 }
 
 State state_from(const json &j)
@@ -154,6 +236,13 @@ State state_from(const json &j)
 	}
 	for (const json &x : j.at("failures"))
 		s.failures[x.at("vid").get<uint32_t>()] = {x.at("name"), x.at("message"), x.at("status")};
+	s.next_sid = j.value("next_sid", uint32_t(1));
+	for (const json &x : j.value("snapshots", json::array())) {
+		Snapshot snapshot = snapshot_from(x);
+		s.snapshots[snapshot.sid] = snapshot;
+	}
+	for (const json &x : j.value("snapshot_failures", json::array()))
+		s.snapshot_failures[x.at("vid").get<uint32_t>()] = {x.at("name"), x.at("message"), x.at("status")};
 	return s;
 }
 
@@ -178,6 +267,11 @@ json to_json(const Volume &v)
 		{"group", v.group},
 		{"labels", v.labels},
 		{"failure", v.failure},
+		{"no_quorum", to_string(v.no_quorum)},
+		{"chosen_primary", v.chosen_primary},
+		{"grow_bytes", v.grow_bytes},
+		{"source", v.source},
+		{"reverting", v.reverting},
 		{"devices", v.devices},
 		{"version", v.version},
 		{"term", v.term},
@@ -191,7 +285,7 @@ json to_json(const Volume &v)
 
 json to_json(const State &s)
 {
-	json hosts = json::array(), pools = json::array(), groups = json::array(), volumes = json::array(), failures = json::array();
+	json hosts = json::array(), pools = json::array(), groups = json::array(), volumes = json::array(), snapshots = json::array();
 	for (const auto &[id, h] : s.hosts)
 		hosts.push_back(host_json(h));
 	for (const auto &[key, p] : s.pools)
@@ -200,8 +294,8 @@ json to_json(const State &s)
 		groups.push_back(group_json(g));
 	for (const auto &[vid, v] : s.volumes)
 		volumes.push_back(to_json(v));
-	for (const auto &[vid, f] : s.failures)
-		failures.push_back({{"vid", vid}, {"name", f.name}, {"message", f.message}, {"status", f.status}});
+	for (const auto &[sid, x] : s.snapshots)
+		snapshots.push_back(snapshot_json(x));
 	return {{"format", FORMAT},
 		{"applied", s.applied},
 		{"uuid", s.uuid},
@@ -213,7 +307,10 @@ json to_json(const State &s)
 		{"pools", pools},
 		{"groups", groups},
 		{"volumes", volumes},
-		{"failures", failures}};
+		{"failures", failures_json(s.failures)},
+		{"next_sid", s.next_sid},
+		{"snapshots", snapshots},
+		{"snapshot_failures", failures_json(s.snapshot_failures)}};
 }
 
 std::vector<uint8_t> snapshot(const State &state) { return json::to_cbor(to_json(state)); }

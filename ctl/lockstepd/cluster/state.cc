@@ -2,7 +2,7 @@
 //
 // The state itself: look-ups, the kernel's view of a record, space accounting, invariants. Its changes are in apply.cc, its
 // encoding in snapshot.cc.
-#include "lockstepd/cluster/state.h"
+#include "lockstepd/cluster/internal.h"
 
 #include <algorithm>
 #include <array>
@@ -50,6 +50,21 @@ const char *to_string(Phase phase)
 	return "?";
 }
 
+const char *to_string(NoQuorum policy) { return policy == NoQuorum::error ? "error" : "freeze"; }
+
+const char *to_string(SnapshotPhase phase)
+{
+	switch (phase) {
+	case SnapshotPhase::quiescing: return "quiescing";
+	case SnapshotPhase::taking: return "taking";
+	case SnapshotPhase::resuming: return "resuming";
+	case SnapshotPhase::ready: return "ready";
+	case SnapshotPhase::discarding: return "discarding";
+	case SnapshotPhase::deleting: return "deleting";
+	}
+	return "?";
+}
+
 const char *to_string(PoolKind kind) { return kind == PoolKind::thick ? "thick" : "thin"; }
 
 // ---- look-ups ------------------------------------------------------------------------------------------------------
@@ -75,6 +90,8 @@ auto *with_host(Sequence &sequence, HostId host)
 const Replica *Volume::replica(HostId host) const { return with_host(replicas, host); }
 Replica *Volume::replica(HostId host) { return with_host(replicas, host); }
 const Opener *Volume::opener(HostId host) const { return with_host(openers, host); }
+
+const SnapshotCopy *Snapshot::copy(HostId host) const { return with_host(copies, host); }
 
 const Host *State::host(HostId id) const { return find_in(hosts, id); }
 const Volume *State::volume(uint32_t vid) const { return find_in(volumes, vid); }
@@ -104,6 +121,24 @@ const Volume *State::volume_named(std::string_view name) const
 	return nullptr;
 }
 
+const Snapshot *State::snapshot(uint32_t sid) const { return find_in(snapshots, sid); }
+
+const Snapshot *State::snapshot_named(std::string_view volume, std::string_view name) const
+{
+	for (const auto &[sid, s] : snapshots)
+		if (s.volume == volume && s.name == name && s.phase != SnapshotPhase::deleting)
+			return &s;
+	return nullptr;
+}
+
+const Snapshot *State::snapshot_in_progress(uint32_t vid) const
+{
+	for (const auto &[sid, s] : snapshots)
+		if (s.vid == vid && s.in_progress())
+			return &s;
+	return nullptr;
+}
+
 bool State::online(HostId id) const
 {
 	const Host *h = host(id);
@@ -118,15 +153,32 @@ std::string State::host_name(HostId id) const
 
 // ---- space ---------------------------------------------------------------------------------------------------------
 
-uint64_t replica_bytes(uint64_t size_bytes, uint32_t block_size)
+namespace {
+
+uint64_t units(uint64_t n, uint64_t per_unit) { return (n + per_unit - 1) / per_unit; }
+
+constexpr uint64_t LVM_EXTENT = 4ull << 20;
+
+}    // namespace
+
+uint64_t metadata_bytes(uint64_t size_bytes, uint32_t block_size)
 {
 	// The layout of DESIGN section 5: two superblocks, 2 bits an extent in 512-byte records, 7 dirty maps of 1 bit a block.
-	constexpr uint64_t unit = 4096, extents_per_unit = 1984 * 8, lvm_extent = 4ull << 20;
-	auto units = [](uint64_t n, uint64_t per_unit) { return (n + per_unit - 1) / per_unit; };
+	constexpr uint64_t unit = 4096, extents_per_unit = 1984 * 8;
 	uint64_t extents = units(size_bytes, LKS_EXTENT_BYTES);
 	uint64_t blocks = units(size_bytes, block_size);
-	uint64_t metadata = unit * (2 + units(extents, extents_per_unit) + (LKS_MAX_REPLICAS - 1) * units(blocks, unit * 8));
-	return units(size_bytes + metadata, lvm_extent) * lvm_extent;
+	return unit * (2 + units(extents, extents_per_unit) + (LKS_MAX_REPLICAS - 1) * units(blocks, unit * 8));
+}
+
+uint64_t replica_bytes(uint64_t size_bytes, uint32_t block_size)
+{
+	return units(size_bytes + metadata_bytes(size_bytes, block_size), LVM_EXTENT) * LVM_EXTENT;
+}
+
+uint64_t replica_bytes(const Volume &v, const Replica &r)
+{
+	uint64_t metadata = metadata_bytes(std::max(v.size_bytes, v.grow_bytes), v.block_size);
+	return units(std::max(r.md_offset, r.next_offset) + metadata, LVM_EXTENT) * LVM_EXTENT;
 }
 
 namespace {
@@ -137,8 +189,13 @@ uint64_t reserved(const State &state, const Pool &pool, bool only_not_created)
 	for (const auto &[vid, volume] : state.volumes) {
 		const Replica *r = volume.replica(pool.host);
 		if (r && r->pool == pool.name && !(only_not_created && r->created))
-			sum += replica_bytes(volume.size_bytes, volume.block_size);
+			sum += replica_bytes(volume, *r);
 	}
+	// Copies in a thin pool share their blocks with the replica; what they come to hold shows in the pool's own figures.
+	for (const auto &[sid, s] : state.snapshots)
+		for (const SnapshotCopy &c : s.copies)
+			if (pool.kind == PoolKind::thick && c.host == pool.host && c.pool == pool.name && !(only_not_created && c.taken))
+				sum += s.reserve_bytes;
 	return sum;
 }
 
@@ -163,11 +220,31 @@ HostId choose_primary(const State &state, const Volume &volume)
 		if (vid != volume.vid && v.primary)
 			load[v.primary]++;
 	HostId best = 0;
-	auto rank = [&](HostId h) { return std::tuple(!volume.opener(h), load[h], h); };
+	auto rank = [&](HostId h) { return std::tuple(h != volume.chosen_primary, !volume.opener(h), load[h], h); };
 	for (const Replica &r : volume.replicas)
 		if (r.clean() && state.online(r.host) && (!best || rank(r.host) < rank(best)))
 			best = r.host;
 	return best;
+}
+
+HostId wanted_primary(const State &state, const Volume &volume)
+{
+	auto can_serve = [&](HostId h) {
+		const Replica *r = volume.replica(h);
+		return r && r->clean() && state.online(h);
+	};
+	if (volume.chosen_primary && can_serve(volume.chosen_primary))
+		return volume.chosen_primary;
+	if (!volume.chosen_primary && volume.cls == LKS_EXCLUSIVE && volume.openers.size() == 1 && can_serve(volume.openers[0].host))
+		return volume.openers[0].host;
+	return volume.primary;
+}
+
+bool all_moved(const Volume &v)
+{
+	return v.grow_bytes && std::all_of(v.replicas.begin(), v.replicas.end(), [&](const Replica &r) {
+		return r.created && !r.next_offset && !r.wipe && r.md_offset >= v.grow_bytes;
+	});
 }
 
 // ---- the kernel's view ---------------------------------------------------------------------------------------------
@@ -205,8 +282,7 @@ json propose_entry(const lks_record &record, HostId host)
 			members.push_back(record.replicas[i].host);
 	json entry = {{"op", "record.propose"}, {"vid", record.vid}, {"host", host}, {"version", record.version - 1},
 		      {"term", record.term}, {"members", members}};
-	// A handover names another primary or a new term. The state machine refuses it by these; see apply.cc.
-	entry["primary"] = record.primary;
+	entry["primary"] = record.primary;    // a handover (M1) names another one and the next term
 	return entry;
 }
 
@@ -230,6 +306,10 @@ std::string check_replicas(const Volume &v)
 			return "metadata inside the data";
 		if (!r.created && v.phase == Phase::ready)
 			return "ready without all replicas";
+		if ((r.next_offset || r.wipe) && !v.grow_bytes)
+			return "a replica moves its metadata though the volume does not grow";
+		if (r.next_offset && (r.wipe || r.next_offset < v.grow_bytes || r.next_offset <= r.md_offset))
+			return "a replica moves its metadata to a wrong place";
 		in_sync = in_sync || r.in_sync();
 	}
 	if (v.phase != Phase::deleting && !in_sync)
@@ -276,8 +356,10 @@ std::string check_volume(const Volume &v)
 		return "the primary is not in sync, or suspect";
 	if (v.primary && v.phase != Phase::ready)
 		return "a primary of a volume that is not ready";
-	if (v.drained)
-		return "drained without a handover";
+	if (v.grow_bytes && (v.grow_bytes <= v.size_bytes || v.grow_bytes % 4096 || v.grow_bytes > MAX_VOLUME_BYTES))
+		return "it grows to a wrong size";
+	if (v.source && v.phase == Phase::ready)
+		return "ready though it still gets its content";
 	return {};
 }
 
@@ -337,9 +419,9 @@ std::string check(const State &s)
 		if (std::string error = check_volume(v); !error.empty())
 			return "volume " + v.name + ": " + error;
 	}
-	if (s.failures.size() > MAX_FAILURES)
+	if (s.failures.size() > MAX_FAILURES || s.snapshot_failures.size() > MAX_FAILURES)
 		return "too many failures are remembered";
-	return {};
+	return cluster::check_snapshots(s);
 }
 
 }    // namespace lockstep

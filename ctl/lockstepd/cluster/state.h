@@ -21,13 +21,22 @@
 //                   size_bytes free_bytes
 //  pool.report      name host size_bytes free_bytes                 changed. What LVM says; send on change, not by the clock
 //  volume.create    name uuid size_bytes pool redundancy(o)         vid minor hosts. Phase creating; each host of the list
-//                   hosts(o: ids) block_size(o) now_ms              makes its replica and says replica.created or .failed.
-//                   group(o) labels(o)                              pool, redundancy: by default the group's
+//                   hosts(o: ids) block_size(o) class(o) now_ms     makes its replica and says replica.created or .failed.
+//                   no_quorum(o) group(o) labels(o)                 pool, redundancy: by default the group's
 //  replica.created  vid host                                        phase ("ready" after the last one). Idempotent
 //  replica.failed   vid host message                                Only while creating: rolls the whole create back. The
 //                                                                   message, the whole line for the user, stays in
 //                                                                   State::failures. Idempotent
 //  volume.abort     vid message                                     the same for a proposer that waited long enough
+//  volume.set       name | vid  no_quorum(o: "freeze"|"error")      changed
+//  volume.primary   name | vid  host                                changed. This host is to serve; 0: whoever the rules
+//                                                                   choose. Holds until the volume is opened or fails over
+//                                                                   elsewhere. See wanted_primary()
+//  volume.resize    name | vid  size_bytes                          vid. Growing, see resize.cc. Idempotent
+//  replica.moved    vid host offset                                 its metadata stand there, too, and are current
+//  replica.grown    vid host                                        ... and where they stood before there are zeros
+//  volume.grown     vid                                             the leader's: all replicas have moved, the size holds
+//  snapshot.*                                                       see snapshots.cc
 //  volume.delete    name | vid                                      vid. Refused while it has an opener. Phase deleting
 //  replica.deleted  vid host                                        gone (true: it was the last). This host has neither
 //                                                                   replica nor device of it any more. For every host
@@ -38,7 +47,8 @@
 //  group.delete     name                                            Refused while it has volumes
 //  group.label      name labels{key: text|null}                     changed. null removes. Idempotent
 //  volume.label     name labels{key: text|null}                     changed. The same for a volume
-//  record.propose   vid host version term members                   the primary's proposal (W3, C6, J3). See propose_entry()
+//  record.propose   vid host version term members primary           the primary's proposal (W3, C6, J3; M1 if it names another
+//                                                                   primary and the next term). See propose_entry()
 //  record.suspect   vid host                                        S1, S3: restarted with hot extents. Idempotent
 //  record.resign    vid host                                        restarted without: deposes it if it is the primary.
 //                                                                   Send in admission (S3) if the record names this host
@@ -126,6 +136,8 @@ struct Replica {
 	std::string pool;
 	uint64_t md_offset = 0;                         // bytes from the start of its LV to its metadata
 	bool created = false;
+	uint64_t next_offset = 0;                       // the volume grows: where its metadata move to; 0: they have, or need not
+	bool wipe = false;                              // they have moved, and where they stood is not zeros yet
 	bool in_sync() const { return state == ReplicaState::insync || state == ReplicaState::suspect; }
 	bool clean() const { return state == ReplicaState::insync; }
 	bool operator==(const Replica &) const = default;
@@ -146,6 +158,8 @@ struct Group {                                          // of volumes, such as a
 
 enum class Phase { creating, ready, deleting };
 
+enum class NoQuorum : uint8_t { freeze, error };        // what waits for a primary when there is no quorum
+
 struct Volume {
 	uint32_t vid = 0;                               // a serial, never used again
 	std::string uuid, name;
@@ -158,6 +172,11 @@ struct Volume {
 	std::string group;                              // empty: in none
 	Labels labels;
 	std::string failure;                            // why a create is being rolled back
+	NoQuorum no_quorum = NoQuorum::freeze;
+	HostId chosen_primary = 0;                      // by an administrator (volume.primary)
+	uint64_t grow_bytes = 0;                        // size it is growing to; 0: it is not
+	uint32_t source = 0;                            // creating: snapshot whose content its replicas get; 0: empty
+	bool reverting = false;                         // creating: it has been ready before, and is never rolled back
 	std::set<HostId> devices;                       // hosts that said device.ready
 	// the record of DESIGN section 3
 	uint64_t version = 1, term = 1, incarnation = 0, session_serial = 0;
@@ -170,6 +189,45 @@ struct Volume {
 	const Replica *replica(HostId host) const;      // nullptr if it has none there
 	Replica *replica(HostId host);
 	const Opener *opener(HostId host) const;
+};
+
+// ---- snapshots (snapshots.cc) ----
+
+enum class SnapshotPhase : uint8_t { quiescing, taking, resuming, ready, discarding, deleting };
+
+struct SnapshotCopy {                                   // one host's LV
+	HostId host = 0;
+	std::string pool;
+	uint64_t md_offset = 0;                         // of the replica when it was taken
+	bool taken = false;
+	bool operator==(const SnapshotCopy &) const = default;
+};
+
+struct Snapshot {
+	uint32_t sid = 0;                               // a serial, never used again
+	uint32_t set = 0;                               // sid of the first of those taken at one point
+	std::string uuid, name;
+	uint32_t vid = 0;                               // of the volume; it may be gone
+	std::string volume_uuid, volume;                // name
+	std::string group;                              // the volume's
+	Labels labels;
+	uint64_t size_bytes = 0;
+	uint32_t block_size = LKS_BLOCK_DEFAULT;
+	uint64_t created_ms = 0;                        // Unix time
+	uint64_t reserve_bytes = 0;                     // of each copy in a thick pool
+	SnapshotPhase phase = SnapshotPhase::quiescing;
+	unsigned attempt = 1;
+	HostId holder = 0;                              // host whose primary holds still, 0: none yet
+	uint64_t hold = 0;                              // number of its quiesce
+	bool resumed = false;                           // the hold was unbroken
+	std::string failure;                            // why it is being discarded
+	bool last_try = false;
+	uint64_t deadline_ms = 0;                       // Unix time of the leader; 0: not set yet
+	std::vector<SnapshotCopy> copies;               // ascending host
+	bool operator==(const Snapshot &) const = default;
+
+	const SnapshotCopy *copy(HostId host) const;
+	bool in_progress() const { return phase <= SnapshotPhase::resuming; }
 };
 
 struct Failure {                                        // of a create that was rolled back
@@ -189,6 +247,9 @@ struct State {
 	std::map<std::string, Group> groups;
 	std::map<uint32_t, Volume> volumes;             // by vid; tombstones included
 	std::map<uint32_t, Failure> failures;           // by vid; the last MAX_FAILURES
+	uint32_t next_sid = 1;
+	std::map<uint32_t, Snapshot> snapshots;         // by sid
+	std::map<uint32_t, Failure> snapshot_failures;  // by set; the last MAX_FAILURES
 	bool operator==(const State &) const = default;
 
 	bool initialized() const { return !uuid.empty(); }
@@ -199,6 +260,9 @@ struct State {
 	const Pool *pool(const std::string &name, HostId host) const;
 	const Volume *volume(uint32_t vid) const;
 	const Volume *volume_named(std::string_view name) const;    // not tombstones
+	const Snapshot *snapshot(uint32_t sid) const;
+	const Snapshot *snapshot_named(std::string_view volume, std::string_view name) const;    // not those being removed
+	const Snapshot *snapshot_in_progress(uint32_t vid) const;
 	std::string host_name(HostId id) const;         // "host 7" if unknown, "none" for 0
 };
 
@@ -228,8 +292,11 @@ nlohmann::json propose_entry(const lks_record &record, HostId host);
 
 // ---- what others decide by ----
 
+// Bytes of metadata for a volume of this size.
+uint64_t metadata_bytes(uint64_t size_bytes, uint32_t block_size);
 // Bytes a replica takes in its pool: data, metadata, rounded up to LVM extents of 4 MiB.
 uint64_t replica_bytes(uint64_t size_bytes, uint32_t block_size);
+uint64_t replica_bytes(const Volume &volume, const Replica &replica);  // as it is, or as large as it is to become
 // Bytes that new replicas may still take in the pool.
 uint64_t pool_available(const State &state, const Pool &pool);
 uint64_t pool_reserved(const State &state, const Pool &pool);
@@ -239,9 +306,18 @@ bool valid_name(std::string_view name);                                // of hos
 const char *to_string(ReplicaState state);
 const char *to_string(Phase phase);
 const char *to_string(PoolKind kind);
+const char *to_string(NoQuorum policy);
+const char *to_string(SnapshotPhase phase);
 
-// The replica to serve next, 0 if none can: in sync, not suspect and online. Prefers an opener's host, then the host with
-// the fewest primaries, then the lowest id.
+// The replica to serve next, 0 if none can: in sync, not suspect and online. Prefers the one an administrator chose, then an
+// opener's host, then the host with the fewest primaries, then the lowest id.
 HostId choose_primary(const State &state, const Volume &volume);
+
+// Where the volume had better be served: the host that an administrator chose, else that of the single opener of an exclusive
+// volume, if its replica is in sync, not suspect and online; else where it is. The primary hands over to it.
+HostId wanted_primary(const State &state, const Volume &volume);
+
+// The volume is growing and all its replicas are ready for its new size.
+bool all_moved(const Volume &volume);
 
 }    // namespace lockstep

@@ -59,6 +59,8 @@ struct History {
 			entry["hosts"] = some_hosts(50);
 		else
 			entry["redundancy"] = chance(90) ? 1 + pick(3) : pick(12);
+		if (chance(30))
+			entry["class"] = chance(90) ? "shared" : "none";
 		if (chance(30)) {
 			entry["group"] = group();
 			entry.erase("pool");
@@ -102,6 +104,75 @@ struct History {
 			      {"version", v->version - (chance(10) ? 1 : 0)},
 			      {"term", v->term + (chance(5) ? 1 : 0)},
 			      {"members", members}};
+		if (chance(20)) {    // a planned handover
+			entry["primary"] = host();
+			entry["term"] = v->term + 1;
+		}
+		return entry;
+	}
+
+	json growth(uint32_t id)
+	{
+		const Volume *v = c.state.volume(id);
+		HostId h = busy_host(id);
+		const Replica *r = v ? v->replica(h) : nullptr;
+		uint64_t offset = r && r->next_offset ? r->next_offset : 4096 * pick(1 << 20);
+		switch (pick(8)) {
+		case 0: return {{"op", "volume.resize"}, {"vid", id}, {"size_bytes", (v ? v->size_bytes : MIB) + (pick(40) - 2) * 4 * MIB}};
+		case 1:
+		case 2:
+		case 3: return {{"op", "replica.moved"}, {"vid", id}, {"host", h}, {"offset", offset}};
+		case 4: return {{"op", "volume.grown"}, {"vid", id}};
+		default: return {{"op", "replica.grown"}, {"vid", id}, {"host", h}};
+		}
+	}
+
+	json snapshots(uint32_t id)
+	{
+		uint32_t sid = c.state.next_sid;
+		if (!c.state.snapshots.empty() && chance(95)) {
+			auto it = c.state.snapshots.begin();
+			std::advance(it, pick(unsigned(c.state.snapshots.size())));
+			sid = it->first;
+		}
+		const Snapshot *s = c.state.snapshot(sid);
+		const Volume *v = s ? c.state.volume(s->vid) : nullptr;
+		HostId h = v && v->primary && chance(60) ? v->primary : host();
+		json entry = {{"sid", sid}, {"host", h}, {"attempt", s ? s->attempt : 1}};
+		const char *op = "removed";
+		if (s && s->phase == SnapshotPhase::quiescing)
+			op = "held";
+		else if (s && s->phase == SnapshotPhase::taking)
+			op = "taken";
+		else if (s && s->phase == SnapshotPhase::resuming)
+			op = "resumed";
+		if (s && s->phase != SnapshotPhase::quiescing)
+			for (const SnapshotCopy &copy : s->copies)
+				if (s->phase != SnapshotPhase::resuming && !(s->in_progress() && copy.taken) && chance(70))
+					entry["host"] = copy.host;
+		switch (pick(18)) {
+		case 0:
+		case 1: {
+			std::set<uint32_t> vids = {id};
+			if (chance(40))
+				vids.insert(vid());
+			json uuids = json::array();
+			for (size_t i = 0; i < vids.size(); i++)
+				uuids.push_back(uuid(5000 + ++c.serial));
+			return {{"op", "snapshot.create"}, {"name", "s" + std::to_string(pick(4))}, {"vids", vids}, {"uuids", uuids}, {"now_ms", 1}};
+		}
+		case 2: return {{"op", "snapshot.broken"}, {"set", s ? s->set : 1}, {"attempt", 1 + pick(2)}, {"message", "test"}, {"final", chance(20)}};
+		case 3: return {{"op", "snapshot.delete"}, {"sid", sid}};
+		case 4:
+		case 8:
+			return {{"op", "snapshot.restore"}, {"sid", sid}, {"new", "v" + std::to_string(pick(12))}, {"uuid", uuid(7000 + ++c.serial)}};
+		case 5:
+		case 6:
+		case 7: return {{"op", "snapshot.revert"}, {"sid", sid}};
+		default: break;
+		}
+		entry["op"] = std::string("snapshot.") + (chance(95) ? op : "taken");
+		entry["hold"] = 1 + pick(100);
 		return entry;
 	}
 
@@ -119,15 +190,27 @@ struct History {
 		return entry;
 	}
 
+	// A host that has something to do for the volume, mostly.
+	HostId busy_host(uint32_t id)
+	{
+		const Volume *v = c.state.volume(id);
+		for (const Replica &r : v ? v->replicas : std::vector<Replica>{})
+			if ((!r.created || v->phase == Phase::deleting || r.next_offset || r.wipe) && chance(80))
+				return r.host;
+		return host();
+	}
+
 	json life_of_a_volume(uint32_t id)
 	{
-		switch (pick(7)) {
+		switch (pick(14)) {
+		case 7: return {{"op", "volume.primary"}, {"vid", id}, {"host", chance(20) ? HostId(0) : host()}};
+		case 8: return {{"op", "volume.set"}, {"vid", id}, {"no_quorum", chance(50) ? "error" : "freeze"}};
 		case 0: return {{"op", "replica.failed"}, {"vid", id}, {"host", host()}, {"message", "test"}};
 		case 1: return {{"op", "volume.delete"}, {"name", "v" + std::to_string(pick(12))}};
 		case 2: return {{"op", "volume.abort"}, {"vid", id}, {"message", "test"}};
 		case 3: return {{"op", "device.ready"}, {"vid", id}, {"host", host()}};
-		case 4: return {{"op", "replica.deleted"}, {"vid", id}, {"host", host()}};
-		default: return {{"op", "replica.created"}, {"vid", id}, {"host", host()}};
+		case 4: return {{"op", "replica.deleted"}, {"vid", id}, {"host", busy_host(id)}};
+		default: return {{"op", "replica.created"}, {"vid", id}, {"host", busy_host(id)}};
 		}
 	}
 
@@ -139,7 +222,10 @@ struct History {
 		case 2: return {{"op", "record.failed"}, {"vid", id}, {"host", host()}};
 		case 3: return {{"op", "record.repaired"}, {"vid", id}, {"host", host()}};
 		case 4: return failover(id);
-		case 5: return {{"op", "record.close"}, {"vid", id}, {"host", host()}, {"session", 1 + pick(4)}};
+		case 5:
+			if (const Volume *v = c.state.volume(id); v && !v->openers.empty() && chance(80))
+				return {{"op", "record.close"}, {"vid", id}, {"host", v->openers[0].host}, {"session", v->openers[0].session}};
+			return {{"op", "record.close"}, {"vid", id}, {"host", host()}, {"session", 1 + pick(4)}};
 		case 6: return {{"op", "record.open"}, {"vid", id}, {"host", host()}, {"ended", pick(3)}};
 		case 7: return {{"op", "record.open"}, {"vid", id}, {"host", host()}};
 		default: return propose(id);
@@ -161,8 +247,12 @@ struct History {
 			return {{"op", "nonsense"}, {"vid", vid()}};
 		if (n < 24)
 			return group_or_label();
-		if (n < 50)
+		if (n < 40)
 			return life_of_a_volume(vid());
+		if (n < 50)
+			return growth(vid());
+		if (n < 72)
+			return snapshots(vid());
 		return record_change(vid());
 	}
 
@@ -236,7 +326,9 @@ TEST_CASE("random histories give identical states that keep every invariant")
 		return;
 	for (const char *op : {"volume.create", "replica.created", "replica.failed", "replica.deleted", "volume.delete", "volume.abort",
 			       "device.ready", "host.status", "host.add", "pool.report", "record.propose", "record.suspect", "record.resign",
-			       "record.failed", "record.repaired", "record.failover", "record.open", "record.close", "group.create",
+			       "volume.primary", "volume.set", "volume.resize", "replica.moved", "replica.grown", "volume.grown", "snapshot.create",
+			       "snapshot.held", "snapshot.taken", "snapshot.resumed", "snapshot.broken", "snapshot.removed", "snapshot.delete",
+			       "snapshot.restore", "snapshot.revert", "record.failed", "record.repaired", "record.failover", "record.open", "record.close", "group.create",
 			       "group.delete", "group.label", "volume.label"}) {
 		INFO(op);
 		CHECK(carried_out[op] > 20);    // else the histories do not exercise it

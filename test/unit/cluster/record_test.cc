@@ -101,6 +101,94 @@ TEST_CASE("the same host opens again after its primary was deposed: same session
 	CHECK(answer["term"] == 3);
 }
 
+TEST_CASE("a shared volume has any number of openers, and fences only an older session of the same host")
+{
+	Cluster c;
+	c.form();
+	json entry = c.create_entry("ha");
+	CHECK(has(c.bad(2, with(entry, {{"class", "public"}})), "exclusive or shared"));
+	entry = with(entry, {{"class", "shared"}, {"hosts", {1, 2}}});
+	uint32_t vid = c.good(entry)["vid"];
+	for (HostId h : {1, 2})
+		c.good({{"op", "replica.created"}, {"vid", vid}, {"host", h}});
+	CHECK(c.open(vid, 3) == 1);
+	CHECK(c.open(vid, 1) == 2);
+	CHECK(c.open(vid, 2) == 3);
+	CHECK(c.open(vid, 2) == 3);
+	CHECK(c.vol(vid).openers == std::vector<Opener>{{1, 2}, {2, 3}, {3, 1}});
+	CHECK(c.vol(vid).term == 2);    // no role change
+	CHECK(wanted_primary(c.state, c.vol(vid)) == c.vol(vid).primary);
+	CHECK(c.good({{"op", "record.open"}, {"vid", vid}, {"host", 3}, {"ended", 1}})["session"] == 4);
+	CHECK(c.vol(vid).openers == std::vector<Opener>{{1, 2}, {2, 3}, {3, 4}});
+	c.good({{"op", "record.close"}, {"vid", vid}, {"host", 1}, {"session", 2}});
+	CHECK(c.vol(vid).openers == std::vector<Opener>{{2, 3}, {3, 4}});
+	CHECK(restore(snapshot(c.state)).operator*() == c.state);
+}
+
+TEST_CASE("the primary follows the opener of an exclusive volume, unless an administrator chose otherwise")
+{
+	Cluster c;
+	c.form();
+	uint32_t vid = c.volume("v", {1, 2});
+	auto choose = [&](int host) { return json{{"op", "volume.primary"}, {"vid", vid}, {"host", host}}; };
+	auto hand_over = [&](HostId to) {
+		c.good(with(c.proposal(vid, {1, 2}), {{"term", c.vol(vid).term + 1}, {"primary", to}}));
+	};
+	uint64_t session = c.open(vid, 1);
+	CHECK(wanted_primary(c.state, c.vol(vid)) == 1);
+	c.good({{"op", "record.close"}, {"vid", vid}, {"host", 1}, {"session", session}});
+	session = c.open(vid, 2);
+	CHECK(c.vol(vid).primary == 1);
+	CHECK(wanted_primary(c.state, c.vol(vid)) == 2);
+	c.online(2, false);
+	CHECK(wanted_primary(c.state, c.vol(vid)) == 1);
+	c.online(2, true);
+	hand_over(2);
+	CHECK(wanted_primary(c.state, c.vol(vid)) == 2);
+	SECTION("a choice holds")
+	{
+		CHECK(c.good(choose(1))["changed"] == true);
+		CHECK(c.good(choose(1))["changed"] == false);
+		CHECK(wanted_primary(c.state, c.vol(vid)) == 1);
+		hand_over(1);
+		CHECK(wanted_primary(c.state, c.vol(vid)) == 1);
+		CHECK(c.good(choose(0))["changed"] == true);
+		CHECK(wanted_primary(c.state, c.vol(vid)) == 2);
+	}
+	SECTION("... until it is opened elsewhere")
+	{
+		c.good(choose(1));
+		c.good({{"op", "record.close"}, {"vid", vid}, {"host", 2}, {"session", session}});
+		session = c.open(vid, 3);    // no replica there to follow to
+		CHECK(wanted_primary(c.state, c.vol(vid)) == 1);
+		c.good({{"op", "record.close"}, {"vid", vid}, {"host", 3}, {"session", session}});
+		c.open(vid, 2);
+		CHECK(c.vol(vid).chosen_primary == 0);
+		CHECK(wanted_primary(c.state, c.vol(vid)) == 2);
+	}
+	SECTION("... or fails over")
+	{
+		c.good(choose(2));
+		c.good({{"op", "record.failover"}, {"vid", vid}, {"version", c.vol(vid).version}, {"primary", 1}, {"keep", {1}}});
+		CHECK(c.vol(vid).chosen_primary == 0);
+	}
+	SECTION("refusals")
+	{
+		CHECK(has(c.bad(5, choose(3)), "no replica on host gamma"));
+		c.bad(3, choose(9));
+		c.suspect(vid, 1);
+		CHECK(has(c.bad(5, choose(1)), "is suspect"));
+		c.online(2, false);
+		CHECK(has(c.bad(5, choose(2)), "is offline"));
+	}
+	SECTION("who serves nowhere serves there at once")
+	{
+		c.good({{"op", "record.resign"}, {"vid", vid}, {"host", 2}});
+		c.good(choose(1));
+		CHECK(c.vol(vid).primary == 1);
+	}
+}
+
 TEST_CASE("record.propose: the primary says who is in sync")
 {
 	Cluster c;
@@ -129,8 +217,10 @@ TEST_CASE("record.propose: the primary says who is in sync")
 		CHECK(has(c.bad(5, with(p, {{"version", 3}})), "is at version 2"));
 		CHECK(has(c.bad(5, with(p, {{"host", 2}})), "beta is not its primary"));
 		CHECK(has(c.bad(5, with(p, {{"term", 1}})), "of term 1"));
-		CHECK(has(c.bad(5, with(p, {{"term", 3}})), "planned handover"));
-		CHECK(has(c.bad(5, with(p, {{"primary", 2}})), "planned handover"));
+		CHECK(has(c.bad(5, with(p, {{"term", 3}})), "of term 3"));
+		CHECK(has(c.bad(5, with(p, {{"primary", 2}})), "needs another term"));
+		CHECK(has(c.bad(5, with(p, {{"primary", 2}, {"term", 4}})), "of term 4"));
+		CHECK(has(c.bad(3, with(p, {{"primary", 0}, {"term", 3}})), "no replica on host"));
 		CHECK(has(c.bad(5, with(p, {{"members", {2, 3}}})), "primary must stay"));
 		CHECK(has(c.bad(5, with(p, {{"members", json::array()}})), "primary must stay"));
 		CHECK(has(c.bad(3, with(p, {{"members", {1, 4}}})), "no replica on host"));
@@ -188,8 +278,19 @@ TEST_CASE("propose_entry carries what the kernel proposes")
 	record = to_record(c.vol(vid));
 	record.version++;
 	record.term++;
+	record.primary = 2;
+	CHECK(has(c.bad(5, propose_entry(record, 1)), "beta is not in sync"));
 	record.primary = 3;
-	CHECK(has(c.bad(5, propose_entry(record, 1)), "planned handover"));
+	record.flags = LKS_RECORD_DRAINED;
+	c.good(propose_entry(record, 1));    // M1
+	lks_record now = to_record(c.vol(vid));
+	CHECK(now.primary == 3);
+	CHECK(now.term == 3);
+	CHECK(now.flags == LKS_RECORD_DRAINED);
+	CHECK(c.replica(vid, 1) == INSYNC);
+	CHECK(has(c.bad(5, propose_entry(record, 1)), "is at version 5"));
+	c.good({{"op", "record.failover"}, {"vid", vid}, {"version", 5}, {"primary", 1}, {"keep", {1, 3}}});
+	CHECK(to_record(c.vol(vid)).flags == 0);    // only that term began so
 }
 
 TEST_CASE("suspect, resign, failed, repaired")

@@ -162,7 +162,7 @@ TEST_CASE("volume.create refuses nonsense")
 		{2, with(entry, {{"pool", "a/b"}}), "no valid name"},
 		{2, with(entry, {{"block_size", 12288}}), "power of two"},
 		{2, with(entry, {{"block_size", 2048}}), "power of two"},
-		{2, with(entry, {{"class", "shared"}}), "only class exclusive"},
+		{2, with(entry, {{"class", "open"}}), "exclusive or shared"},
 		{5, with(entry, {{"size_bytes", 1ull << 40}}), "alpha: pool default has room for 38.9 GiB"},
 	};
 	for (const Refused &r : table) {

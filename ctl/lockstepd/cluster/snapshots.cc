@@ -1,0 +1,518 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// Snapshots: what is agreed on them.
+//
+// A snapshot is a set of LVs, one on each host whose replica was in sync, all of one point in the order of writes. Several
+// volumes taken together form a set with one such point. Taking a set is one transaction of three phases and an end:
+//
+//   quiescing   the hosts that serve the volumes hold writes back and drain           snapshot.held, for each volume
+//   taking      all volumes hold still: every member's host snapshots its LV          snapshot.taken, for each copy
+//   resuming    all copies are there: the hosts let writes go on. The kernel says     snapshot.resumed, for each volume
+//               whether the hold was unbroken until now; only then the copies count
+//   ready
+//
+// A hold is a lease: the kernel ends it by itself. So a set that takes too long, or whose primary changes, is broken
+// (snapshot.broken): its LVs are removed (discarding) and it is tried once more, then given up with a reason.
+// No hold is ever begun anew under a number that the log has: the number stands for one unbroken time of one kernel.
+//
+//  op                 fields (o: optional)                     answer beside ok; meaning
+//  -----------------  ---------------------------------------  ------------------------------------------------------------
+//  snapshot.create    name vids[] uuids[] now_ms reserve(o)    set sids[]. labels of each. reserve: percent of the size that a copy in a thick pool
+//                     labels(o)                                may come to differ by, 1..100, default 20
+//  snapshot.label     sid | volume name; labels                changed
+//  snapshot.deadline  set at_ms                                the leader's: until when it may take. Idempotent
+//  snapshot.held      sid host attempt hold                    the primary's host
+//  snapshot.taken     sid host attempt
+//  snapshot.resumed   sid host attempt
+//  snapshot.broken    set attempt message final(o)             from anybody; final: no second try. Idempotent
+//  snapshot.removed   sid host                                 this host has no LV of it any more. Idempotent
+//  snapshot.delete    sid | volume name                        sid. Any order. Idempotent
+//  snapshot.restore   sid | volume name(o: of the snapshot);   vid minor hosts. A new volume with the snapshot's content, created
+//                     new uuid group(o) labels(o)              like an empty one (phase creating with a source)
+//  snapshot.revert    sid                                      vid. The volume, not open, gets the snapshot's content: it is back in
+//                                                              phase creating with a source until all replicas have it
+#include "lockstepd/cluster/internal.h"
+
+#include "lib/units.h"
+
+#include <algorithm>
+
+namespace lockstep::cluster {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr unsigned TRIES = 2, MAX_SET = 64, RESERVE_PERCENT = 20;
+constexpr uint64_t LVM_EXTENT = 4ull << 20;
+
+std::string title(const Snapshot &s) { return "snapshot " + s.name + " of volume " + s.volume; }
+
+Snapshot &snapshot_of(State &state, const Fields &f)
+{
+	uint32_t sid = uint32_t(f.number("sid", UINT32_MAX));
+	auto it = state.snapshots.find(sid);
+	if (it == state.snapshots.end())
+		refuse(not_found("there is no snapshot with id " + std::to_string(sid)));
+	return it->second;
+}
+
+Snapshot &named(State &state, const Fields &f)
+{
+	if (f.has("sid"))
+		return snapshot_of(state, f);
+	std::string volume = f.text("volume"), name = f.text("name");
+	const Snapshot *s = state.snapshot_named(volume, name);
+	if (!s)
+		refuse(not_found("volume " + volume + " has no snapshot named " + name));
+	return state.snapshots.at(s->sid);
+}
+
+std::vector<Snapshot *> set_of(State &state, uint32_t set)
+{
+	std::vector<Snapshot *> list;
+	for (auto &[sid, s] : state.snapshots)
+		if (s.set == set && s.phase != SnapshotPhase::deleting)
+			list.push_back(&s);
+	return list;
+}
+
+template <class Predicate>
+bool all_of_set(State &state, uint32_t set, Predicate holds)
+{
+	std::vector<Snapshot *> list = set_of(state, set);
+	return std::all_of(list.begin(), list.end(), [&](const Snapshot *s) { return holds(*s); });
+}
+
+// ---- taking --------------------------------------------------------------------------------------------------------
+
+// Whole extents of LVM, at least two: one is for its own records.
+uint64_t reserve_of(const Volume &v, unsigned percent)
+{
+	uint64_t bytes = v.size_bytes / 100 * percent;
+	return std::max((bytes + LVM_EXTENT - 1) / LVM_EXTENT, uint64_t(2)) * LVM_EXTENT;
+}
+
+void refuse_unfit(const State &state, const Volume &v, const std::string &name, unsigned reserve_percent)
+{
+	if (v.phase != Phase::ready)
+		refuse(forbidden("volume " + v.name + " is " + to_string(v.phase)));
+	if (v.grow_bytes)
+		refuse(forbidden("volume " + v.name + " is growing: take the snapshot when it has grown"));
+	for (const auto &[sid, s] : state.snapshots) {
+		if (s.volume == v.name && s.name == name)
+			refuse(forbidden("volume " + v.name + " has a snapshot named " + name + " already" +
+					 (s.phase == SnapshotPhase::ready ? "" : std::string(", which is ") + to_string(s.phase)) + ": choose another name"));
+		if (s.vid == v.vid && (s.in_progress() || s.phase == SnapshotPhase::discarding))
+			refuse(forbidden("volume " + v.name + ": another snapshot of it is being taken, " + s.name + ": wait for that"));
+	}
+	if (clean_and_online(state, v).empty())
+		refuse(forbidden("volume " + v.name + " has no replica in sync that is online: nothing can be snapshotted"));
+	uint64_t reserve = reserve_of(v, reserve_percent);
+	for (const Replica &r : v.replicas)
+		if (const Pool *pool = state.pool(r.pool, r.host); r.clean() && pool && pool->kind == PoolKind::thick)
+			if (uint64_t room = pool_available(state, *pool); room < reserve)
+				refuse(forbidden("volume " + v.name + ": pool " + r.pool + " on host " + state.host_name(r.host) + " has room for " +
+						 format_bytes(room) + ", a snapshot needs " + format_bytes(reserve)));
+}
+
+Snapshot make(const Volume &v, const std::string &name, unsigned reserve_percent, uint64_t now_ms)
+{
+	Snapshot s;
+	s.name = name;
+	s.vid = v.vid;
+	s.volume_uuid = v.uuid;
+	s.volume = v.name;
+	s.group = v.group;
+	s.size_bytes = v.size_bytes;
+	s.block_size = v.block_size;
+	s.created_ms = now_ms;
+	s.reserve_bytes = reserve_of(v, reserve_percent);
+	return s;
+}
+
+json create(State &state, const Fields &f)
+{
+	std::string name = f.name("name");
+	std::vector<uint64_t> vids = f.numbers("vids", MAX_SET);
+	std::vector<std::string> uuids = f.texts("uuids", MAX_SET);
+	unsigned reserve = unsigned(f.number_or("reserve", RESERVE_PERCENT, 100));
+	uint64_t now_ms = f.number("now_ms");
+	if (uuids.size() != vids.size() || std::set<std::string>(uuids.begin(), uuids.end()).size() != uuids.size() ||
+	    std::set<uint64_t>(vids.begin(), vids.end()).size() != vids.size())
+		refuse(usage_error("snapshot " + name + ": name each volume once"));
+	Labels labels;
+	if (f.has("labels"))
+		change_labels(labels, f.labels("labels"), "snapshot " + name);
+	if (!reserve)
+		refuse(usage_error("snapshot " + name + ": the reserve is 1 to 100 percent"));
+	std::vector<Snapshot> made;
+	for (size_t i = 0; i < vids.size(); i++) {
+		const Volume *v = vids[i] <= UINT32_MAX ? state.volume(uint32_t(vids[i])) : nullptr;
+		if (!v)
+			refuse(not_found("there is no volume with vid " + std::to_string(vids[i])));
+		if (uuids[i].size() != 36)
+			refuse(usage_error("\"" + uuids[i] + "\" is no UUID"));
+		refuse_unfit(state, *v, name, reserve);
+		made.push_back(make(*v, name, reserve, now_ms));
+		made.back().uuid = uuids[i];
+		made.back().labels = labels;
+		for (const auto &[sid, s] : state.snapshots)
+			if (s.uuid == uuids[i])
+				refuse(forbidden("snapshot " + name + ": its UUID belongs to " + title(s)));
+	}
+	if (UINT32_MAX - state.next_sid < made.size())
+		refuse(forbidden("snapshot " + name + ": all snapshot ids have been used"));
+	json answer = done(), sids = json::array();
+	answer["set"] = state.next_sid;
+	for (Snapshot &s : made) {
+		s.set = answer["set"];
+		s.sid = state.next_sid++;
+		sids.push_back(s.sid);
+		state.snapshots[s.sid] = std::move(s);
+	}
+	answer["sids"] = sids;
+	return answer;
+}
+
+// An entry of a phase or an attempt that is over changes nothing: what is behind it has been settled otherwise.
+bool outrun(const Snapshot &s, const Fields &f, SnapshotPhase phase)
+{
+	return s.phase != phase || s.attempt != f.number("attempt", UINT32_MAX);
+}
+
+json held(State &state, const Fields &f)
+{
+	Snapshot &s = snapshot_of(state, f);
+	HostId host = host_of(state, f).id;
+	uint64_t hold = f.number("hold");
+	if (outrun(s, f, SnapshotPhase::quiescing) || s.hold)
+		return done(false);
+	const Volume *v = state.volume(s.vid);
+	if (!v || v->primary != host || !hold)
+		refuse(forbidden(title(s) + ": host " + state.host_name(host) + " is not the primary"));
+	s.holder = host;
+	s.hold = hold;
+	if (!all_of_set(state, s.set, [](const Snapshot &x) { return x.hold != 0; }))
+		return done();
+	for (Snapshot *x : set_of(state, s.set)) {
+		x->phase = SnapshotPhase::taking;
+		for (const Replica &r : state.volume(x->vid)->replicas)
+			if (r.clean())
+				x->copies.push_back({r.host, r.pool, r.md_offset, false});
+	}
+	return done();
+}
+
+json taken(State &state, const Fields &f)
+{
+	Snapshot &s = snapshot_of(state, f);
+	HostId host = host_of(state, f).id;
+	if (outrun(s, f, SnapshotPhase::taking))
+		return done(false);
+	auto copy = std::find_if(s.copies.begin(), s.copies.end(), [&](const SnapshotCopy &c) { return c.host == host; });
+	if (copy == s.copies.end())
+		refuse(not_found(title(s) + " has no copy on host " + state.host_name(host)));
+	if (copy->taken)
+		return done(false);
+	copy->taken = true;
+	auto complete = [](const Snapshot &x) {
+		return std::all_of(x.copies.begin(), x.copies.end(), [](const SnapshotCopy &c) { return c.taken; });
+	};
+	if (all_of_set(state, s.set, complete))
+		for (Snapshot *x : set_of(state, s.set))
+			x->phase = SnapshotPhase::resuming;
+	return done();
+}
+
+json resumed(State &state, const Fields &f)
+{
+	Snapshot &s = snapshot_of(state, f);
+	HostId host = host_of(state, f).id;
+	if (outrun(s, f, SnapshotPhase::resuming) || s.resumed)
+		return done(false);
+	if (host != s.holder)
+		refuse(forbidden(title(s) + ": host " + state.host_name(host) + " does not hold it"));
+	s.resumed = true;
+	if (all_of_set(state, s.set, [](const Snapshot &x) { return x.resumed; }))
+		for (Snapshot *x : set_of(state, s.set))
+			x->phase = SnapshotPhase::ready;
+	return done();
+}
+
+void remember_failure(State &state, const Snapshot &s)
+{
+	state.snapshot_failures[s.set] = {s.name, s.failure, int(Status::failed)};
+	while (state.snapshot_failures.size() > MAX_FAILURES)
+		state.snapshot_failures.erase(state.snapshot_failures.begin());
+}
+
+// No LV of the set is left: it is tried again, or it was the last time.
+void retry_or_give_up(State &state, uint32_t set)
+{
+	if (!all_of_set(state, set, [](const Snapshot &s) { return s.phase == SnapshotPhase::discarding && s.copies.empty(); }))
+		return;
+	for (Snapshot *s : set_of(state, set)) {
+		const Volume *v = state.volume(s->vid);
+		if (s->last_try || s->attempt >= TRIES || !v || v->phase != Phase::ready || v->grow_bytes) {
+			remember_failure(state, *s);
+			for (Snapshot *x : set_of(state, set))
+				state.snapshots.erase(x->sid);
+			return;
+		}
+	}
+	for (Snapshot *s : set_of(state, set)) {
+		s->phase = SnapshotPhase::quiescing;
+		s->attempt++;
+		s->holder = 0;
+		s->hold = 0;
+		s->resumed = false;
+	}
+}
+
+json deadline(State &state, const Fields &f)
+{
+	bool changed = false;
+	uint64_t at_ms = f.number("at_ms");
+	for (Snapshot *s : set_of(state, uint32_t(f.number("set", UINT32_MAX)))) {
+		changed = changed || !s->deadline_ms;
+		s->deadline_ms = s->deadline_ms ? s->deadline_ms : at_ms;
+	}
+	return done(changed);
+}
+
+json broken(State &state, const Fields &f)
+{
+	uint32_t set = uint32_t(f.number("set", UINT32_MAX));
+	uint64_t attempt = f.number("attempt", UINT32_MAX);
+	std::string message = f.message("message");
+	bool final = f.has("final") && f.flag("final"), changed = false;
+	for (Snapshot *s : set_of(state, set)) {
+		if (!s->in_progress() || s->attempt != attempt)
+			continue;
+		s->phase = SnapshotPhase::discarding;
+		s->failure = message;
+		s->last_try = final;
+		changed = true;
+	}
+	if (changed)
+		retry_or_give_up(state, set);
+	return done(changed);
+}
+
+// ---- going ---------------------------------------------------------------------------------------------------------
+
+json removed(State &state, const Fields &f)
+{
+	HostId host = host_of(state, f).id;
+	auto it = state.snapshots.find(uint32_t(f.number("sid", UINT32_MAX)));
+	if (it == state.snapshots.end())
+		return done(false);
+	Snapshot &s = it->second;
+	if (s.phase != SnapshotPhase::discarding && s.phase != SnapshotPhase::deleting)
+		refuse(forbidden(title(s) + " is not being removed"));
+	bool changed = std::erase_if(s.copies, [&](const SnapshotCopy &c) { return c.host == host; }) > 0;
+	if (!s.copies.empty())
+		return done(changed);
+	if (s.phase == SnapshotPhase::deleting)
+		state.snapshots.erase(it);
+	else
+		retry_or_give_up(state, s.set);
+	return done(changed);
+}
+
+json label(State &state, const Fields &f)
+{
+	Snapshot next = named(state, f);
+	bool changed = change_labels(next.labels, f.labels("labels"), title(next));
+	state.snapshots.at(next.sid) = std::move(next);
+	return done(changed);
+}
+
+json remove(State &state, const Fields &f)
+{
+	Snapshot &s = named(state, f);
+	json answer = done(s.phase != SnapshotPhase::deleting);
+	answer["sid"] = s.sid;
+	if (s.in_progress() || s.phase == SnapshotPhase::discarding)
+		refuse(forbidden(title(s) + " is still being taken: wait for that"));
+	for (const auto &[vid, v] : state.volumes)
+		if (v.source == s.sid && v.phase == Phase::creating)
+			refuse(forbidden(title(s) + ": volume " + v.name + " is just being made from it: wait for that"));
+	s.phase = SnapshotPhase::deleting;
+	return answer;
+}
+
+// ---- using ---------------------------------------------------------------------------------------------------------
+
+void refuse_unready(const State &state, const Snapshot &s)
+{
+	if (s.phase != SnapshotPhase::ready)
+		refuse(forbidden(title(s) + " is " + to_string(s.phase)));
+	for (const SnapshotCopy &c : s.copies)
+		if (state.online(c.host))
+			return;
+	refuse(forbidden(title(s) + ": no host that has a copy is online"));
+}
+
+void refuse_without_room(const State &state, const Snapshot &s, const SnapshotCopy &c)
+{
+	const Pool *pool = state.pool(c.pool, c.host);
+	uint64_t needed = replica_bytes(s.size_bytes, s.block_size), room = pool ? pool_available(state, *pool) : 0;
+	if (room < needed)
+		refuse(forbidden(title(s) + " cannot be restored: pool " + c.pool + " on host " + state.host_name(c.host) + " has room for " +
+				 format_bytes(room) + ", " + format_bytes(needed) + " needed"));
+}
+
+json restore(State &state, const Fields &f)
+{
+	const Snapshot s = named(state, f);
+	std::string name = f.text("new"), uuid = f.uuid("uuid");
+	if (!valid_volume_name(name))
+		refuse(usage_error("\"" + name + "\" is no valid volume name: use up to 127 letters, digits, \".\", \"_\" and \"-\", beginning "
+				   "with a letter or digit"));
+	refuse_unready(state, s);
+	if (state.volume_named(name))
+		refuse(forbidden("there is a volume named " + name + " already: choose another name"));
+	Volume v;
+	v.minor = free_minor(state);
+	if (state.next_vid == UINT32_MAX)
+		refuse(forbidden("volume " + name + ": all volume ids have been used"));
+	for (const auto &[vid, other] : state.volumes)
+		if (other.uuid == uuid)
+			refuse(forbidden("volume " + name + ": its UUID belongs to volume " + other.name));
+	v.vid = state.next_vid;
+	v.uuid = uuid;
+	v.name = name;
+	v.size_bytes = s.size_bytes;
+	v.block_size = s.block_size;
+	v.source = s.sid;
+	v.group = f.has("group") ? group_of(state, f.name("group")).name : s.group;
+	if (f.has("labels"))
+		change_labels(v.labels, f.labels("labels"), "volume " + name);
+	for (const SnapshotCopy &c : s.copies)
+		if (state.online(c.host)) {
+			refuse_without_room(state, s, c);
+			v.replicas.push_back({.host = c.host, .since = v.version, .pool = c.pool, .md_offset = c.md_offset});
+		}
+	v.redundancy = unsigned(v.replicas.size());
+	if (std::string wrong = check_volume(v); !wrong.empty())
+		refuse(failed("volume " + name + ": " + wrong));
+	json answer = done(), hosts = json::array();
+	for (const Replica &r : v.replicas)
+		hosts.push_back(r.host);
+	answer["vid"] = v.vid;
+	answer["minor"] = v.minor;
+	answer["hosts"] = hosts;
+	state.next_vid++;
+	state.volumes[v.vid] = std::move(v);
+	return answer;
+}
+
+json revert(State &state, const Fields &f)
+{
+	const Snapshot s = named(state, f);
+	refuse_unready(state, s);
+	const Volume *v = state.volume(s.vid);
+	if (!v || v->phase == Phase::deleting)
+		refuse(not_found(title(s) + ": that volume is gone; restore the snapshot as a new one"));
+	json answer = done(false);
+	answer["vid"] = v->vid;
+	if (v->phase == Phase::creating && v->source == s.sid)
+		return answer;
+	if (v->phase != Phase::ready || v->grow_bytes || state.snapshot_in_progress(v->vid))
+		refuse(forbidden("volume " + v->name + " cannot be reverted now: it is " +
+				 (v->phase != Phase::ready ? to_string(v->phase) : v->grow_bytes ? "growing" : "being snapshotted") + ", wait for that"));
+	if (!v->openers.empty())
+		refuse(forbidden("volume " + v->name + " is open on host " + state.host_name(v->openers[0].host) + ": close it there before reverting it"));
+	if (v->size_bytes != s.size_bytes)
+		refuse(forbidden("volume " + v->name + " has grown since " + title(s) + " was taken: restore that as a new volume"));
+	bool served = false;
+	for (const Replica &r : v->replicas) {
+		if (!state.online(r.host))
+			refuse(forbidden("volume " + v->name + " cannot be reverted: host " + state.host_name(r.host) + " is offline: bring it back, or "
+					 "remove its replica"));
+		served = served || s.copy(r.host);
+	}
+	if (!served)
+		refuse(forbidden("volume " + v->name + " has no replica on a host that has a copy of " + title(s) + ": restore that as a new volume"));
+	Volume next = *v;
+	next.version++;
+	next.primary = 0;
+	next.drained = false;
+	next.phase = Phase::creating;
+	next.source = s.sid;
+	next.reverting = true;
+	next.devices.clear();
+	for (Replica &r : next.replicas) {
+		const SnapshotCopy *c = s.copy(r.host);
+		r.created = false;
+		r.state = c ? ReplicaState::insync : ReplicaState::stale;
+		r.since = next.version;
+		r.pool = c ? c->pool : r.pool;
+		r.md_offset = c ? c->md_offset : next.size_bytes;
+	}
+	replace(state, std::move(next));
+	answer["changed"] = true;
+	return answer;
+}
+
+}    // namespace
+
+void refuse_snapshots_in_the_way(const State &state, const Volume &v)
+{
+	for (const auto &[sid, s] : state.snapshots) {
+		if (s.vid != v.vid)
+			continue;
+		if (s.in_progress() || s.phase == SnapshotPhase::discarding)
+			refuse(forbidden("volume " + v.name + ": a snapshot of it is being taken, " + s.name + ": wait for that"));
+		for (const SnapshotCopy &c : s.copies)
+			if (const Pool *pool = state.pool(c.pool, c.host); pool && pool->kind == PoolKind::thick)
+				refuse(forbidden("volume " + v.name + " has snapshots in a thick pool, which cannot outlive it: delete them first, such as " +
+						 s.name));
+	}
+}
+
+std::string check_snapshots(const State &state)
+{
+	std::set<std::pair<std::string, std::string>> names;
+	std::set<std::string> uuids;
+	for (const auto &[sid, s] : state.snapshots) {
+		if (sid != s.sid || sid >= state.next_sid || s.set > sid || !s.set)
+			return "snapshot id out of range";
+		if (!uuids.insert(s.uuid).second || (s.phase != SnapshotPhase::deleting && !names.insert({s.volume, s.name}).second))
+			return title(s) + ": twice";
+		HostId last = 0;
+		for (const SnapshotCopy &c : s.copies) {
+			if (c.host <= last || !state.host(c.host))
+				return title(s) + ": its copies are not in ascending order of known hosts";
+			last = c.host;
+		}
+		if (s.phase == SnapshotPhase::ready && (!s.resumed || std::any_of(s.copies.begin(), s.copies.end(), [](auto &c) { return !c.taken; })))
+			return title(s) + ": ready without all copies, or after a hold that was broken";
+		if (s.phase != SnapshotPhase::quiescing && s.phase != SnapshotPhase::discarding && s.copies.empty())
+			return title(s) + ": of nothing";
+		const Volume *v = state.volume(s.vid);
+		if (s.in_progress() && (!v || v->phase != Phase::ready))
+			return title(s) + ": in progress for a volume that is not ready";
+	}
+	for (const auto &[vid, v] : state.volumes)
+		if (v.source && v.phase == Phase::creating && !state.snapshot(v.source))
+			return "volume " + v.name + ": made from a snapshot that is gone";
+	return {};
+}
+
+json apply_snapshot(State &state, const std::string &op, const Fields &f)
+{
+	static const std::map<std::string, json (*)(State &, const Fields &)> commands = {
+		{"snapshot.create", create},   {"snapshot.held", held},       {"snapshot.taken", taken},   {"snapshot.resumed", resumed},
+		{"snapshot.broken", broken},   {"snapshot.removed", removed}, {"snapshot.delete", remove}, {"snapshot.restore", restore},
+		{"snapshot.revert", revert},   {"snapshot.label", label},     {"snapshot.deadline", deadline},
+	};
+	auto it = commands.find(op);
+	if (it == commands.end())
+		refuse(usage_error("unknown operation \"" + op + "\""));
+	return it->second(state, f);
+}
+
+}    // namespace lockstep::cluster

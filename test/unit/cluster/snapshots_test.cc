@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// Snapshots, as they are agreed on: the transaction, its failures, deletion, restoring and reverting.
+#include "fixture.h"
+
+#include "lockstepd/cluster/controller.h"
+
+using namespace lockstep;
+using namespace lockstep::test;
+using nlohmann::json;
+
+namespace {
+
+struct World : Cluster {
+	uint32_t a = 0, b = 0;
+
+	World()
+	{
+		form();
+		a = volume("a", {1, 2});
+		b = volume("b", {2, 3});
+		open(a, 1);
+		open(b, 3);
+	}
+
+	json create_of(std::vector<uint32_t> vids, const std::string &name = "s")
+	{
+		json uuids = json::array();
+		for (size_t i = 0; i < vids.size(); i++)
+			uuids.push_back(uuid(3000 + ++serial));
+		return {{"op", "snapshot.create"}, {"name", name}, {"vids", vids}, {"uuids", uuids}, {"now_ms", 1}};
+	}
+
+	const Snapshot &snap(uint32_t sid) { return *state.snapshot(sid); }
+
+	json of(const char *op, uint32_t sid, HostId host)
+	{
+		return {{"op", std::string("snapshot.") + op}, {"sid", sid}, {"host", host}, {"attempt", snap(sid).attempt}, {"hold", 100 + sid}};
+	}
+
+	// Takes a snapshot of one volume as a whole; its sid.
+	uint32_t take(uint32_t vid, const std::string &name = "s")
+	{
+		uint32_t sid = good(create_of({vid}, name))["sids"][0];
+		good(of("held", sid, vol(vid).primary));
+		for (const SnapshotCopy &copy : std::vector<SnapshotCopy>(snap(sid).copies))
+			good(of("taken", sid, copy.host));
+		good(of("resumed", sid, vol(vid).primary));
+		REQUIRE(snap(sid).phase == SnapshotPhase::ready);
+		return sid;
+	}
+};
+
+}    // namespace
+
+TEST_CASE("several volumes are taken at one point: each phase waits for all of them")
+{
+	World w;
+	json answer = w.good(w.create_of({w.a, w.b}));
+	uint32_t x = answer["sids"][0], y = answer["sids"][1];
+	CHECK(answer["set"] == x);
+	CHECK(has(w.bad(5, w.of("held", x, 2)), "beta is not the primary"));
+	CHECK(w.good(w.of("held", x, 1))["changed"] == true);
+	CHECK(w.good(w.of("held", x, 1))["changed"] == false);
+	CHECK(w.snap(x).phase == SnapshotPhase::quiescing);
+	CHECK(w.good(w.of("taken", x, 1))["changed"] == false);    // too early: it counts for nothing
+	w.good(w.of("held", y, 3));
+	CHECK(w.snap(x).phase == SnapshotPhase::taking);
+	CHECK(w.snap(y).copies.size() == 2);
+	w.bad(3, w.of("taken", x, 3));
+	for (auto [sid, host] : std::vector<std::pair<uint32_t, int>>{{x, 1}, {x, 2}, {y, 2}})
+		w.good(w.of("taken", sid, HostId(host)));
+	CHECK(w.good(w.of("resumed", x, 1))["changed"] == false);
+	w.good(w.of("taken", y, 3));
+	CHECK(w.snap(x).phase == SnapshotPhase::resuming);
+	CHECK(has(w.bad(5, w.of("resumed", x, 2)), "does not hold it"));
+	w.good(w.of("resumed", x, 1));
+	CHECK(w.snap(x).phase == SnapshotPhase::resuming);
+	w.good(w.of("resumed", y, 3));
+	CHECK(w.snap(x).phase == SnapshotPhase::ready);
+	CHECK(w.snap(y).phase == SnapshotPhase::ready);
+	CHECK(restore(snapshot(w.state)).operator*() == w.state);
+	CHECK(w.good({{"op", "snapshot.broken"}, {"set", x}, {"attempt", 1}, {"message", "late"}})["changed"] == false);
+}
+
+TEST_CASE("a broken hold: what was taken is removed, then it is tried once more, then given up with the reason")
+{
+	World w;
+	uint32_t sid = w.good(w.create_of({w.a}))["sids"][0];
+	json broken = {{"op", "snapshot.broken"}, {"set", sid}, {"attempt", 1}, {"message", "the hold ended"}};
+	for (unsigned attempt = 1; attempt <= 2; attempt++) {
+		CHECK(w.snap(sid).attempt == attempt);
+		CHECK(w.snap(sid).phase == SnapshotPhase::quiescing);
+		w.good(w.of("held", sid, 1));
+		w.good(w.of("taken", sid, 2));
+		broken["attempt"] = attempt;
+		w.good(broken);
+		CHECK(w.good(broken)["changed"] == false);
+		CHECK(w.snap(sid).phase == SnapshotPhase::discarding);
+		CHECK(w.good(w.of("taken", sid, 1))["changed"] == false);
+		CHECK(has(w.bad(5, {{"op", "snapshot.delete"}, {"sid", sid}}), "still being taken"));
+		w.good({{"op", "snapshot.removed"}, {"sid", sid}, {"host", 1}});
+		w.good({{"op", "snapshot.removed"}, {"sid", sid}, {"host", 2}});
+	}
+	CHECK(w.state.snapshots.empty());
+	CHECK(w.state.snapshot_failures.at(sid).message == "the hold ended");
+	CHECK(w.good(w.create_of({w.a}))["sids"][0] == sid + 1);    // its id is never used again
+}
+
+TEST_CASE("the leader ends what cannot come to an end")
+{
+	World w;
+	uint32_t sid = w.good(w.create_of({w.a}))["sids"][0];
+	auto decided = [&](uint64_t now_ms) { return decide(w.state, {}, now_ms); };
+	auto first = decided(1000);
+	REQUIRE(first.size() == 1);
+	CHECK(first[0]["op"] == "snapshot.deadline");
+	w.good(first[0]);
+	CHECK(decided(1000 + SNAPSHOT_LIMIT_MS).empty());
+	SECTION("it takes too long")
+	{
+		auto late = decided(1001 + SNAPSHOT_LIMIT_MS);
+		REQUIRE(late.size() == 1);
+		w.good(late[0]);
+		CHECK(w.state.snapshots.empty());    // nothing had been taken
+		CHECK(has(w.state.snapshot_failures.at(sid).message, "could not hold still within 60 s"));
+	}
+	SECTION("another primary: the hold of the former one is worth nothing")
+	{
+		w.good(w.of("held", sid, 1));
+		w.good({{"op", "record.failover"}, {"vid", w.a}, {"version", w.vol(w.a).version}, {"primary", 2}, {"keep", {2}}});
+		auto over = decided(2000);
+		REQUIRE(over.size() == 1);
+		w.good(over[0]);
+		CHECK(w.snap(sid).phase == SnapshotPhase::discarding);
+		CHECK(has(w.snap(sid).failure, "from alpha to beta"));
+	}
+	SECTION("a volume that nobody serves gets a primary for it")
+	{
+		w.good({{"op", "record.close"}, {"vid", w.a}, {"host", 1}, {"session", 1}});
+		w.good({{"op", "record.resign"}, {"vid", w.a}, {"host", 1}});
+		auto d = decided(2000);
+		REQUIRE(d.size() == 1);
+		CHECK(d[0]["op"] == "record.failover");
+	}
+}
+
+TEST_CASE("snapshots are deleted in any order, also after their volume")
+{
+	World w;
+	uint32_t first = w.take(w.a, "s1"), second = w.take(w.a, "s2"), third = w.take(w.a, "s3");
+	CHECK(has(w.bad(5, w.create_of({w.a}, "s2")), "a snapshot named s2 already"));
+	w.good({{"op", "record.close"}, {"vid", w.a}, {"host", 1}, {"session", 1}});
+	auto remove = [&](uint32_t sid) {
+		CHECK(w.good({{"op", "snapshot.delete"}, {"sid", sid}})["changed"] == true);
+		CHECK(w.good({{"op", "snapshot.delete"}, {"sid", sid}})["changed"] == false);
+		w.good({{"op", "snapshot.removed"}, {"sid", sid}, {"host", 2}});
+		CHECK(w.snap(sid).copies.size() == 1);
+		w.good({{"op", "snapshot.removed"}, {"sid", sid}, {"host", 1}});
+		CHECK_FALSE(w.state.snapshot(sid));
+	};
+	remove(second);
+	w.good({{"op", "volume.delete"}, {"vid", w.a}});
+	for (HostId h : {1, 2})
+		w.good({{"op", "replica.deleted"}, {"vid", w.a}, {"host", h}});
+	CHECK_FALSE(w.state.volume(w.a));
+	remove(first);
+	CHECK(has(w.bad(3, {{"op", "snapshot.delete"}, {"volume", "a"}, {"name", "s1"}}), "no snapshot named s1"));
+	CHECK(w.good({{"op", "snapshot.restore"}, {"sid", third}, {"new", "again"}, {"uuid", uuid(5)}})["hosts"] == json({1, 2}));
+}
+
+TEST_CASE("a snapshot is restored as a new volume on the hosts that have copies")
+{
+	World w;
+	uint32_t sid = w.take(w.a);
+	json entry = {{"op", "snapshot.restore"}, {"volume", "a"}, {"name", "s"}, {"new", "copy"}, {"uuid", uuid(4000)}};
+	json answer = w.good(entry);
+	uint32_t vid = answer["vid"];
+	CHECK(w.vol(vid).source == sid);
+	CHECK(w.vol(vid).replica(1)->md_offset == w.vol(w.a).replica(1)->md_offset);
+	CHECK(has(w.bad(5, {{"op", "snapshot.delete"}, {"sid", sid}}), "volume copy is just being made from it"));
+	CHECK(has(w.bad(5, entry), "a volume named copy already"));
+	for (HostId h : {1, 2})
+		w.good({{"op", "replica.created"}, {"vid", vid}, {"host", h}});
+	CHECK(w.vol(vid).phase == Phase::ready);
+	CHECK(w.vol(vid).source == 0);
+	entry["new"] = "other";
+	CHECK(has(w.bad(5, entry), "belongs to volume copy"));
+	entry["uuid"] = uuid(4001);
+	w.online(1, false);
+	CHECK(w.good(entry)["hosts"] == json({2}));
+	w.online(2, false);
+	entry["new"] = "third";
+	CHECK(has(w.bad(5, entry), "no host that has a copy is online"));
+}
+
+TEST_CASE("a volume is reverted: its replicas are made anew from the copies, others are behind")
+{
+	World w;
+	uint32_t sid = w.take(w.a);
+	json revert = {{"op", "snapshot.revert"}, {"sid", sid}};
+	CHECK(has(w.bad(5, revert), "open on host alpha"));
+	w.good({{"op", "record.close"}, {"vid", w.a}, {"host", 1}, {"session", 1}});
+	w.good({{"op", "device.ready"}, {"vid", w.a}, {"host", 3}});
+	uint64_t version = w.vol(w.a).version;
+	CHECK(w.good(revert)["changed"] == true);
+	CHECK(w.good(revert)["changed"] == false);
+	CHECK(w.vol(w.a).phase == Phase::creating);
+	CHECK(w.vol(w.a).version == version + 1);
+	CHECK(w.vol(w.a).devices.empty());
+	CHECK(w.vol(w.a).primary == 0);
+	// It is never rolled back: that would delete the volume.
+	CHECK(has(w.bad(5, {{"op", "replica.failed"}, {"vid", w.a}, {"host", 1}, {"message", "x"}}), "not given up"));
+	CHECK(has(w.bad(5, {{"op", "volume.abort"}, {"vid", w.a}, {"message", "x"}}), "not given up"));
+	w.online(1, false);
+	CHECK(decide(w.state, {}, 1).empty());
+	w.online(1, true);
+	for (HostId h : {1, 2})
+		w.good({{"op", "replica.created"}, {"vid", w.a}, {"host", h}});
+	CHECK(w.vol(w.a).phase == Phase::ready);
+	CHECK_FALSE(w.vol(w.a).reverting);
+	CHECK(w.snap(sid).phase == SnapshotPhase::ready);
+}
+
+TEST_CASE("thick pools: room is reserved, and snapshots do not outlive their volume")
+{
+	Cluster c;
+	c.form();
+	for (HostId h : {1, 2}) {
+		json pool = Cluster::pool_entry(h, 10 * GIB, "thick");
+		pool["name"] = "thick";
+		pool["vg"] = "vg2";
+		c.good(pool);
+	}
+	json entry = c.create_entry("v", 4 * GIB);
+	entry["pool"] = "thick";
+	entry["hosts"] = {1, 2};
+	uint32_t vid = c.good(entry)["vid"];
+	for (HostId h : {1, 2})
+		c.good({{"op", "replica.created"}, {"vid", vid}, {"host", h}});
+	c.open(vid, 1);
+	json create = {{"op", "snapshot.create"}, {"name", "s"}, {"vids", {vid}}, {"uuids", {uuid(1)}}, {"now_ms", 1}, {"reserve", 50}};
+	uint64_t before = pool_available(c.state, *c.state.pool("thick", 1));
+	uint32_t sid = c.good(create)["sids"][0];
+	auto of = [&](const char *op, HostId host) {
+		return json{{"op", std::string("snapshot.") + op}, {"sid", sid}, {"host", host}, {"attempt", 1}, {"hold", 9}};
+	};
+	c.good(of("held", 1));
+	CHECK(pool_available(c.state, *c.state.pool("thick", 1)) == before - 2 * GIB);
+	c.good(of("taken", 1));
+	c.good(of("taken", 2));
+	c.good(of("resumed", 1));
+	c.good({{"op", "record.close"}, {"vid", vid}, {"host", 1}, {"session", 1}});
+	CHECK(has(c.bad(5, {{"op", "volume.delete"}, {"vid", vid}}), "cannot outlive it"));
+	CHECK(has(c.bad(5, {{"op", "volume.resize"}, {"vid", vid}, {"size_bytes", 5 * GIB}}), "delete them first"));
+	create["name"] = "t";
+	create["uuids"] = {uuid(2)};
+	create["reserve"] = 100;
+	CHECK(has(c.bad(5, create), "pool thick on host alpha has room for"));
+}
