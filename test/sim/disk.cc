@@ -18,6 +18,15 @@ Disk::Disk(uint64_t data_sectors, uint64_t meta_sectors, bool garbage)
 	meta.platter = meta.now;
 	data.durable.resize(data_sectors);
 	meta.durable.resize(meta_sectors);
+	chunks.resize(data_sectors / CHUNK + 1);
+}
+
+bool Disk::provisioned(uint64_t first, uint64_t count) const
+{
+	for (uint64_t c = first / CHUNK; c <= (first + count - 1) / CHUNK; c++)
+		if (!chunks[c])
+			return false;
+	return true;
 }
 
 void Disk::flush(uint64_t mark)

@@ -29,12 +29,21 @@ public:
 	uint64_t read(uint64_t sector) const { return data.now[sector]; }
 	const MetaSector &read_meta(uint64_t sector) const { return meta.now[sector]; }
 
-	void write(uint64_t sector, uint64_t value) { data.write(sector, value, ++sequence); }
+	void write(uint64_t sector, uint64_t value)
+	{
+		data.write(sector, value, ++sequence);
+		chunks[sector / CHUNK] = true;
+	}
 	void write_meta(uint64_t sector, const MetaSector &bytes) { meta.write(sector, bytes, ++sequence); }
 
 	// Everything of the sector that was written so far is durable (FUA).
 	void persist(uint64_t sector) { data.persist(sector, ++sequence); }
 	void persist_meta(uint64_t sector) { meta.persist(sector, ++sequence); }
+
+	// Of a thin pool: does each chunk that the sectors lie in have space of its own already? Discarding gives none back.
+	bool provisioned(uint64_t first, uint64_t count) const;
+	// A snapshot was taken: the next write of any chunk needs space.
+	void share() { chunks.assign(chunks.size(), false); }
 
 	uint64_t mark() const { return sequence; }
 	// Makes durable what was written up to mark.
@@ -45,6 +54,8 @@ public:
 	void bound(size_t writes);
 
 private:
+	static constexpr uint64_t CHUNK = 128;    // sectors
+
 	template <typename T> struct Area {
 		struct Write {
 			uint64_t sequence, sector;
@@ -87,6 +98,7 @@ private:
 	};
 	Area<uint64_t> data;
 	Area<MetaSector> meta;
+	std::vector<bool> chunks;                 // by sector / CHUNK: provisioned
 	uint64_t sequence = 0;
 };
 

@@ -32,11 +32,11 @@ void World::faults_step()
 
 void World::fault()
 {
-	enum { CRASH, BLACKOUT, CUT, ONE_WAY, ISOLATE, FAILOVER, TAKE_OVER, BREAK, PAUSE, DISK, DAEMON, LOG, REATTACH, HANDOVER, HOLD, VERIFY };
+	enum { CRASH, BLACKOUT, CUT, ONE_WAY, ISOLATE, FAILOVER, TAKE_OVER, BREAK, PAUSE, DISK, DAEMON, LOG, REATTACH, HANDOVER, HOLD, VERIFY, FULL };
 	Host &a = random_host(), &b = *hosts[(a.id + random.below(hosts.size() - 1)) % hosts.size()];
 	Volume &v = random_volume();
 	Time how_long = random.between(5, 150) * STEP;
-	switch (random.weighted({40, 4, 60, 25, 15, 15, 15, 30, 20, 15, 10, 8, 12, 25, 15, 8})) {
+	switch (random.weighted({40, 4, 60, 25, 15, 15, 15, 30, 20, 15, 10, 8, 12, 25, 15, 8, 6})) {
 	case CRASH:
 		crash(a, random.between(5, random.chance(.3) ? 20 : 120) * STEP);
 		break;
@@ -74,6 +74,14 @@ void World::fault()
 		stats[Stat::disk_stalls]++;
 		trace("h%u disks stall for %llu ms", a.id, (unsigned long long)(how_long / MS));
 		a.stalled_until = now + how_long;
+		break;
+	case FULL:
+		stats[Stat::full_pools]++;
+		trace("h%u has no space left for %llu ms", a.id, (unsigned long long)(how_long / MS));
+		a.full_until = now + how_long;
+		for (auto &disk : a.disks)
+			if (disk && random.chance(.5))
+				disk->share();
 		break;
 	case DAEMON:
 		stats[Stat::daemon_deaths]++;
@@ -307,6 +315,7 @@ void World::heal()
 	for (auto &h : hosts) {
 		h->paused_until = std::min(h->paused_until, now);
 		h->stalled_until = std::min(h->stalled_until, now);
+		h->full_until = std::min(h->full_until, now);
 		h->daemon = h->up;
 	}
 }

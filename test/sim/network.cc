@@ -153,6 +153,16 @@ bool World::deliver(Link &l, int direction, unsigned number)
 	trace("h%u>h%u lane %u %s vol %u v%llu/t%llu seq %llu stable %llu at %llu length %u tag %u flags %x", from, to, number,
 	      frame_name(f.type), f.volume, (unsigned long long)f.version, (unsigned long long)f.term, (unsigned long long)f.seq,
 	      (unsigned long long)f.stable, (unsigned long long)(f.offset / SECTOR), f.length, f.tag, f.flags);
+	if (spoils(profile.net_damage)) {
+		size_t bit = random.below(sizeof(f) * 8);
+		reinterpret_cast<uint8_t *>(&frame.head)[bit / 8] ^= static_cast<uint8_t>(1u << bit % 8);
+		stats[Stat::damaged_frames]++;
+		if (!lks_frame_check(&f))
+			fail("lks_frame_check() does not see that bit %zu of a %s has flipped", bit, frame_name(f.type));
+		trace("link h%u>h%u: a damaged frame", from, to);
+		break_link(from, to, to);    // the receiver closes the lane
+		return true;
+	}
 	if (lks_frame_check(&f))
 		fail("h%u sent a %s that lks_frame_check() refuses", from, frame_name(f.type));
 	Instance *i = find(to, f.volume);

@@ -129,7 +129,14 @@ void World::transferred(Instance &i, uint64_t id)
 	std::unique_ptr<Transfer> t = std::move(*it);
 	i.transfers.erase(it);
 	int err = 0;
-	if (spoils(profile.io_errors)) {
+	const lks_io &what = t->what;
+	bool data = (what.op == LKS_IO_WRITE || what.op == LKS_IO_ZEROES) && what.offset < i.volume.bytes;
+	if (i.host.full_until > now && data && !i.volume.thick &&
+	    !disk_of(i).provisioned(what.offset / SECTOR, what.length / SECTOR)) {
+		i.no_space = true;
+		stats[Stat::no_space]++;
+		err = -ENOSPC;
+	} else if (spoils(profile.io_errors)) {
 		stats[Stat::io_failures]++;
 		err = -EIO;
 		if (changes(t->what.op))

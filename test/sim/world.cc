@@ -21,11 +21,12 @@ constexpr Time SHUT_DOWN_LIMIT = 60 * SECOND;
 Profile random_profile(Random &random, const Options &options)
 {
 	Profile p{};
-	p.hosts = static_cast<unsigned>(random.between(3, 5));
+	p.hosts = random.pick<unsigned>({3, 3, 3, 3, 4, 4, 4, 5, 5, 6, 7});
 	p.volumes = random.chance(.75) ? 1 : 2;
-	p.lanes = static_cast<unsigned>(random.between(1, 2));
+	p.lanes = random.pick<unsigned>({1, 1, 2, 2, 2, 3, 4});
 	p.net_delay = random.pick<Time>({2 * MS, 20 * MS, 100 * MS, 300 * MS});
 	p.net_stall = random.pick<double>({0, .002, .01});
+	p.net_damage = random.pick<double>({0, 0, 0, .0003});
 	p.disk_delay = random.pick<Time>({1 * MS, 10 * MS, 100 * MS});
 	p.disk_slow = random.pick<double>({0, .002, .02});
 	p.faults = random.pick<double>({.004, .016, .03});

@@ -55,7 +55,7 @@ struct Violation : std::runtime_error {
 	X(seconds) X(events) X(reads) X(writes) X(zeroes) X(discards) X(flushes) X(fua) X(failed_requests) X(fenced) X(opened) \
 	X(frames) X(copies) X(compares) X(spared) X(verifies) X(verified) X(mismatches) X(gave_up) X(crashes) X(blackouts) X(cuts) X(link_losses) X(silent) X(pauses) X(disk_stalls) X(daemon_deaths) \
 	X(log_outages) X(reattaches) X(versions) X(failovers) X(last_resorts) X(activations) X(incarnations) X(joins) X(removals) \
-	X(handovers) X(holds) X(snapshots) X(suspects) X(clean_attaches) X(table_writes) X(disk_errors) X(alloc_failures) X(io_failures)
+	X(handovers) X(holds) X(snapshots) X(suspects) X(clean_attaches) X(table_writes) X(disk_errors) X(damaged_frames) X(full_pools) X(no_space) X(alloc_failures) X(io_failures)
 
 enum class Stat : unsigned {
 #define SIM_STAT_ENUM(name) name,
@@ -81,6 +81,7 @@ struct Profile {
 	unsigned hosts, volumes, lanes;
 	Time net_delay;                  // of a frame, at most, when nothing stalls
 	double net_stall;                // probability that a frame stalls
+	double net_damage;               // probability that a bit of a frame's header flips
 	Time disk_delay;                 // of a transfer, at most, when nothing stalls
 	double disk_slow;                // probability that a transfer takes long
 	double faults;                   // probability of a fault in a step
@@ -156,6 +157,7 @@ struct Instance {
 	lks_vol *core = nullptr;
 	// the replica
 	bool attached = false, admitted = false, detaching = false, failed = false, suspect = false;
+	bool no_space = false;                   // a transfer failed for want of space
 	Time attach_after = 0;
 	bool destroy = false;                    // after detaching
 	bool hurry = false;                      // attach again at once
@@ -191,6 +193,7 @@ struct Host {
 	double rate = 1;                         // of its clock
 	uint64_t origin_ms = 0;                  // its clock at boot
 	Time booted = 0, paused_until = 0, stalled_until = 0;
+	Time full_until = 0;                     // its thin pool has no space: what was never written cannot be
 	bool daemon = false;
 	std::vector<std::unique_ptr<Instance>> instances;    // by vid - 1; null: none
 	std::vector<std::unique_ptr<Disk>> disks;            // by vid - 1; null: no replica here
