@@ -2,19 +2,23 @@
 /*
  * The backing device of a replica. See backing.h.
  *
- * Reads, writes, metadata and flushes become one bio each. Zeroing has no asynchronous interface that works on every
- * device, so a worker of the volume does it, one after the other.
+ * Reads, writes, metadata and flushes become one bio each. What has no asynchronous interface that works on every device
+ * is done by a worker of the volume, one after the other: zeroing, and what begins or ends inside a sector of a device with
+ * 4 KiB sectors. Such a sector is read, changed and written again; nobody else writes it meanwhile, since the core never has
+ * two writes of one block (at least 4 KiB, aligned) in flight (W2).
  *
  * A discarded range must read as zeros on every replica. Only a thin volume promises that, and only for whole granules;
  * everything else is overwritten with zeros.
  */
-#include <linux/bio.h>
 #include <linux/blkdev.h>
+#include <linux/highmem.h>
 #include <linux/mm.h>
 #include <linux/netlink.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include "backing.h"
 #include "buf.h"
+#include "compat/block.h"
 
 #define READ_CHUNK_BYTES (64u << 10)
 #define BIOS_RESERVED 128
@@ -46,16 +50,31 @@ static struct page *page_of(const void *p)
 	return is_vmalloc_addr(p) ? vmalloc_to_page(p) : virt_to_page(p);
 }
 
-static void add_buf(struct bio *bio, struct lks_buf *buf, u32 length)
+/* Bytes [skip, skip + length) of buf. */
+static void add_buf(struct bio *bio, struct lks_buf *buf, u32 skip, u32 length)
 {
-	unsigned int i;
+	unsigned int i = skip / PAGE_SIZE;
+	u32 offset = skip % PAGE_SIZE;
 
-	for (i = 0; length; i++) {
-		u32 n = min_t(u32, length, buf->vecs[i].bv_len);
+	for (; length; i++, offset = 0) {
+		u32 n = min_t(u32, length, PAGE_SIZE - offset);
 
-		__bio_add_page(bio, buf->vecs[i].bv_page, n, 0);
+		__bio_add_page(bio, buf->vecs[i].bv_page, n, offset);
 		length -= n;
 	}
+}
+
+static void submit_slowly(struct lks_volume *v, struct lks_io *io)
+{
+	spin_lock_irq(&v->queue_lock);
+	lks_list_add_tail(&io->link, &v->slow_ios);
+	spin_unlock_irq(&v->queue_lock);
+	queue_work(lks_slow_wq, &v->slow_io_work);
+}
+
+static bool whole_sectors(const struct lks_backing *b, const struct lks_io *io)
+{
+	return !((io->offset | io->length) & (b->sector - 1));
 }
 
 void lks_backing_submit(struct lks_volume *v, struct lks_io *io)
@@ -70,6 +89,10 @@ void lks_backing_submit(struct lks_volume *v, struct lks_io *io)
 		opf = REQ_OP_READ;
 		fallthrough;
 	case LKS_IO_WRITE:
+		if (!whole_sectors(v->backing, io)) {
+			submit_slowly(v, io);
+			return;
+		}
 		nvecs = DIV_ROUND_UP(io->length, PAGE_SIZE);
 		break;
 	case LKS_IO_META:
@@ -81,10 +104,7 @@ void lks_backing_submit(struct lks_volume *v, struct lks_io *io)
 		break;
 	case LKS_IO_ZEROES:
 	case LKS_IO_DISCARD:
-		spin_lock_irq(&v->queue_lock);
-		lks_list_add_tail(&io->link, &v->zeroes);
-		spin_unlock_irq(&v->queue_lock);
-		queue_work(lks_slow_wq, &v->zero_work);
+		submit_slowly(v, io);
 		return;
 	default:
 		WARN_ON_ONCE(1);
@@ -97,61 +117,142 @@ void lks_backing_submit(struct lks_volume *v, struct lks_io *io)
 	bio->bi_iter.bi_sector = io->offset >> SECTOR_SHIFT;
 	bio->bi_private = io;
 	bio->bi_end_io = end_io;
-	if (io->op == LKS_IO_META)
+	if (io->op == LKS_IO_META) {
 		__bio_add_page(bio, page_of(io->meta), LKS_META_UNIT, offset_in_page(io->meta));
-	else if (nvecs)
-		add_buf(bio, io->buf, io->length);
+	} else if (nvecs) {
+		add_buf(bio, io->buf, 0, io->length);
+		lks_bio_set_css(bio, io->buf->css);
+	}
 	submit_bio(bio);
 }
 
-static int zero(struct block_device *bdev, u64 from, u64 to, unsigned int flags)
+/* ---- the slow ways: in the worker ---- */
+
+static int transfer_sector(struct lks_backing *b, blk_opf_t opf, u64 at)
 {
-	if (from >= to)
-		return 0;
-	return blkdev_issue_zeroout(bdev, from >> SECTOR_SHIFT, (to - from) >> SECTOR_SHIFT, GFP_NOIO, flags);
+	struct bio *bio = bio_alloc_bioset(b->bdev, 1, opf, GFP_NOIO, &bios);
+	int err;
+
+	bio->bi_iter.bi_sector = at >> SECTOR_SHIFT;
+	__bio_add_page(bio, b->scratch, b->sector, 0);
+	err = submit_bio_wait(bio);
+	bio_put(bio);
+	return err;
 }
 
-static int discard(struct lks_backing *b, u64 from, u64 to)
+static blk_opf_t write_flags(const struct lks_io *io)
+{
+	return REQ_OP_WRITE | REQ_SYNC | (io->flags & LKS_IO_FUA ? REQ_FUA : 0);
+}
+
+/* Bytes [from, to) of io, which lie in one sector. */
+static int part_of_sector(struct lks_backing *b, struct lks_io *io, u64 from, u64 to)
+{
+	u64 at = rounddown(from, (u64)b->sector);
+	u32 in_buf = from - io->offset, n;
+	u32 in_sector = from - at;
+	int err = transfer_sector(b, REQ_OP_READ | REQ_SYNC, at);
+
+	for (; !err && from < to; from += n, in_buf += n, in_sector += n) {
+		struct page *page = io->buf ? io->buf->vecs[in_buf / PAGE_SIZE].bv_page : NULL;
+
+		n = min_t(u64, to - from, PAGE_SIZE - in_buf % PAGE_SIZE);
+		if (io->op == LKS_IO_READ)
+			memcpy_page(page, in_buf % PAGE_SIZE, b->scratch, in_sector, n);
+		else if (io->op == LKS_IO_WRITE)
+			memcpy_page(b->scratch, in_sector, page, in_buf % PAGE_SIZE, n);
+		else
+			memzero_page(b->scratch, in_sector, n);
+	}
+	if (err || io->op == LKS_IO_READ)
+		return err;
+	return transfer_sector(b, write_flags(io), at);
+}
+
+/* Bytes [from, to) of io: whole sectors. */
+static int transfer_sectors(struct lks_backing *b, struct lks_io *io, u64 from, u64 to)
+{
+	blk_opf_t opf = io->op == LKS_IO_READ ? REQ_OP_READ | REQ_SYNC : write_flags(io);
+	u32 skip = from - io->offset;
+	struct bio *bio;
+	int err;
+
+	bio = bio_alloc_bioset(b->bdev, DIV_ROUND_UP(skip % PAGE_SIZE + to - from, PAGE_SIZE), opf, GFP_NOIO, &bios);
+	bio->bi_iter.bi_sector = from >> SECTOR_SHIFT;
+	add_buf(bio, io->buf, skip, to - from);
+	err = submit_bio_wait(bio);
+	bio_put(bio);
+	return err;
+}
+
+static int zero_sectors(struct lks_backing *b, u64 from, u64 to, unsigned int flags)
+{
+	return blkdev_issue_zeroout(b->bdev, from >> SECTOR_SHIFT, (to - from) >> SECTOR_SHIFT, GFP_NOIO, flags);
+}
+
+/* Bytes [from, to) of io: read, written, or zeroed with these flags. */
+static int do_range(struct lks_backing *b, struct lks_io *io, u64 from, u64 to, unsigned int flags)
+{
+	u64 first = min(roundup(from, (u64)b->sector), to);
+	u64 last = max(rounddown(to, (u64)b->sector), first);
+	int err = 0;
+
+	if (from < first)
+		err = part_of_sector(b, io, from, first);
+	if (!err && last < to)
+		err = part_of_sector(b, io, last, to);
+	if (err || first == last)
+		return err;
+	if (io->op == LKS_IO_READ || io->op == LKS_IO_WRITE)
+		return transfer_sectors(b, io, first, last);
+	return zero_sectors(b, first, last, flags);
+}
+
+static int discard(struct lks_backing *b, struct lks_io *io, u64 from, u64 to)
 {
 	u32 granule = bdev_discard_granularity(b->bdev);
 	u64 first, last;
 	int err;
 
 	if (!b->thin || !bdev_max_discard_sectors(b->bdev) || !granule || bdev_discard_alignment(b->bdev))
-		return zero(b->bdev, from, to, 0);
+		return do_range(b, io, from, to, 0);
 	first = min(roundup(from, (u64)granule), to);
 	last = max(rounddown(to, (u64)granule), first);
-	err = zero(b->bdev, from, first, BLKDEV_ZERO_NOUNMAP);
+	err = do_range(b, io, from, first, BLKDEV_ZERO_NOUNMAP);
 	if (!err)
-		err = zero(b->bdev, last, to, BLKDEV_ZERO_NOUNMAP);
+		err = do_range(b, io, last, to, BLKDEV_ZERO_NOUNMAP);
 	if (err || first == last)
 		return err;
 	err = blkdev_issue_discard(b->bdev, first >> SECTOR_SHIFT, (last - first) >> SECTOR_SHIFT, GFP_NOIO);
-	return err == -EOPNOTSUPP ? zero(b->bdev, first, last, 0) : err;
+	return err == -EOPNOTSUPP ? zero_sectors(b, first, last, 0) : err;
 }
 
-void lks_backing_zero_work(struct work_struct *work)
+void lks_backing_slow_work(struct work_struct *work)
 {
-	struct lks_volume *v = container_of(work, struct lks_volume, zero_work);
+	struct lks_volume *v = container_of(work, struct lks_volume, slow_io_work);
+	unsigned int noio = memalloc_noio_save();
 
 	for (;;) {
 		struct lks_io *io = NULL;
+		u64 end;
 		int err;
 
 		spin_lock_irq(&v->queue_lock);
-		if (!lks_list_empty(&v->zeroes)) {
-			io = lks_list_first(&v->zeroes, struct lks_io, link);
+		if (!lks_list_empty(&v->slow_ios)) {
+			io = lks_list_first(&v->slow_ios, struct lks_io, link);
 			lks_list_del(&io->link);
 		}
 		spin_unlock_irq(&v->queue_lock);
 		if (!io)
-			return;
+			break;
+		end = io->offset + io->length;
 		if (io->op == LKS_IO_DISCARD)
-			err = discard(v->backing, io->offset, io->offset + io->length);
+			err = discard(v->backing, io, io->offset, end);
 		else
-			err = zero(v->backing->bdev, io->offset, io->offset + io->length, BLKDEV_ZERO_NOUNMAP);
+			err = do_range(v->backing, io, io->offset, end, BLKDEV_ZERO_NOUNMAP);
 		finish(v, io, err);
 	}
+	memalloc_noio_restore(noio);
 }
 
 static int read_chunk(struct block_device *bdev, u64 offset, struct page *page, void *to, u32 bytes)
@@ -189,6 +290,24 @@ int lks_backing_read(void *reader, u64 offset, void *to, u32 bytes)
 	return err;
 }
 
+static int explain_open(int err, struct netlink_ext_ack *ack)
+{
+	switch (err) {
+	case -EBUSY:
+		NL_SET_ERR_MSG(ack, "the backing device is in use: is it mounted, or attached to another volume?");
+		return err;
+	case -EACCES:
+	case -EROFS:
+		NL_SET_ERR_MSG(ack, "the backing device is read-only");
+		return -EACCES;
+	case -ENOMEM:
+		return err;
+	default:
+		NL_SET_ERR_MSG(ack, "there is no such backing device: is the logical volume active?");
+		return -ENXIO;
+	}
+}
+
 struct lks_backing *lks_backing_open(struct lks_volume *v, const char *path, u64 offset, bool thin,
 				     struct netlink_ext_ack *ack)
 {
@@ -207,42 +326,40 @@ struct lks_backing *lks_backing_open(struct lks_volume *v, const char *path, u64
 	strcpy(b->path, path);
 	b->offset = offset;
 	b->thin = thin;
-	b->bdev = blkdev_get_by_path(path, FMODE_READ | FMODE_WRITE | FMODE_EXCL, v);
-	if (IS_ERR(b->bdev)) {
-		err = PTR_ERR(b->bdev);
-		if (err == -EBUSY) {
-			NL_SET_ERR_MSG(ack, "the backing device is in use: is it mounted, or attached to another volume?");
-		} else if (err == -EACCES || err == -EROFS) {
-			NL_SET_ERR_MSG(ack, "the backing device is read-only");
-			err = -EACCES;
-		} else if (err != -ENOMEM) {
-			NL_SET_ERR_MSG(ack, "there is no such backing device: is the logical volume active?");
-			err = -ENXIO;
-		}
+	b->file = bdev_file_open_by_path(path, BLK_OPEN_READ | BLK_OPEN_WRITE, v, NULL);
+	if (IS_ERR(b->file)) {
+		err = explain_open(PTR_ERR(b->file), ack);
 		goto err_free;
 	}
+	b->bdev = file_bdev(b->file);
+	b->sector = bdev_logical_block_size(b->bdev);
 	err = -EFBIG;
 	if ((u64)bdev_nr_bytes(b->bdev) < offset + layout.total_bytes) {
 		NL_SET_ERR_MSG(ack, "the backing device is smaller than data and metadata");
 		goto err_put;
 	}
 	err = -EOPNOTSUPP;
-	if (bdev_logical_block_size(b->bdev) > LKS_SECTOR) {
-		NL_SET_ERR_MSG(ack, "backing devices with sectors larger than 512 bytes are not supported yet");
+	if (b->sector > LKS_META_UNIT) {
+		NL_SET_ERR_MSG(ack, "backing devices with sectors larger than 4096 bytes are not supported");
 		goto err_put;
 	}
+	err = -ENOMEM;
+	b->scratch = alloc_page(GFP_KERNEL);
+	if (!b->scratch)
+		goto err_put;
 	return b;
 
 err_put:
-	blkdev_put(b->bdev, FMODE_READ | FMODE_WRITE | FMODE_EXCL);
+	bdev_fput(b->file);
 err_free:
 	kfree(b);
 	return ERR_PTR(err);
 }
 
-void lks_backing_close(struct lks_volume *v, struct lks_backing *b)
+void lks_backing_close(struct lks_backing *b)
 {
-	blkdev_put(b->bdev, FMODE_READ | FMODE_WRITE | FMODE_EXCL);
+	bdev_fput(b->file);
+	__free_page(b->scratch);
 	kfree(b);
 }
 

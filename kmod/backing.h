@@ -6,17 +6,21 @@
 #include "volume.h"
 
 struct lks_backing {
+	struct file *file;	/* what bdev_file_open_by_path() gave */
 	struct block_device *bdev;
+	u32 sector;		/* bytes: the smallest transfer */
+	struct page *scratch;	/* a sector, for slow_io_work */
 	u64 offset;		/* bytes: where the metadata are */
 	bool thin;		/* reads zeros where it was never written, or was discarded in whole granules */
 	char path[];
 };
 
-/* Opens path for us alone. A pointer or an ERR_PTR: -ENXIO, -EBUSY, -EFBIG, -EACCES, -EINVAL, -EOPNOTSUPP, -ENOMEM. Sleeps. */
+/* Opens path for us alone. A pointer or an ERR_PTR: -ENXIO, -EBUSY, -EFBIG, -EACCES, -EINVAL, -EOPNOTSUPP,
+ * -ENOMEM. Sleeps. */
 struct lks_backing *lks_backing_open(struct lks_volume *v, const char *path, u64 offset, bool thin,
 				     struct netlink_ext_ack *ack);
 /* Nothing is in flight. */
-void lks_backing_close(struct lks_volume *v, struct lks_backing *b);
+void lks_backing_close(struct lks_backing *b);
 
 /* An lks_read_fn; reader is the struct lks_backing. */
 int lks_backing_read(void *reader, u64 offset, void *to, u32 bytes);
@@ -28,7 +32,8 @@ static inline int lks_backing_error(const struct lks_io *io)
 	return (long)io->priv;
 }
 
-void lks_backing_zero_work(struct work_struct *work);
+/* Of v->slow_io_work: what a device cannot do in one asynchronous bio. */
+void lks_backing_slow_work(struct work_struct *work);
 
 int lks_backing_init(void);
 void lks_backing_exit(void);

@@ -13,6 +13,7 @@
 #include <linux/slab.h>
 #include <linux/xxhash.h>
 #include "buf.h"
+#include "compat/block.h"
 
 #define VECS_MAX (LKS_REQ_MAX_BYTES / PAGE_SIZE)
 #define RESERVED_BUFS 4
@@ -34,6 +35,7 @@ static struct lks_buf *alloc(u32 bytes, gfp_t gfp, bool reserved)
 	atomic_inc(&live);
 	refcount_set(&buf->refs, 1);
 	buf->reserved = reserved;
+	buf->css = NULL;
 	buf->bytes = bytes;
 	for (i = 0; i < nvecs; i++) {
 		struct page *page = reserved ? mempool_alloc(&reserved_pages, gfp) : alloc_page(gfp);
@@ -54,6 +56,11 @@ static struct lks_buf *alloc(u32 bytes, gfp_t gfp, bool reserved)
 struct lks_buf *lks_buf_alloc(u32 bytes)
 {
 	return alloc(bytes, GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN, false);
+}
+
+struct lks_buf *lks_buf_alloc_nowait(u32 bytes)
+{
+	return alloc(bytes, GFP_NOWAIT | __GFP_NOWARN, false);
 }
 
 struct lks_buf *lks_buf_alloc_wait(u32 bytes)
@@ -84,6 +91,7 @@ void lks_buf_put(struct lks_buf *buf)
 
 	if (!refcount_dec_and_test(&buf->refs))
 		return;
+	lks_css_put(buf->css);
 	for (i = 0; i < buf->nvecs; i++) {
 		if (buf->reserved)
 			mempool_free(buf->vecs[i].bv_page, &reserved_pages);
@@ -142,6 +150,11 @@ u64 lks_buf_hash(struct lks_buf *buf, u32 bytes)
 		bytes -= n;
 	}
 	return xxh64_digest(&state);
+}
+
+void lks_buf_set_owner(struct lks_buf *buf, struct bio *bio)
+{
+	buf->css = lks_bio_css(bio);
 }
 
 /* Copies a segment of a bio from or to byte `at` of buf. */

@@ -1,58 +1,108 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The block device of a volume: /dev/lockstep/<volume>, lockstep<minor> in sysfs.
+ * Bios of a volume's device.
  *
  * A bio becomes one request of the core: it is cut at extents and at the size of a frame first, and a write that asks for
  * a flush before it becomes a flush, then a write. Data go through a buffer of our own in both directions.
  *
- * Opening for writing waits until the cluster has granted this host a session (O2): the daemon is asked by EV_OPEN, again
- * each second since it may have restarted meanwhile. The wait is bounded, since the block layer keeps everybody else who
- * opens or closes this device waiting, too. Opening for reading needs no session and does not wait: udev opens every device
- * just to lock it. A read does need a primary; if there is none yet, a session of a moment brings one about.
+ * The memory of requests under way is bounded. A volume may have VOLUME_BYTES_SURE at any time, so that one that is frozen
+ * holds up no other, and more while all volumes together stay below max_request_mib. Whoever comes then waits.
  *
- * O1: when another host has taken the volume over, what is still open here can write no more, not even in a session
- * granted to this host later: only when the last writer has closed it may it be opened for writing again.
+ * REQ_NOWAIT: what would have to wait for room, memory or the volume's lock fails with EAGAIN, and the disk is left to a
+ * worker. REQ_RAHEAD: a read that would have to wait for memory or for a primary fails; nobody needs it.
  */
 #include <linux/blkdev.h>
-#include <linux/major.h>
 #include <linux/mempool.h>
+#include <linux/mm.h>
 #include <linux/module.h>
-#include <linux/netlink.h>
-#include <linux/sched/signal.h>
 #include "buf.h"
+#include "compat/block.h"
 #include "device.h"
-#include "event.h"
+#include "trace.h"
 
 #define REQUESTS_RESERVED 64
-#define OPEN_REPEAT_MS 1000
-#define EXTENT_SECTORS (LKS_EXTENT_BYTES >> SECTOR_SHIFT)
-#define DATA_SECTORS (LKS_REQ_MAX_BYTES >> SECTOR_SHIFT)
+#define SPLITS_RESERVED 16
+#define VOLUME_BYTES_SURE (4l << 20)
+#define VOLUME_BYTES_MAX (64l << 20)
+#define MEMORY_PARTS 16		/* requests of all volumes take at most this part of the memory */
 
-static unsigned int open_timeout_ms = 20000;
-module_param(open_timeout_ms, uint, 0644);
-MODULE_PARM_DESC(open_timeout_ms, "how long an open for writing waits for the cluster (milliseconds)");
-
-static unsigned int major;
-module_param(major, uint, 0444);
-MODULE_PARM_DESC(major, "major number of the devices (0: any)");
+static unsigned int max_request_mib;
+module_param(max_request_mib, uint, 0644);
+MODULE_PARM_DESC(max_request_mib, "data of requests under way, of all volumes (MiB; default: a 16th of the memory, at most 256)");
 
 static mempool_t requests;
+static struct bio_set splits;
+static atomic_long_t request_bytes;	/* of all volumes */
 
-/* ---- I/O ---- */
+/* ---- room ---- */
+
+static void give_room(struct lks_volume *v, long bytes)
+{
+	atomic_long_sub(bytes, &request_bytes);
+	atomic_long_sub(bytes, &v->request_bytes);
+	if (wq_has_sleeper(&v->room))
+		wake_up_all(&v->room);
+}
+
+static bool get_room(struct lks_volume *v, long bytes)
+{
+	long all = atomic_long_add_return(bytes, &request_bytes);
+	long own = atomic_long_add_return(bytes, &v->request_bytes);
+
+	if (own <= VOLUME_BYTES_SURE)
+		return true;
+	if (own <= VOLUME_BYTES_MAX && all <= (long)READ_ONCE(max_request_mib) << 20)
+		return true;
+	give_room(v, bytes);
+	return false;
+}
+
+/*
+ * Waits for requests of this volume to end. They do without us: whatever they need of the disk has been submitted, since a
+ * driver's own bios go before the next bio for the same driver.
+ */
+static bool wait_for_room(struct lks_volume *v, long bytes, bool nowait)
+{
+	if (get_room(v, bytes))
+		return true;
+	if (nowait)
+		return false;
+	while (!wait_event_timeout(v->room, get_room(v, bytes), HZ))
+		;	/* other volumes that give back what they had of the common room do not wake us */
+	return true;
+}
+
+/* ---- requests ---- */
+
+static void drop(struct lks_bio *r)
+{
+	if (r->req.buf)
+		lks_buf_put(r->req.buf);
+	if (bio_has_data(r->bio))
+		give_room(r->v, r->bio->bi_iter.bi_size);
+	mempool_free(r, &requests);
+}
 
 static void end_request(struct lks_bio *r)
 {
 	struct bio *bio = r->bio;
+	int err = r->err;
 
-	if (!r->err && r->req.op == LKS_OP_READ)
+	trace_lockstep_complete(r->v->vid, op_is_write(bio_op(bio)), bio->bi_iter.bi_sector, bio_sectors(bio), err,
+				ktime_get_ns() - r->start_ns);
+	if (!err && r->req.op == LKS_OP_READ)
 		lks_buf_to_bio(r->req.buf, bio);
-	if (r->req.buf)
-		lks_buf_put(r->req.buf);
 	if (r->accounted)
 		bio_end_io_acct(bio, r->start);
-	bio->bi_status = errno_to_blk_status(r->err);
-	mempool_free(r, &requests);
+	drop(r);
+	bio->bi_status = errno_to_blk_status(err);
 	bio_endio(bio);
+}
+
+void lks_device_ended(struct lks_bio *r, int err)
+{
+	r->err = err;
+	list_move_tail(&r->link, &r->v->done);
 }
 
 bool lks_device_done(struct lks_bio *r)
@@ -65,18 +115,19 @@ bool lks_device_done(struct lks_bio *r)
 	return false;
 }
 
-static int may_start(struct lks_bio *r, u8 op)
+static int may_start(struct lks_bio *r)
 {
-	if (op == LKS_OP_READ)
-		return 0;
+	if (r->req.op == LKS_OP_READ)
+		return r->bio->bi_opf & REQ_RAHEAD && !r->v->record.primary ? -EIO : 0;
 	if (r->v->fenced)
 		return -EIO;
 	/* whoever has it open for reading may flush: there is nothing of his */
 	if (!r->v->writers)
-		return op == LKS_OP_FLUSH ? 1 : -EIO;
+		return r->req.op == LKS_OP_FLUSH ? 1 : -EIO;
 	return 0;
 }
 
+/* Zeros that may free the space are what the core calls a discard: it reads as zeros on every replica. */
 static u8 op_of(const struct bio *bio)
 {
 	switch (bio_op(bio)) {
@@ -87,7 +138,7 @@ static u8 op_of(const struct bio *bio)
 	case REQ_OP_FLUSH:
 		return LKS_OP_FLUSH;
 	case REQ_OP_WRITE_ZEROES:
-		return LKS_OP_ZEROES;
+		return bio->bi_opf & REQ_NOUNMAP ? LKS_OP_ZEROES : LKS_OP_DISCARD;
 	case REQ_OP_DISCARD:
 		return LKS_OP_DISCARD;
 	default:
@@ -119,27 +170,38 @@ void lks_device_start(struct lks_bio *r)
 	int err;
 
 	describe(r);
-	err = may_start(r, r->req.op);
-	if (err) {
-		r->err = min(err, 0);
-		list_add_tail(&r->link, &v->done);
-		return;
-	}
-	lks_vol_submit(v->core, &r->req, v->now_ms);
+	trace_lockstep_request(v->vid, r->req.op, r->req.flags, r->req.offset, r->req.length);
+	list_add_tail(&r->link, &v->requests);
+	err = may_start(r);
+	if (err)
+		lks_device_ended(r, min(err, 0));
+	else
+		lks_vol_submit(v->core, &r->req, v->now_ms);
+}
+
+/* Sectors of a bio that one request may have. */
+static u32 request_sectors(const struct bio *bio)
+{
+	u32 most = LKS_EXTENT_SECTORS - (bio->bi_iter.bi_sector & (LKS_EXTENT_SECTORS - 1));
+
+	if (bio_op(bio) == REQ_OP_READ || bio_op(bio) == REQ_OP_WRITE)
+		most = min_t(u32, most, LKS_DATA_SECTORS);
+	return most;
 }
 
 /* The first part of a bio that is too long for one request; the rest goes back to the block layer. NULL: failed. */
 static struct bio *cut(struct bio *bio)
 {
-	sector_t at = bio->bi_iter.bi_sector;
-	u32 most = EXTENT_SECTORS - (at & (EXTENT_SECTORS - 1));
+	u32 most = request_sectors(bio);
 	struct bio *part;
 
-	if (bio_op(bio) == REQ_OP_READ || bio_op(bio) == REQ_OP_WRITE)
-		most = min_t(u32, most, DATA_SECTORS);
 	if (bio_sectors(bio) <= most)
 		return bio;
-	part = bio_split(bio, most, GFP_NOIO, &bio->bi_bdev->bd_disk->bio_split);
+	if (bio->bi_opf & REQ_NOWAIT) {
+		bio_wouldblock_error(bio);
+		return NULL;
+	}
+	part = bio_split(bio, most, GFP_NOIO, &splits);
 	if (IS_ERR_OR_NULL(part)) {
 		bio_io_error(bio);
 		return NULL;
@@ -149,9 +211,48 @@ static struct bio *cut(struct bio *bio)
 	return part;
 }
 
-static void submit(struct bio *bio)
+/* A request with room and memory for its data. NULL: not without waiting, which the bio does not want. */
+static struct lks_bio *prepare(struct lks_volume *v, struct bio *bio)
 {
-	struct lks_volume *v = bio->bi_bdev->bd_disk->private_data;
+	bool nowait = bio->bi_opf & REQ_NOWAIT;
+	bool data = bio_has_data(bio);
+	struct lks_bio *r;
+
+	if (data && !wait_for_room(v, bio->bi_iter.bi_size, nowait))
+		return NULL;
+	r = mempool_alloc(&requests, nowait ? GFP_NOWAIT | __GFP_NOWARN : GFP_NOIO);
+	if (!r) {
+		if (data)
+			give_room(v, bio->bi_iter.bi_size);
+		return NULL;
+	}
+	memset(r, 0, sizeof(*r));
+	INIT_LIST_HEAD(&r->link);
+	r->v = v;
+	r->bio = bio;
+	r->preflush = bio->bi_opf & REQ_PREFLUSH && op_of(bio) != LKS_OP_FLUSH;
+	if (!data)
+		return r;
+	if (nowait)
+		r->req.buf = lks_buf_alloc_nowait(bio->bi_iter.bi_size);
+	else if (bio->bi_opf & REQ_RAHEAD)
+		r->req.buf = lks_buf_alloc(bio->bi_iter.bi_size);
+	else
+		r->req.buf = lks_buf_alloc_io(bio->bi_iter.bi_size);
+	if (!r->req.buf) {
+		drop(r);
+		return NULL;
+	}
+	lks_buf_set_owner(r->req.buf, bio);
+	if (op_is_write(bio_op(bio)))
+		lks_buf_from_bio(r->req.buf, bio);
+	return r;
+}
+
+void lks_device_submit(struct bio *bio)
+{
+	struct lks_volume *v = lks_bio_disk(bio)->private_data;
+	bool nowait = bio->bi_opf & REQ_NOWAIT;
 	struct lks_bio *r;
 
 	if (!op_of(bio)) {
@@ -162,297 +263,47 @@ static void submit(struct bio *bio)
 	bio = cut(bio);
 	if (!bio)
 		return;
-	r = mempool_alloc(&requests, GFP_NOIO);
-	memset(r, 0, sizeof(*r));
-	r->v = v;
-	r->bio = bio;
-	r->preflush = bio->bi_opf & REQ_PREFLUSH && op_of(bio) != LKS_OP_FLUSH;
+	r = prepare(v, bio);
+	if (r && !(nowait ? lks_volume_trylock(v) : (lks_volume_lock(v), true))) {
+		drop(r);
+		r = NULL;
+	}
+	if (!r) {
+		if (nowait)
+			bio_wouldblock_error(bio);
+		else
+			bio_io_error(bio);
+		return;
+	}
+	r->start_ns = ktime_get_ns();
 	r->accounted = bio_sectors(bio);
 	if (r->accounted)
 		r->start = bio_start_io_acct(bio);
-	if (bio_has_data(bio)) {
-		r->req.buf = lks_buf_alloc_io(bio->bi_iter.bi_size);
-		if (op_is_write(bio_op(bio)))
-			lks_buf_from_bio(r->req.buf, bio);
-	}
-	lks_volume_lock(v);
 	if (op_of(bio) == LKS_OP_READ && !v->record.primary)
 		queue_work(lks_slow_wq, &v->wake_work);
 	lks_device_start(r);
-	lks_volume_unlock(v, true);
-}
-
-/* ---- opening ---- */
-
-/* Has the wait of an open come to its end? 1: open; 0: not yet; or an error. v->lock is held. */
-static int open_state(struct lks_volume *v, u32 refusals)
-{
-	if (v->device_going)
-		return -ENXIO;
-	if (v->fenced)
-		return -EIO;
-	if (lks_vol_is_open(v->core))
-		return 1;
-	if (v->refusals != refusals)
-		return v->refused;
-	return 0;
-}
-
-static int wait_for_session(struct lks_volume *v, u32 refusals)
-{
-	unsigned long deadline = jiffies + msecs_to_jiffies(open_timeout_ms);
-	int state;
-
-	for (;;) {
-		lks_event_open(v->vid);
-		wait_event_killable_timeout(v->wait, READ_ONCE(v->opened) || READ_ONCE(v->refusals) != refusals ||
-					    READ_ONCE(v->fenced), msecs_to_jiffies(OPEN_REPEAT_MS));
-		lks_volume_lock(v);
-		v->opened = false;
-		state = open_state(v, refusals);
-		lks_volume_unlock(v, true);
-		if (state)
-			return state;
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		if (time_after_eq(jiffies, deadline))
-			return -ETIMEDOUT;
-	}
-}
-
-static int open_for_writing(struct lks_volume *v)
-{
-	u64 session = 0;
-	u32 refusals;
-	int state;
-
-	lks_volume_lock(v);
-	refusals = v->refusals;
-	state = open_state(v, refusals);
-	if (!state) {
-		v->opened = false;
-		v->open_waiters++;
-		lks_vol_open(v->core, v->now_ms);
-		state = open_state(v, refusals);
-		if (!state) {
-			lks_volume_unlock(v, true);
-			state = wait_for_session(v, refusals);
-			lks_volume_lock(v);
-		}
-		v->open_waiters--;
-	}
-	if (state > 0) {
-		v->writers++;
-		v->openers++;
-	} else {
-		session = lks_volume_end_session(v);
-	}
-	lks_volume_unlock(v, true);
-	if (session)
-		lks_event_close(v->vid, session);
-	return min(state, 0);
-}
-
-static int open_for_reading(struct lks_volume *v)
-{
-	int err = 0;
-
-	mutex_lock(&v->lock);
-	if (v->device_going)
-		err = -ENXIO;
-	else
-		v->openers++;
-	mutex_unlock(&v->lock);
-	return err;
-}
-
-static void close_once(struct lks_volume *v, bool writer)
-{
-	u64 session = 0;
-
-	lks_volume_lock(v);
-	v->openers--;
-	if (writer) {
-		v->writers--;
-		session = lks_volume_end_session(v);
-	}
-	lks_volume_unlock(v, true);
-	if (session)
-		lks_event_close(v->vid, session);
-}
-
-static int open(struct block_device *bdev, fmode_t mode)
-{
-	struct lks_volume *v = bdev->bd_disk->private_data;
-
-	return mode & FMODE_WRITE ? open_for_writing(v) : open_for_reading(v);
-}
-
-/*
- * Somebody reads, and nobody has opened the volume for writing since it was created or lost its primary. A session, held
- * for a moment, makes the cluster choose a primary, which stays when the session ends; the read waits in the core. If
- * another host is faster with its session, that has the same effect.
- */
-void lks_device_wake_work(struct work_struct *work)
-{
-	struct lks_volume *v = container_of(work, struct lks_volume, wake_work);
-	int err = open_for_writing(v);
-
-	if (!err)
-		close_once(v, true);
-	else if (err == -ETIMEDOUT && !READ_ONCE(v->record.primary))
-		queue_work(lks_slow_wq, work);
-}
-
-static void release(struct gendisk *disk, fmode_t mode)
-{
-	struct lks_volume *v = disk->private_data;
-
-	/* a reader that stays keeps the page cache: what is dirty in it needs the session */
-	if (mode & FMODE_WRITE && READ_ONCE(v->writers) == 1)
-		sync_blockdev(disk->part0);
-	close_once(v, mode & FMODE_WRITE);
-}
-
-void lks_device_refuse_open(struct lks_volume *v, int err)
-{
-	mutex_lock(&v->lock);
-	v->refused = err;
-	v->refusals++;
-	mutex_unlock(&v->lock);
-	wake_up_all(&v->wait);
-}
-
-/* ---- the device ---- */
-
-static char *devnode(struct gendisk *disk, umode_t *mode)
-{
-	struct lks_volume *v = disk->private_data;
-
-	return kasprintf(GFP_KERNEL, "lockstep/%s", v->name);
-}
-
-static const struct block_device_operations operations = {
-	.owner = THIS_MODULE,
-	.submit_bio = submit,
-	.open = open,
-	.release = release,
-	.devnode = devnode,
-};
-
-static ssize_t name_show(struct device *dev, struct device_attribute *attr, char *to)
-{
-	struct lks_volume *v = dev_to_disk(dev)->private_data;
-
-	return sysfs_emit(to, "%s\n", v->name);
-}
-static DEVICE_ATTR_RO(name);
-
-static ssize_t vid_show(struct device *dev, struct device_attribute *attr, char *to)
-{
-	struct lks_volume *v = dev_to_disk(dev)->private_data;
-
-	return sysfs_emit(to, "%u\n", v->vid);
-}
-static DEVICE_ATTR_RO(vid);
-
-static struct attribute *attributes[] = { &dev_attr_name.attr, &dev_attr_vid.attr, NULL };
-static const struct attribute_group attribute_group = { .name = "lockstep", .attrs = attributes };
-static const struct attribute_group *attribute_groups[] = { &attribute_group, NULL };
-
-static void set_limits(struct request_queue *q)
-{
-	blk_queue_logical_block_size(q, LKS_SECTOR);
-	blk_queue_physical_block_size(q, 4096);
-	blk_queue_io_min(q, 4096);
-	blk_queue_max_hw_sectors(q, DATA_SECTORS);
-	blk_queue_chunk_sectors(q, EXTENT_SECTORS);
-	blk_queue_max_discard_sectors(q, EXTENT_SECTORS);
-	blk_queue_max_write_zeroes_sectors(q, EXTENT_SECTORS);
-	q->limits.discard_granularity = 4096;
-	blk_queue_write_cache(q, true, true);
-	blk_queue_flag_set(QUEUE_FLAG_NONROT, q);
-	blk_queue_flag_clear(QUEUE_FLAG_ADD_RANDOM, q);
-}
-
-int lks_device_add(struct lks_volume *v, struct netlink_ext_ack *ack)
-{
-	struct gendisk *disk;
-	int err;
-
-	if (v->disk)
-		return 0;
-	disk = blk_alloc_disk(NUMA_NO_NODE);
-	if (!disk)
-		return -ENOMEM;
-	disk->major = major;
-	disk->first_minor = v->minor;
-	disk->minors = 1;
-	disk->flags |= GENHD_FL_NO_PART;
-	disk->fops = &operations;
-	disk->private_data = v;
-	snprintf(disk->disk_name, sizeof(disk->disk_name), "lockstep%u", v->minor);
-	set_limits(disk->queue);
-	set_capacity(disk, v->size >> SECTOR_SHIFT);
-	mutex_lock(&v->lock);
-	v->device_going = false;
-	mutex_unlock(&v->lock);
-	err = device_add_disk(NULL, disk, attribute_groups);
-	if (err) {
-		NL_SET_ERR_MSG(ack, "the block layer refused the device");
-		put_disk(disk);
-		return err;
-	}
-	mutex_lock(&v->lock);
-	v->disk = disk;
-	mutex_unlock(&v->lock);
-	return 0;
-}
-
-int lks_device_del(struct lks_volume *v, struct netlink_ext_ack *ack)
-{
-	struct gendisk *disk;
-	bool busy;
-
-	mutex_lock(&v->lock);
-	disk = v->disk;
-	busy = v->openers || v->open_waiters;
-	if (disk && !busy) {
-		v->device_going = true;
-		v->disk = NULL;
-	}
-	mutex_unlock(&v->lock);
-	if (busy) {
-		NL_SET_ERR_MSG(ack, "the device is open on this host");
-		return -EBUSY;
-	}
-	if (!disk)
-		return 0;
-	del_gendisk(disk);
-	put_disk(disk);
-	return 0;
+	lks_volume_unlock(v, !nowait);
 }
 
 int lks_device_init(void)
 {
+	struct sysinfo memory;
 	int err;
 
+	si_meminfo(&memory);
+	if (!max_request_mib)
+		max_request_mib = clamp_t(u64, (u64)memory.totalram * memory.mem_unit / MEMORY_PARTS >> 20, 16, 256);
 	err = mempool_init_kmalloc_pool(&requests, REQUESTS_RESERVED, sizeof(struct lks_bio));
 	if (err)
 		return err;
-	err = register_blkdev(major, "lockstep");
-	if (err < 0) {
-		pr_err("lockstep: major number %u is taken\n", major);
+	err = bioset_init(&splits, SPLITS_RESERVED, 0, BIOSET_NEED_RESCUER);
+	if (err)
 		mempool_exit(&requests);
-		return err;
-	}
-	if (!major)
-		major = err;
-	return 0;
+	return err;
 }
 
 void lks_device_exit(void)
 {
-	unregister_blkdev(major, "lockstep");
+	bioset_exit(&splits);
 	mempool_exit(&requests);
 }

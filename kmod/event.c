@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Events to the daemon, in one numbered sequence. See event.h. */
 #include <linux/mutex.h>
-#include <net/genetlink.h>
+#include "compat/net.h"
 #include "event.h"
 #include "netlink.h"
 
@@ -33,6 +33,14 @@ static struct sk_buff *start(u8 cmd, size_t payload, void **head)
 		return skb;
 	nlmsg_free(skb);
 	return NULL;
+}
+
+void lks_event_lost(void)
+{
+	mutex_lock(&lks_event_lock);
+	last_seq++;
+	mutex_unlock(&lks_event_lock);
+	pr_warn_ratelimited("lockstep: more events than could be kept; the daemon will ask for the state\n");
 }
 
 static void finish(struct sk_buff *skb, void *head, int err)
@@ -137,6 +145,67 @@ void lks_event_disk_error(u32 vid, u8 op, s32 error)
 		err = err ?: nla_put_s32(skb, LKS_A_ERROR, error);
 	}
 	finish(skb, head, err);
+}
+
+static int put_u64(struct sk_buff *skb, int attr, u64 value)
+{
+	return nla_put_u64_64bit(skb, attr, value, LKS_A_PAD);
+}
+
+void lks_event_hold(u8 cmd, u32 vid, u64 hold)
+{
+	void *head;
+	struct sk_buff *skb = start(cmd, nla_total_size(sizeof(vid)) + nla_total_size_64bit(sizeof(hold)), &head);
+	int err = -ENOMEM;
+
+	if (skb) {
+		err = nla_put_u32(skb, LKS_A_VID, vid);
+		err = err ?: put_u64(skb, LKS_A_HOLD, hold);
+	}
+	finish(skb, head, err);
+}
+
+void lks_event_meta_moved(u32 vid, u64 offset, bool done)
+{
+	void *head;
+	size_t bytes = nla_total_size(sizeof(vid)) + nla_total_size_64bit(sizeof(offset)) + nla_total_size(0);
+	struct sk_buff *skb = start(LKS_CMD_EV_META_MOVED, bytes, &head);
+	int err = -ENOMEM;
+
+	if (skb) {
+		err = nla_put_u32(skb, LKS_A_VID, vid);
+		err = err ?: put_u64(skb, LKS_A_OFFSET, offset);
+		if (!err && done)
+			err = nla_put_flag(skb, LKS_A_DONE);
+	}
+	finish(skb, head, err);
+}
+
+void lks_event_mismatch(u32 vid, u8 host, u64 at, u64 length, bool repaired)
+{
+	void *head;
+	size_t bytes = nla_total_size(sizeof(vid)) + nla_total_size(sizeof(host)) + 2 * nla_total_size_64bit(sizeof(at)) +
+		       nla_total_size(0);
+	struct sk_buff *skb = start(LKS_CMD_EV_MISMATCH, bytes, &head);
+	int err = -ENOMEM;
+
+	if (skb) {
+		err = nla_put_u32(skb, LKS_A_VID, vid);
+		err = err ?: nla_put_u8(skb, LKS_A_HOST, host);
+		err = err ?: put_u64(skb, LKS_A_AT, at);
+		err = err ?: put_u64(skb, LKS_A_LENGTH, length);
+		if (!err && repaired)
+			err = nla_put_flag(skb, LKS_A_REPAIR);
+	}
+	finish(skb, head, err);
+}
+
+void lks_event_verified(u32 vid)
+{
+	void *head;
+	struct sk_buff *skb = start(LKS_CMD_EV_VERIFIED, nla_total_size(sizeof(vid)), &head);
+
+	finish(skb, head, skb ? nla_put_u32(skb, LKS_A_VID, vid) : -ENOMEM);
 }
 
 void lks_event_state(u32 vid)

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Peers and the state machine of the links to them. See host.h. */
-#include <linux/net.h>
 #include <linux/netlink.h>
 #include <linux/slab.h>
-#include <net/sock.h>
 #include <net/tcp_states.h>
+#include "compat/net.h"
 #include "event.h"
 #include "host.h"
 #include "volume.h"

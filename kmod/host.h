@@ -46,10 +46,11 @@ struct lks_tx {
 struct lks_lane {
 	struct lks_link *link;
 	u8 index;
-	struct socket *sock;		/* with a reference to its file; NULL: not there yet */
+	struct socket *sock;		/* with a reference to its file; NULL: not there yet. Cleared under peer->lock */
 	struct task_struct *sender, *receiver;
 	struct list_head queue;		/* struct lks_tx; under peer->lock */
 	u64 queued_bytes;		/* under peer->lock */
+	u64 sent, received;		/* frames; sent: under peer->lock */
 	wait_queue_head_t wait;		/* of the sender and of a receiver that waits for the link */
 };
 

@@ -7,9 +7,7 @@
  */
 #include <linux/file.h>
 #include <linux/kthread.h>
-#include <linux/net.h>
-#include <linux/tcp.h>
-#include <net/sock.h>
+#include "compat/net.h"
 #include "host.h"
 #include "volume.h"
 
@@ -18,7 +16,7 @@ static void prepare(struct socket *sock)
 	struct sock *sk = sock->sk;
 
 	sk->sk_allocation = GFP_NOIO;
-	sk->sk_use_task_frag = false;
+	lks_no_task_frag(sk);
 	sk_set_memalloc(sk);
 	if (sk->sk_protocol == IPPROTO_TCP && (sk->sk_family == AF_INET || sk->sk_family == AF_INET6)) {
 		tcp_sock_set_nodelay(sk);
@@ -71,14 +69,18 @@ void lks_lane_shutdown(struct lks_lane *lane)
 
 void lks_lane_remove(struct lks_lane *lane)
 {
-	if (!lane->sock)
+	struct socket *sock = lane->sock;
+
+	if (!sock)
 		return;
 	stop(lane->sender);
 	stop(lane->receiver);
 	lks_send_purge(lane);
-	sk_clear_memalloc(lane->sock->sk);
-	sockfd_put(lane->sock);
+	spin_lock(&lane->link->peer->lock);
 	lane->sock = NULL;
+	spin_unlock(&lane->link->peer->lock);
+	sk_clear_memalloc(sock->sk);
+	sockfd_put(sock);
 }
 
 void lks_lane_failed(struct lks_lane *lane, const char *reason)

@@ -3,13 +3,15 @@
  * Lockstep's kernel module: replicated block devices.
  *
  * What is where: netlink.c takes the daemon's commands and event.c tells it what happens; volume.c surrounds the core
- * (core/, which decides everything) with a lock and carries out its actions; device.c brings it the bios, backing.c does
- * its I/O, buf.c holds its data; host.c, lane.c, send.c and receive.c carry its frames.
+ * (core/, which decides everything) with a lock and carries out its actions; disk.c, open.c and device.c
+ * are its block device, backing.c does its I/O, buf.c holds its data; host.c, lane.c, send.c and receive.c carry its
+ * frames; notify.c takes what it tells; debugfs.c and trace.h show what is going on. compat/ is for older kernels.
  */
 #include <linux/module.h>
 #include <linux/workqueue.h>
 #include "backing.h"
 #include "buf.h"
+#include "debugfs.h"
 #include "device.h"
 #include "netlink.h"
 #include "host.h"
@@ -39,11 +41,18 @@ static int __init lks_init(void)
 	err = lks_device_init();
 	if (err)
 		goto err_backing;
-	err = lks_netlink_init();
+	err = lks_disk_init();
 	if (err)
 		goto err_device;
+	lks_debugfs_init();
+	err = lks_netlink_init();
+	if (err)
+		goto err_disk;
 	return 0;
 
+err_disk:
+	lks_debugfs_exit();
+	lks_disk_exit();
 err_device:
 	lks_device_exit();
 err_backing:
@@ -65,6 +74,8 @@ static void __exit lks_exit(void)
 	destroy_workqueue(lks_slow_wq);
 	destroy_workqueue(lks_wq);
 	lks_volume_exit();
+	lks_debugfs_exit();
+	lks_disk_exit();
 	lks_device_exit();
 	lks_backing_exit();
 	lks_buf_exit();

@@ -3,7 +3,7 @@
 #ifndef LKS_NETLINK_H
 #define LKS_NETLINK_H
 
-#include <net/genetlink.h>
+struct genl_family;
 
 extern struct genl_family lks_netlink_family;
 

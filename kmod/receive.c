@@ -7,11 +7,10 @@
  * A frame that is wrong in any way closes the link.
  */
 #include <linux/kthread.h>
-#include <linux/net.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
-#include <linux/uio.h>
 #include "buf.h"
+#include "compat/net.h"
 #include "host.h"
 #include "volume.h"
 
@@ -100,6 +99,7 @@ static int receive_frame(struct lks_lane *lane, void *scratch)
 	err = lks_frame_check(&h);
 	if (err)
 		goto wrong;
+	WRITE_ONCE(lane->received, lane->received + 1);
 	v = lks_volume_get(h.volume);
 	if (!v) {
 		err = skip(lane, h.length, scratch);

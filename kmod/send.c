@@ -10,11 +10,10 @@
  * could still want to send it again.
  */
 #include <linux/kthread.h>
-#include <linux/net.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
-#include <linux/uio.h>
 #include "buf.h"
+#include "compat/net.h"
 #include "host.h"
 
 static void free_tx(struct lks_tx *tx)
@@ -164,6 +163,7 @@ static struct lks_tx *next_tx(struct lks_lane *lane, bool *more)
 	if (tx) {
 		list_del(&tx->link);
 		lane->queued_bytes -= sizeof(tx->h) + tx->h.length;
+		lane->sent++;
 		*more = !list_empty(&lane->queue);
 	}
 	spin_unlock(&lane->link->peer->lock);

@@ -6,23 +6,28 @@
  * goes when the last reference does; VOLUME_DEL has stopped its timers and workers before. What still holds references
  * then (a receiver) finds it dead.
  */
-#include <linux/bio.h>
+#include <linux/idr.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/netlink.h>
 #include <linux/slab.h>
 #include <linux/timekeeping.h>
-#include <linux/xarray.h>
 #include "backing.h"
 #include "buf.h"
+#include "compat/block.h"
+#include "debugfs.h"
 #include "device.h"
 #include "event.h"
 #include "host.h"
 #include "volume.h"
 
-#define UNUSED_SESSION_MS 2000
+#define CREATE_TRACE_POINTS
+#include "trace.h"
 
-static DEFINE_XARRAY(volumes);		/* vid -> struct lks_volume; read under RCU */
+#define UNUSED_SESSION_MS 2000
+#define FROZEN_MS 1000		/* a request older than this is worth a trace */
+
+static DEFINE_IDR(volumes);		/* vid -> struct lks_volume; read under RCU */
 static DEFINE_MUTEX(lks_volumes_lock);
 
 /* ---- the table ---- */
@@ -33,6 +38,7 @@ static void release(struct kref *ref)
 
 	if (v->core)
 		lks_vol_destroy(v->core);
+	lks_notify_purge(v);
 	WARN(v->allocated, "lockstep: volume %s: %zu bytes leaked\n", v->name, v->allocated);
 	kfree_rcu(v, rcu);
 }
@@ -47,7 +53,7 @@ struct lks_volume *lks_volume_get(u32 vid)
 	struct lks_volume *v;
 
 	rcu_read_lock();
-	v = xa_load(&volumes, vid);
+	v = idr_find(&volumes, vid);
 	if (v && !kref_get_unless_zero(&v->refs))
 		v = NULL;
 	rcu_read_unlock();
@@ -60,9 +66,8 @@ struct lks_volume *lks_volume_next(u32 vid)
 	struct lks_volume *v;
 
 	rcu_read_lock();
-	v = xa_find(&volumes, &index, U32_MAX, XA_PRESENT);
-	while (v && !kref_get_unless_zero(&v->refs))
-		v = xa_find_after(&volumes, &index, U32_MAX, XA_PRESENT);
+	while ((v = idr_get_next_ul(&volumes, &index)) && !kref_get_unless_zero(&v->refs))
+		index++;
 	rcu_read_unlock();
 	return v;
 }
@@ -92,6 +97,18 @@ bool lks_volume_lock_unless(struct lks_volume *v, bool (*stop)(void *arg), void 
 void lks_volume_lock(struct lks_volume *v)
 {
 	lks_volume_lock_unless(v, never, NULL);
+}
+
+bool lks_volume_trylock(struct lks_volume *v)
+{
+	if (!mutex_trylock(&v->lock))
+		return false;
+	if (v->attaching) {
+		mutex_unlock(&v->lock);
+		return false;
+	}
+	v->now_ms = max(v->now_ms, (u64)ktime_to_ms(ktime_get_boottime()));
+	return true;
 }
 
 static void submit_ios(struct lks_volume *v, struct lks_list *ios)
@@ -209,86 +226,21 @@ static void op_send(void *ctx, u8 host, u8 lane, const struct lks_frame *h, stru
 {
 	struct lks_volume *v = ctx;
 
-	if (!WARN_ON_ONCE(!host || host > LKS_MAX_HOSTS))
-		lks_host_send(host, v->link[host], lane, h, buf, bytes);
+	if (WARN_ON_ONCE(!host || host > LKS_MAX_HOSTS))
+		return;
+	if (h->type == LKS_REPL || h->type == LKS_FLUSH)
+		trace_lockstep_replicate(v->vid, host, h->type, h->term, h->seq, h->offset, h->length);
+	lks_host_send(host, v->link[host], lane, h, buf, bytes);
 }
 
 static void op_req_done(void *ctx, struct lks_req *req, int err)
 {
-	struct lks_volume *v = ctx;
-	struct lks_bio *r = container_of(req, struct lks_bio, req);
-
-	r->err = err;
-	list_add_tail(&r->link, &v->done);
+	lks_device_ended(container_of(req, struct lks_bio, req), err);
 }
 
 static void op_event(void *ctx, const struct lks_event_info *info)
 {
-	struct lks_volume *v = ctx;
-
-	switch (info->event) {
-	case LKS_EV_OPENED:
-		v->opened = true;
-		wake_up_all(&v->wait);
-		return;
-	case LKS_EV_DETACHED:
-		v->detached = true;
-		wake_up_all(&v->wait);
-		return;
-	case LKS_EV_SILENT:
-		lks_host_break(info->host, v->link[info->host], "the host does not answer", true);
-		return;
-	case LKS_EV_FENCED:
-		v->fenced = v->writers > 0;
-		pr_warn("lockstep: volume %s: another host has taken it over; writes fail until it is closed\n", v->name);
-		wake_up_all(&v->wait);
-		break;
-	case LKS_EV_DISK_ERROR:
-		pr_err("lockstep: volume %s: backing device failed (error %d), the replica has stopped\n", v->name, info->error);
-		break;
-	case LKS_EV_PROPOSE:
-	case LKS_EV_STATE:
-	case LKS_EV_QUIESCED:
-	case LKS_EV_UNQUIESCED:
-	case LKS_EV_META_MOVED:
-	case LKS_EV_MISMATCH:
-	case LKS_EV_VERIFIED:
-		break;
-	}
-	spin_lock_irq(&v->queue_lock);
-	v->events |= 1ul << info->event;
-	if (info->event == LKS_EV_PROPOSE) {
-		v->proposal = *info->record;
-	} else if (info->event == LKS_EV_DISK_ERROR) {
-		v->error_op = info->op;
-		v->error = info->error;
-	}
-	spin_unlock_irq(&v->queue_lock);
-	queue_work(lks_slow_wq, &v->event_work);
-}
-
-static void event_work(struct work_struct *work)
-{
-	struct lks_volume *v = container_of(work, struct lks_volume, event_work);
-	struct lks_record proposal;
-	unsigned long events;
-	u8 error_op;
-	s32 error;
-
-	spin_lock_irq(&v->queue_lock);
-	events = v->events;
-	v->events = 0;
-	proposal = v->proposal;
-	error_op = v->error_op;
-	error = v->error;
-	spin_unlock_irq(&v->queue_lock);
-
-	if (events & 1ul << LKS_EV_PROPOSE)
-		lks_event_propose(v->vid, &proposal);
-	if (events & 1ul << LKS_EV_DISK_ERROR)
-		lks_event_disk_error(v->vid, error_op, error);
-	if (events & (1ul << LKS_EV_STATE | 1ul << LKS_EV_FENCED))
-		lks_event_state(v->vid);
+	lks_notify(ctx, info);
 }
 
 static const struct lks_ops ops = {
@@ -312,7 +264,7 @@ u64 lks_volume_end_session(struct lks_volume *v)
 {
 	struct lks_vol_status s;
 
-	if (v->writers || v->open_waiters)
+	if (v->writers || v->open_waiters || v->waking)
 		return 0;
 	lks_vol_status(v->core, v->now_ms, &s);
 	lks_vol_close(v->core, v->now_ms);
@@ -342,7 +294,7 @@ static u64 granted(const struct lks_volume *v)
  */
 static u64 give_back_unused(struct lks_volume *v)
 {
-	if (v->writers || v->open_waiters || granted(v) <= v->session_ended) {
+	if (v->writers || v->open_waiters || v->waking || granted(v) <= v->session_ended) {
 		v->unused_ms = 0;
 		return 0;
 	}
@@ -355,6 +307,18 @@ static u64 give_back_unused(struct lks_volume *v)
 	return 0;
 }
 
+/* Under the lock. */
+static void trace_freeze(struct lks_volume *v)
+{
+	struct lks_bio *oldest = list_first_entry_or_null(&v->requests, struct lks_bio, link);
+	u64 age_ms = oldest ? v->now_ms - oldest->req.submitted_ms : 0;
+
+	if (v->frozen == (age_ms > FROZEN_MS))
+		return;
+	v->frozen = !v->frozen;
+	trace_lockstep_freeze(v->vid, v->frozen, age_ms);
+}
+
 static void tick(struct work_struct *work)
 {
 	struct lks_volume *v = container_of(to_delayed_work(work), struct lks_volume, tick);
@@ -364,6 +328,7 @@ static void tick(struct work_struct *work)
 		lks_volume_lock(v);
 		if (!v->dead) {
 			lks_vol_tick(v->core, v->now_ms);
+			trace_freeze(v);
 			unused = give_back_unused(v);
 		}
 		lks_volume_unlock(v, true);
@@ -424,6 +389,8 @@ int lks_volume_receive(struct lks_volume *v, struct lks_link *link, const struct
 	u8 host = link->peer->host;
 	int err = 0;
 
+	if (h->type == LKS_ACK || h->type == LKS_FLUSHED)
+		trace_lockstep_ack(v->vid, host, h->type, h->term, h->seq, h->offset, h->length);
 	if (!lks_volume_lock_unless(v, stop, arg))
 		return 0;
 	if (!v->dead) {
@@ -442,16 +409,16 @@ int lks_volume_receive(struct lks_volume *v, struct lks_link *link, const struct
 static bool same(const struct lks_volume *v, const struct lks_volume_params *p)
 {
 	return !strcmp(v->name, p->name) && !memcmp(v->uuid, p->core.uuid, sizeof(v->uuid)) && v->minor == p->minor &&
-	       v->size == p->core.size && v->block_size == p->core.block_size && v->class == p->core.shared;
+	       READ_ONCE(v->size) == p->core.size && v->block_size == p->core.block_size && v->class == p->core.shared;
 }
 
 /* lks_volumes_lock is held. 0: add it; 1: it is there already. */
 static int check_new(const struct lks_volume_params *p, struct netlink_ext_ack *ack)
 {
+	unsigned long index;
 	struct lks_volume *v;
-	unsigned long vid;
 
-	xa_for_each(&volumes, vid, v) {
+	for (index = 0; (v = idr_get_next_ul(&volumes, &index)); index++) {
 		if (v->vid == p->core.vid) {
 			if (same(v, p))
 				return 1;
@@ -490,13 +457,17 @@ static struct lks_volume *create(const struct lks_volume_params *p)
 	init_waitqueue_head(&v->wait);
 	lks_list_init(&v->ios);
 	lks_list_init(&v->completed);
-	lks_list_init(&v->zeroes);
+	lks_list_init(&v->slow_ios);
+	init_waitqueue_head(&v->room);
+	INIT_LIST_HEAD(&v->requests);
 	INIT_LIST_HEAD(&v->done);
+	INIT_LIST_HEAD(&v->opens);
+	INIT_LIST_HEAD(&v->news);
 	INIT_WORK(&v->submit_work, submit_work);
 	INIT_WORK(&v->complete_work, complete_work);
-	INIT_WORK(&v->zero_work, lks_backing_zero_work);
-	INIT_WORK(&v->event_work, event_work);
-	INIT_WORK(&v->wake_work, lks_device_wake_work);
+	INIT_WORK(&v->slow_io_work, lks_backing_slow_work);
+	INIT_WORK(&v->news_work, lks_notify_work);
+	INIT_WORK(&v->wake_work, lks_open_wake_work);
 	INIT_DELAYED_WORK(&v->tick, tick);
 	v->core = lks_vol_create(&p->core, &ops, v);
 	if (v->core)
@@ -508,6 +479,7 @@ static struct lks_volume *create(const struct lks_volume_params *p)
 int lks_volume_add(const struct lks_volume_params *p, struct netlink_ext_ack *ack)
 {
 	struct lks_volume *v;
+	u32 vid = p->core.vid;
 	int err;
 
 	mutex_lock(&lks_volumes_lock);
@@ -518,12 +490,13 @@ int lks_volume_add(const struct lks_volume_params *p, struct netlink_ext_ack *ac
 	v = create(p);
 	if (!v)
 		goto out;
-	err = xa_insert(&volumes, v->vid, v, GFP_KERNEL);
+	err = idr_alloc_u32(&volumes, v, &vid, vid, GFP_KERNEL);
 	if (err) {
 		lks_volume_put(v);
 		goto out;
 	}
 	__module_get(THIS_MODULE);
+	lks_debugfs_add(v);
 	kref_get(&v->refs);
 	smp_mb();	/* pairs with lks_volume_sync_all_links() */
 	lks_volume_lock(v);
@@ -545,21 +518,22 @@ static int delete(struct lks_volume *v, struct netlink_ext_ack *ack)
 		NL_SET_ERR_MSG(ack, "a replica is attached: REPLICA_DETACH comes first");
 		return -EBUSY;
 	}
-	err = lks_device_del(v, ack);
+	err = lks_disk_del(v, ack);
 	if (err)
 		return err;
 	mutex_lock(&lks_volumes_lock);
-	xa_erase(&volumes, v->vid);
+	idr_remove(&volumes, v->vid);
 	mutex_unlock(&lks_volumes_lock);
 	mutex_lock(&v->lock);
 	v->dead = true;
 	mutex_unlock(&v->lock);
+	lks_debugfs_del(v);
 	cancel_work_sync(&v->wake_work);
 	cancel_delayed_work_sync(&v->tick);
 	cancel_work_sync(&v->submit_work);
 	cancel_work_sync(&v->complete_work);
-	cancel_work_sync(&v->zero_work);
-	flush_work(&v->event_work);
+	cancel_work_sync(&v->slow_io_work);
+	flush_work(&v->news_work);
 	return 0;
 }
 
@@ -634,7 +608,7 @@ int lks_volume_attach(struct lks_volume *v, const char *path, u64 offset, bool t
 	lks_volume_unlock(v, true);
 	if (err) {
 		explain_attach(err, ack);
-		lks_backing_close(v, b);
+		lks_backing_close(b);
 	}
 	return err;
 }
@@ -663,8 +637,8 @@ int lks_volume_detach(struct lks_volume *v, struct netlink_ext_ack *ack)
 	/* whoever was still on his way out with the last I/O */
 	flush_work(&v->complete_work);
 	flush_work(&v->submit_work);
-	flush_work(&v->zero_work);
-	lks_backing_close(v, b);
+	flush_work(&v->slow_io_work);
+	lks_backing_close(b);
 	return 0;
 }
 
@@ -675,8 +649,10 @@ int lks_volume_config(struct lks_volume *v, const struct lks_record *r, bool adm
 	lks_volume_lock(v);
 	if (!v->dead) {
 		err = lks_vol_config(v->core, r, admit, v->now_ms);
-		if (!err && r->version > v->record.version)
+		if (!err && r->version > v->record.version) {
 			v->record = *r;
+			trace_lockstep_config(v->vid, r);
+		}
 	}
 	lks_volume_unlock(v, true);
 	if (err)
@@ -684,8 +660,76 @@ int lks_volume_config(struct lks_volume *v, const struct lks_record *r, bool adm
 	return err;
 }
 
+/* Under v->admin. */
+int lks_volume_meta_move(struct lks_volume *v, u64 offset, u64 size, struct netlink_ext_ack *ack)
+{
+	struct lks_layout layout;
+	int err;
+
+	if (!v->backing) {
+		NL_SET_ERR_MSG(ack, "no replica is attached");
+		return -EINVAL;
+	}
+	lks_layout_of(size, v->block_size, &layout);
+	if (offset && (u64)bdev_nr_bytes(v->backing->bdev) < offset + layout.total_bytes) {
+		NL_SET_ERR_MSG(ack, "the backing device is smaller than data and metadata would be");
+		return -EFBIG;
+	}
+	lks_volume_lock(v);
+	err = lks_vol_meta_move(v->core, offset, size, v->now_ms);
+	lks_volume_unlock(v, true);
+	if (err == -EBUSY)
+		NL_SET_ERR_MSG(ack, "the metadata are being moved elsewhere");
+	else if (err)
+		NL_SET_ERR_MSG(ack, "the metadata cannot be moved there");
+	return err;
+}
+
+/* Under v->admin. */
+int lks_volume_meta_moved(struct lks_volume *v, u64 offset, struct netlink_ext_ack *ack)
+{
+	int err = -EINVAL;
+
+	lks_volume_lock(v);
+	if (v->backing)
+		err = lks_vol_meta_moved(v->core, offset, v->now_ms);
+	if (!err)
+		v->backing->offset = offset;
+	lks_volume_unlock(v, true);
+	if (err)
+		NL_SET_ERR_MSG(ack, "no such move of the metadata is under way");
+	return err;
+}
+
+/* Under v->admin. */
+int lks_volume_resize(struct lks_volume *v, u64 size, struct netlink_ext_ack *ack)
+{
+	int err;
+
+	lks_volume_lock(v);
+	err = lks_vol_resize(v->core, size, v->now_ms);
+	if (!err)
+		WRITE_ONCE(v->size, size);
+	lks_volume_unlock(v, true);
+	if (err)
+		NL_SET_ERR_MSG(ack, "the size is smaller than it is, or the replica's metadata have not been moved");
+	else
+		lks_disk_resized(v);
+	return err;
+}
+
+void lks_volume_abort(struct lks_volume *v)
+{
+	pr_warn("lockstep: volume %s: waiting requests are failed on demand\n", v->name);
+	lks_volume_lock(v);
+	if (!v->dead)
+		lks_vol_abort(v->core, -EIO, v->now_ms);
+	lks_volume_unlock(v, true);
+	lks_open_refuse(v, -EIO);
+}
+
 void lks_volume_exit(void)
 {
 	rcu_barrier();
-	xa_destroy(&volumes);
+	idr_destroy(&volumes);
 }

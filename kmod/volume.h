@@ -30,6 +30,7 @@
 #include <linux/workqueue.h>
 #include "core/core.h"
 
+struct dentry;
 struct gendisk;
 struct lks_backing;
 struct lks_link;
@@ -42,7 +43,6 @@ struct lks_volume {
 	u32 block_size;
 	u8 class;
 	u8 uuid[16];
-	u64 size;
 	char name[LKS_NAME_MAX + 1];
 
 	struct kref refs;
@@ -53,15 +53,18 @@ struct lks_volume {
 
 	/* under lock */
 	struct lks_vol *core;
+	u64 size;			/* bytes; changed by RESIZE under admin, too */
 	bool attaching;			/* lks_vol_attach() runs: it has the core to itself without holding the lock */
 	bool dead;			/* VOLUME_DEL: no more calls of the core */
 	size_t allocated;		/* bytes the core has */
 	u64 now_ms;			/* time of the last call */
 	u64 link[LKS_MAX_HOSTS + 1];	/* the link the core believes to be up, 0: none */
 	struct lks_record record;	/* the newest that CONFIG_SET brought */
+	struct lks_vol_tune tune;	/* VOLUME_TUNE */
 	struct lks_list ios;		/* to be submitted */
+	struct list_head requests;	/* struct lks_bio: the core has them; the oldest first */
 	struct list_head done;		/* struct lks_bio: ended */
-	bool opened;			/* an event of the core since the waiter cleared it */
+	bool frozen;			/* as last traced */
 	bool fenced;			/* O1: whoever writes now does so no more, until the last one has closed */
 	bool detached;
 
@@ -75,26 +78,37 @@ struct lks_volume {
 	struct gendisk *disk;
 	bool device_going;		/* no more opens */
 	u32 openers, writers, open_waiters;
+	bool waking;			/* wake_work waits for a session */
+	struct list_head opens;		/* struct lks_opener, for debugfs */
+	u32 open_news;			/* +1 whenever what an open waits for may have changed */
 	u64 session_ended;		/* sessions up to this one were closed here */
 	u64 unused_ms;			/* since when a session is granted that nobody wants, 0: none */
-	u32 refusals;			/* OPEN_REFUSEs so far */
+	u32 refusals;			/* OPEN_REFUSEs and ABORTs so far */
 	int refused;			/* error of the last one */
+	u64 holder_told;		/* session of another host that the log has been told of, as what keeps us from opening */
+
+	atomic_long_t request_bytes;	/* data of the requests that have been let in; device.c */
+	wait_queue_head_t room;
 
 	/* under queue_lock */
 	spinlock_t queue_lock;
 	struct lks_list completed;	/* lks_io the backing device is done with */
-	struct lks_list zeroes;		/* lks_io for zero_work */
-	unsigned long events;		/* bits 1 << LKS_EV_*: to be sent */
-	struct lks_record proposal;	/* of EV_PROPOSE */
-	u8 error_op;			/* of EV_DISK_ERROR */
-	s32 error;
+	struct lks_list slow_ios;	/* lks_io for slow_io_work */
+	struct list_head news;		/* events to be sent, one after the other; notify.c */
+	u32 nnews;
+	bool news_lost;
+	bool state_news;		/* EV_STATE is to be sent */
+	bool proposal_news;		/* EV_PROPOSE is, with: */
+	struct lks_record proposal;
 
 	struct work_struct submit_work;		/* submits ios for those who may not wait for a disk */
 	struct work_struct complete_work;	/* completed -> core */
-	struct work_struct zero_work;
-	struct work_struct event_work;
+	struct work_struct slow_io_work;
+	struct work_struct news_work;
 	struct work_struct wake_work;		/* finds a primary to read from */
 	struct delayed_work tick;
+
+	struct dentry *debugfs;
 };
 
 /* One reference, or NULL. */
@@ -109,6 +123,7 @@ void lks_volume_put(struct lks_volume *v);
  */
 void lks_volume_lock(struct lks_volume *v);
 bool lks_volume_lock_unless(struct lks_volume *v, bool (*stop)(void *arg), void *arg);
+bool lks_volume_trylock(struct lks_volume *v);		/* waits for nobody */
 
 /* Unlocks, and carries out what the core has asked for. may_wait: submitting to a busy disk may block us. */
 void lks_volume_unlock(struct lks_volume *v, bool may_wait);
@@ -139,8 +154,17 @@ int lks_volume_del(u32 vid, struct netlink_ext_ack *ack);
 int lks_volume_attach(struct lks_volume *v, const char *path, u64 offset, bool thin, struct netlink_ext_ack *ack);
 int lks_volume_detach(struct lks_volume *v, struct netlink_ext_ack *ack);
 int lks_volume_config(struct lks_volume *v, const struct lks_record *r, bool admit, struct netlink_ext_ack *ack);
+int lks_volume_meta_move(struct lks_volume *v, u64 offset, u64 size, struct netlink_ext_ack *ack);
+int lks_volume_meta_moved(struct lks_volume *v, u64 offset, struct netlink_ext_ack *ack);
+int lks_volume_resize(struct lks_volume *v, u64 size, struct netlink_ext_ack *ack);
+void lks_volume_abort(struct lks_volume *v);
 
 void lks_volume_exit(void);
+
+/* notify.c: ops->event; the lock is held. The work tells the daemon. */
+void lks_notify(struct lks_volume *v, const struct lks_event_info *info);
+void lks_notify_work(struct work_struct *work);
+void lks_notify_purge(struct lks_volume *v);
 
 /* main.c */
 extern struct workqueue_struct *lks_wq;		/* short work on the way of I/O */

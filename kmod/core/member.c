@@ -289,7 +289,7 @@ void lks_on_compare(struct lks_vol *v, u8 host, const struct lks_frame *h)
 
 void lks_member_io_done(struct lks_vol *v, struct lks_work *w, int err)
 {
-	bool current = (v->session_host == w->host && v->session_term == w->session) || !LKS_ON(T1);
+	bool same = (v->session_host == w->host && v->session_term == w->session) || !LKS_ON(T1);
 	u8 host = w->host;
 
 	(void)err;
@@ -301,15 +301,15 @@ void lks_member_io_done(struct lks_vol *v, struct lks_work *w, int err)
 		if (w->buf)
 			v->ops->buf_put(w->buf);
 		w->buf = NULL;
-		if (w->seq <= v->stable && current)
+		if (w->seq <= v->stable && same)
 			unstable_done(v, w);	/* a live write: stable did not wait for it */
-		if (current)
+		if (same)
 			lks_send(v, host, LKS_LANE_ANY, LKS_ACK, seq, 0);
 		return;
 	}
-	if (current && w->kind == LKS_WORK_MCOMPARE)
+	if (same && w->kind == LKS_WORK_MCOMPARE)
 		compared(v, host, w->id, v->ops->buf_hash(w->buf, w->length) == w->hash ? LKS_CMP_EQUAL : LKS_CMP_DIFFERS);
-	else if (current)
+	else if (same)
 		lks_send(v, host, LKS_LANE_ANY, w->kind == LKS_WORK_SYNC ? LKS_SYNCED : LKS_FLUSHED, w->id, 0);
 	lks_work_free(v, w);
 }

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Sockets and generic netlink, for kernels older than the newest; see compat.h. */
+#ifndef LKS_COMPAT_NET_H
+#define LKS_COMPAT_NET_H
+
+#include <linux/net.h>
+#include <linux/socket.h>
+#include <linux/tcp.h>
+#include <linux/uio.h>
+#include <net/genetlink.h>
+#include <net/sock.h>
+
+/* ---- sockets ---- */
+
+#ifndef LKS_HAVE_iter_dest
+#define ITER_SOURCE WRITE
+#define ITER_DEST READ
+#endif
+
+#ifndef LKS_HAVE_netlink_ctx	/* as old as that: the direction says the kind of iterator, too */
+#define iov_iter_kvec(iter, direction, ...) iov_iter_kvec(iter, ITER_KVEC | (direction), __VA_ARGS__)
+#define iov_iter_bvec(iter, direction, ...) iov_iter_bvec(iter, ITER_BVEC | (direction), __VA_ARGS__)
+#endif
+
+#ifndef LKS_HAVE_tcp_sock_set
+static inline void lks_set_option(struct sock *sk, int level, int option, int value)
+{
+	kernel_setsockopt(sk->sk_socket, level, option, (char *)&value, sizeof(value));
+}
+#define tcp_sock_set_nodelay(sk) lks_set_option(sk, IPPROTO_TCP, TCP_NODELAY, 1)
+#define tcp_sock_set_user_timeout(sk, ms) lks_set_option(sk, IPPROTO_TCP, TCP_USER_TIMEOUT, ms)
+#define sock_set_keepalive(sk) lks_set_option(sk, SOL_SOCKET, SO_KEEPALIVE, 1)
+#define tcp_sock_set_keepidle(sk, s) lks_set_option(sk, IPPROTO_TCP, TCP_KEEPIDLE, s)
+#define tcp_sock_set_keepintvl(sk, s) lks_set_option(sk, IPPROTO_TCP, TCP_KEEPINTVL, s)
+#define tcp_sock_set_keepcnt(sk, n) lks_set_option(sk, IPPROTO_TCP, TCP_KEEPCNT, n)
+#endif
+
+/* false: a sender uses the fragment of its task. Our senders are threads of our own, who have no other use for it. */
+static inline void lks_no_task_frag(struct sock *sk)
+{
+#ifdef LKS_HAVE_use_task_frag
+	sk->sk_use_task_frag = false;
+#endif
+}
+
+/* ---- generic netlink ---- */
+
+#ifndef LKS_HAVE_genl_small_ops
+#define genl_small_ops genl_ops
+#define small_ops ops
+#define n_small_ops n_ops
+#endif
+
+/* The policy of a command, or of the family. */
+#ifdef LKS_HAVE_genl_family_policy
+#define LKS_COMMAND_POLICY(p)
+#define LKS_FAMILY_POLICY(p) .policy = (p),
+#else
+#define LKS_COMMAND_POLICY(p) .policy = (p),
+#define LKS_FAMILY_POLICY(p)
+#endif
+
+#ifndef LKS_HAVE_genl_info_dump
+#ifdef LKS_HAVE_genl_dumpit_info
+#define genl_info_dump genl_dumpit_info
+#endif
+#endif
+
+/* One attribute of a dump request, NULL if it is not there. */
+static inline struct nlattr *lks_dump_attr(struct netlink_callback *cb, int attr)
+{
+#if defined(LKS_HAVE_genl_info_dump) || defined(LKS_HAVE_genl_dumpit_info)
+	struct nlattr **attrs = genl_info_dump(cb)->attrs;
+
+	return attrs ? attrs[attr] : NULL;
+#else
+	return nlmsg_find_attr(cb->nlh, GENL_HDRLEN, attr);
+#endif
+}
+
+#ifndef LKS_HAVE_genl_req_attr
+#define GENL_REQ_ATTR_CHECK(info, attr) (!(info)->attrs[attr])
+#endif
+
+#ifdef LKS_HAVE_genl_mcast_cap
+#define LKS_MCAST_FLAGS .flags = GENL_MCAST_CAP_NET_ADMIN
+#else
+#define LKS_MCAST_FLAGS			/* whoever has reached the initial network namespace may listen */
+#endif
+
+/* Room for the state of a dump: at least six longs, zero at its start. */
+static inline void *lks_dump_state(struct netlink_callback *cb)
+{
+#ifdef LKS_HAVE_netlink_ctx
+	return cb->ctx;
+#else
+	return cb->args;
+#endif
+}
+#define LKS_DUMP_STATE_BYTES (6 * sizeof(long))
+
+#endif
