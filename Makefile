@@ -7,6 +7,7 @@
 #	make module [KDIR=..] the module against the running kernel's headers, else the newest ones installed
 #	make unit             unit tests
 #	make sim [SEEDS=n] [FIRST=s] [SEED=s] [TRACE=1] [BREAK=rule]
+#	make check, kernels: see kmod/check.mk
 #	make sim-asan, sim-breaks, fuzz, coverage: see test/check.mk
 #	make lab [TEST=name]  scenarios on virtual hosts
 #	make test-long        the same with many more seeds and all scenarios
@@ -135,5 +136,6 @@ clean:
 	@test -z "$(KDIR)" || $(MAKE) -s -C $(KDIR) M=$(CURDIR) clean
 
 include test/check.mk
+include kmod/check.mk
 
 -include $(shell find $B/o $B/test-o $B/sim-o -name '*.d' 2>/dev/null)
