@@ -429,6 +429,9 @@ json revert(State &state, const Fields &f)
 		refuse(forbidden("volume " + v->name + " has grown since " + title(s) + " was taken: restore that as a new volume"));
 	bool served = false;
 	for (const Replica &r : v->replicas) {
+		// There a snapshot goes with what it was taken of.
+		if (const Pool *pool = state.pool(r.pool, r.host); pool && pool->kind == PoolKind::thick)
+			refuse(forbidden("volume " + v->name + " is in a thick pool and cannot be reverted: restore " + title(s) + " as a new volume"));
 		if (!state.online(r.host))
 			refuse(forbidden("volume " + v->name + " cannot be reverted: host " + state.host_name(r.host) + " is offline: bring it back, or "
 					 "remove its replica"));

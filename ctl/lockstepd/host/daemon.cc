@@ -268,6 +268,7 @@ void Daemon::wire_reconciler()
 	world.now_ms = Loop::now_ms;
 	world.log = [this](const std::string &line) { loop_.log(line); };
 	world.dumped = [this] { look(); };
+	world.quorum = [this] { return log_->leader() != 0; };
 	reconciler_ = std::make_unique<Reconciler>(member_->host_id, std::move(world));
 	reconciler_->module_changed(module_error_);
 }

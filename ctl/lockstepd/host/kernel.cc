@@ -101,7 +101,13 @@ KernelVolume read_volume(Attributes a)
 	v.session_ended = number(a[LKS_A_SESSION_ENDED]);
 	if (a[LKS_A_HAS_REPLICA])
 		v.replica = KernelReplica{text(a[LKS_A_PATH]), number(a[LKS_A_OFFSET]), number(a[LKS_A_SUSPECT]) != 0,
-					  a[LKS_A_ADMITTED] != nullptr, a[LKS_A_FAILED] != nullptr};
+					  a[LKS_A_ADMITTED] != nullptr, a[LKS_A_FAILED] != nullptr,
+					  number(a[LKS_A_CAPACITY]), number(a[LKS_A_MOVE_OFFSET]), a[LKS_A_MOVE_CURRENT] != nullptr};
+	v.hold = number(a[LKS_A_HOLD]);
+	v.handover_to = uint8_t(number(a[LKS_A_HANDOVER_TO]));
+	v.verify_total = number(a[LKS_A_VERIFY_TOTAL]);
+	v.verify_done = number(a[LKS_A_VERIFY_DONE]);
+	v.verify_differ = number(a[LKS_A_VERIFY_DIFFER]);
 	v.role = number(a[LKS_A_ROLE]);
 	v.version = number(a[LKS_A_VERSION]);
 	v.term = number(a[LKS_A_TERM]);
@@ -142,6 +148,10 @@ KernelEvent read_event(uint8_t cmd, Attributes a)
 	e.reason = text(a[LKS_A_REASON]);
 	e.op = text(a[LKS_A_OP]);
 	e.error = int32_t(number(a[LKS_A_ERROR]));
+	e.hold = number(a[LKS_A_HOLD]);
+	e.at = number(a[LKS_A_AT]);
+	e.length = number(a[LKS_A_LENGTH]);
+	e.repair = a[LKS_A_REPAIR] != nullptr;
 	if (a[LKS_A_RECORD] && nla_len(a[LKS_A_RECORD]) == sizeof(lks_record)) {
 		e.record.emplace();
 		memcpy(&*e.record, nla_data(a[LKS_A_RECORD]), sizeof(lks_record));
@@ -393,6 +403,60 @@ Done refuse_open(const Client &client, uint32_t vid, int32_t error)
 	});
 }
 
+// A command on a volume with what `fill` adds.
+Done volume_command(const Client &client, lks_cmd cmd, const std::string &what, uint32_t vid, const std::function<int(nl_msg *)> &fill)
+{
+	return client->run(cmd, fmt::format("cannot {} volume {}", what, vid), 0, [&](nl_msg *m) {
+		const int error = nla_put_u32(m, LKS_A_VID, vid);
+		return error < 0 ? error : fill(m);
+	});
+}
+
+Done hand_over(const Client &client, uint32_t vid, uint8_t host)
+{
+	return volume_command(client, LKS_CMD_HANDOVER, fmt::format("hand over to host {} the", host), vid,
+			      [&](nl_msg *m) { return nla_put_u8(m, LKS_A_HOST, host); });
+}
+
+Done quiesce(const Client &client, uint32_t vid, uint64_t hold, uint32_t timeout_ms)
+{
+	return volume_command(client, LKS_CMD_QUIESCE, "quiesce", vid, [&](nl_msg *m) {
+		NLA_PUT_U64(m, LKS_A_HOLD, hold);
+		NLA_PUT_U32(m, LKS_A_TIMEOUT_MS, timeout_ms);
+		return 0;
+	nla_put_failure:
+		return -1;
+	});
+}
+
+Done put_u64(const Client &client, lks_cmd cmd, const char *what, uint32_t vid, lks_attr attribute, uint64_t value)
+{
+	return volume_command(client, cmd, what, vid, [&](nl_msg *m) { return nla_put_u64(m, attribute, value); });
+}
+
+Done move_metadata(const Client &client, uint32_t vid, uint64_t offset, uint64_t size_bytes)
+{
+	return volume_command(client, LKS_CMD_META_MOVE, "move the metadata of", vid, [&](nl_msg *m) {
+		NLA_PUT_U64(m, LKS_A_OFFSET, offset);
+		NLA_PUT_U64(m, LKS_A_SIZE, size_bytes);
+		return 0;
+	nla_put_failure:
+		return -1;
+	});
+}
+
+Done verify(const Client &client, uint32_t vid, bool start, bool repair)
+{
+	return volume_command(client, LKS_CMD_VERIFY, start ? "verify" : "stop verifying", vid, [&](nl_msg *m) {
+		NLA_PUT_U8(m, LKS_A_MODE, start);
+		if (repair)
+			NLA_PUT_FLAG(m, LKS_A_REPAIR);
+		return 0;
+	nla_put_failure:
+		return -1;
+	});
+}
+
 Result<KernelDump> take_dump(const Client &client)
 {
 	KernelDump dump;
@@ -446,6 +510,19 @@ Kernel kernel_over_netlink(const std::string &host_name)
 	k.replica_detach = [c](uint32_t vid) { return with_vid(c, LKS_CMD_REPLICA_DETACH, "detach the replica of", vid); };
 	k.config_set = [c](const lks_record &record, bool admit) { return set_config(c, record, admit); };
 	k.open_refuse = [c](uint32_t vid, int32_t error) { return refuse_open(c, vid, error); };
+	k.hand_over = [c](uint32_t vid, uint8_t host) { return hand_over(c, vid, host); };
+	k.quiesce = [c](uint32_t vid, uint64_t hold, uint32_t timeout_ms) { return quiesce(c, vid, hold, timeout_ms); };
+	k.resume = [c](uint32_t vid, uint64_t hold) { return put_u64(c, LKS_CMD_RESUME, "resume", vid, LKS_A_HOLD, hold); };
+	k.meta_move = [c](uint32_t vid, uint64_t offset, uint64_t size) { return move_metadata(c, vid, offset, size); };
+	k.meta_moved = [c](uint32_t vid, uint64_t offset) {
+		return put_u64(c, LKS_CMD_META_MOVED, "take into use the new metadata of", vid, LKS_A_OFFSET, offset);
+	};
+	k.resize = [c](uint32_t vid, uint64_t size) { return put_u64(c, LKS_CMD_RESIZE, "resize", vid, LKS_A_SIZE, size); };
+	k.verify = [c](uint32_t vid, bool start, bool repair) { return verify(c, vid, start, repair); };
+	k.tune = [c](uint32_t vid, uint32_t freeze_ms) {
+		return volume_command(c, LKS_CMD_VOLUME_TUNE, "tune", vid, [&](nl_msg *m) { return nla_put_u32(m, LKS_A_FREEZE_MS, freeze_ms); });
+	};
+	k.abort = [c](uint32_t vid) { return with_vid(c, LKS_CMD_ABORT, "abort the waiting requests of", vid); };
 	k.device_add = [c](uint32_t vid) { return with_vid(c, LKS_CMD_DEVICE_ADD, "create the device of", vid); };
 	k.device_del = [c](uint32_t vid) { return with_vid(c, LKS_CMD_DEVICE_DEL, "remove the device of", vid); };
 	k.dump = [c] { return take_dump(c); };

@@ -34,6 +34,9 @@ struct KernelReplica {
 	bool suspect = false;      // extents were hot at attach (S1)
 	bool admitted = false;
 	bool failed = false;
+	uint64_t capacity = 0;     // bytes of volume that its metadata can describe
+	uint64_t move_offset = 0;  // of a META_MOVE that stands; 0: none
+	bool move_current = false; // ... and both places are current
 	bool operator==(const KernelReplica &) const = default;
 };
 
@@ -55,6 +58,9 @@ struct KernelVolume {
 	uint32_t pending = 0, oldest_ms = 0;
 	std::vector<KernelPeerReplica> peers;
 	uint32_t hot_extents = 0, written_extents = 0;
+	uint64_t hold = 0;         // number of the quiesce that stands; 0: none
+	uint8_t handover_to = 0;   // host id of a planned handover under way; 0: none
+	uint64_t verify_total = 0, verify_done = 0, verify_differ = 0;    // blocks
 	bool operator==(const KernelVolume &) const = default;
 };
 
@@ -84,6 +90,8 @@ struct KernelEvent {
 	std::optional<lks_record> record;
 	std::string reason, op;
 	int32_t error = 0;
+	uint64_t hold = 0, at = 0, length = 0;
+	bool repair = false;
 };
 
 struct KernelVolumeSpec {
@@ -111,6 +119,16 @@ struct Kernel {
 	std::function<Done(uint32_t vid)> replica_detach;
 	std::function<Done(const lks_record &record, bool admit)> config_set;
 	std::function<Done(uint32_t vid, int32_t error)> open_refuse;    // error: a negative errno
+	// See uapi/lockstep.h for what each does. hand_over, quiesce, resume, verify: where the volume is served.
+	std::function<Done(uint32_t vid, uint8_t host)> hand_over;
+	std::function<Done(uint32_t vid, uint64_t hold, uint32_t timeout_ms)> quiesce;
+	std::function<Done(uint32_t vid, uint64_t hold)> resume;
+	std::function<Done(uint32_t vid, uint64_t offset, uint64_t size_bytes)> meta_move;
+	std::function<Done(uint32_t vid, uint64_t offset)> meta_moved;
+	std::function<Done(uint32_t vid, uint64_t size_bytes)> resize;
+	std::function<Done(uint32_t vid, bool start, bool repair)> verify;
+	std::function<Done(uint32_t vid, uint32_t freeze_ms)> tune;
+	std::function<Done(uint32_t vid)> abort;
 	std::function<Done(uint32_t vid)> device_add;
 	std::function<Done(uint32_t vid)> device_del;
 	std::function<Result<KernelDump>()> dump;

@@ -50,7 +50,9 @@ std::string complaint(const std::string &err)
 	return last.empty() ? "no reason given" : last;
 }
 
-Result<std::string> lvm(std::vector<std::string> args, const std::string &what)
+}    // namespace
+
+Result<std::string> run_lvm(std::vector<std::string> args, const std::string &what)
 {
 	static const std::string filter = device_filter();
 	std::vector<std::string> argv = {"lvm", args[0], "--config", filter};
@@ -62,6 +64,10 @@ Result<std::string> lvm(std::vector<std::string> args, const std::string &what)
 		return failed(fmt::format("{}: {}", what, complaint(output->err)));
 	return std::move(output->out);
 }
+
+namespace {
+
+Result<std::string> lvm(std::vector<std::string> args, const std::string &what) { return run_lvm(std::move(args), what); }
 
 // LVM writes all values as texts, unknown ones as "".
 std::string text_field(const Json &row, const char *name)
@@ -276,7 +282,13 @@ Result<LvmReport> parse_lvm_report(std::string_view json)
 
 Lvm lvm_tools()
 {
-	return {lvm_report, lvm_create, lvm_activate, lvm_remove};
+	Lvm lvm;
+	lvm.report = lvm_report;
+	lvm.create = lvm_create;
+	lvm.activate = lvm_activate;
+	lvm.remove = lvm_remove;
+	add_snapshot_tools(lvm);
+	return lvm;
 }
 
 }    // namespace lockstep

@@ -51,6 +51,17 @@ struct ReplicaLv {
 	uint64_t size_bytes = 0;  // least size: data and metadata
 };
 
+// A copy of a replica's LV.
+struct SnapshotLv {
+	std::string vg;
+	bool thin = true;
+	uint32_t vid = 0;          // of the volume it was taken of
+	uint32_t sid = 0;
+	unsigned attempt = 1;
+	std::string uuid;          // of the snapshot
+	uint64_t reserve_bytes = 0;    // thick: by how much it and its volume may come to differ
+};
+
 struct LvmReport {
 	std::vector<VolumeGroup> groups;
 	std::vector<LogicalVolume> volumes;
@@ -64,6 +75,13 @@ struct LvmReport {
 std::string replica_lv_name(uint32_t vid);
 std::string replica_lv_tag(const std::string &uuid);
 std::string replica_lv_path(const std::string &vg, uint32_t vid);
+std::string snapshot_lv_name(const SnapshotLv &lv);
+std::string snapshot_lv_tag(const std::string &uuid);
+std::string snapshot_lv_path(const SnapshotLv &lv);
+
+// Runs an LVM command ("lvcreate", ...) that does not look into our own devices. `what` begins the message of an Error. For
+// the files of this interface.
+Result<std::string> run_lvm(std::vector<std::string> args, const std::string &what);
 
 // What a pool made of this volume group, or of this thin pool in it, has.
 struct PoolSpace {
@@ -85,8 +103,18 @@ struct Lvm {
 	std::function<Done(const ReplicaLv &)> activate;
 	// Absent already: done. What has the name but not our tag is left alone: then ours is absent.
 	std::function<Done(const ReplicaLv &)> remove;
+	// At least lv.size_bytes; never smaller.
+	std::function<Done(const ReplicaLv &)> extend;
+	// Of the replica's LV, which may be in use. One with our tag is taken as it is.
+	std::function<Done(const SnapshotLv &)> snapshot;
+	std::function<Done(const SnapshotLv &)> remove_snapshot;
+	// Makes the LV of a replica out of a snapshot's, and activates it. Thin: it shares the blocks. Thick: it is a new one, and
+	// what the snapshot has is to be copied; the snapshot is readable afterwards. content: a text that names what it is made
+	// from; an LV of the replica that was made from the same is taken as it is, another one is replaced (thin) or refused.
+	std::function<Done(const SnapshotLv &, const ReplicaLv &, const std::string &content)> clone;
 };
 
 Lvm lvm_tools();
+void add_snapshot_tools(Lvm &lvm);    // lvm_snapshots.cc: extend, snapshot, remove_snapshot, clone
 
 }    // namespace lockstep

@@ -6,12 +6,17 @@
 #include "lockstepd/host/metadata.h"
 
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -36,6 +41,7 @@ public:
 	}
 
 	void *unit() { return unit_.get(); }
+	int fd() const { return fd_; }
 	Done read_unit(uint64_t at)     // at: bytes from the start of the metadata
 	{
 		return transfer(pread(fd_, unit_.get(), LKS_META_UNIT, offset_ + at), "read", at);
@@ -225,9 +231,198 @@ Result<nlohmann::json> dump_replica(const std::string &path, uint64_t offset)
 			      {"damaged_records", damaged}};
 }
 
+// ---- content of another LV ----
+
+namespace {
+
+// The extent table, unit by unit: f is given each record (at its number) and may change it; then the unit is written if it
+// says so.
+Done each_record(MetadataFile &file, const lks_layout &layout, const std::function<bool(lks_extent_record &, uint32_t index)> &f)
+{
+	for (uint64_t at = 0; at < layout.table_bytes; at += LKS_META_UNIT) {
+		if (Done done = file.read_unit(layout.table_offset + at); !done)
+			return done;
+		bool changed = false;
+		auto *records = static_cast<lks_extent_record *>(file.unit());
+		for (uint32_t i = 0; i < LKS_RECORDS_PER_UNIT; i++)
+			changed |= f(records[i], uint32_t(at / LKS_META_UNIT * LKS_RECORDS_PER_UNIT + i));
+		if (changed)
+			if (Done done = file.write_unit(layout.table_offset + at); !done)
+				return done;
+	}
+	return Nothing{};
+}
+
+uint64_t tag_of(const lks_superblock &sb)
+{
+	uint64_t tag;
+	memcpy(&tag, sb.uuid, sizeof(tag));
+	return tag;
+}
+
+constexpr uint8_t ALL_WRITTEN = LKS_EXTENT_WRITTEN * 0x55;    // of four extents
+
+constexpr size_t COPY_BYTES = 1 << 20;
+
+// Between the same places of two LVs; offsets from their start.
+Done copy_range(MetadataFile &from, MetadataFile &to, uint64_t offset, uint64_t bytes)
+{
+	std::unique_ptr<void, decltype(&std::free)> buffer(std::aligned_alloc(LKS_META_UNIT, COPY_BYTES), std::free);
+	for (const uint64_t end = offset + bytes; offset < end;) {
+		const size_t part = std::min<uint64_t>(COPY_BYTES, end - offset);
+		const ssize_t got = pread(from.fd(), buffer.get(), part, off_t(offset));
+		const ssize_t put = got == ssize_t(part) ? pwrite(to.fd(), buffer.get(), part, off_t(offset)) : -1;
+		if (put != ssize_t(part))
+			return failed(fmt::format("cannot copy {} bytes at byte {}: {}", part, offset, strerror(errno)));
+		offset += part;
+	}
+	return Nothing{};
+}
+
+bool same_replica(const lks_superblock &sb, const ReplicaMetadata &r, const std::array<uint8_t, 16> &uuid)
+{
+	return sb.vid == r.vid && !memcmp(sb.uuid, uuid.data(), 16) && sb.host == r.host && sb.size == r.size_bytes &&
+	       sb.block_size == r.block_size;
+}
+
+}    // namespace
+
+Done adopt_replica(const ReplicaMetadata &replica)
+{
+	auto uuid = uuid_bytes(replica.uuid);
+	if (!uuid)
+		return failed(fmt::format("volume {}: '{}' is no UUID", replica.vid, replica.uuid));
+	auto file = MetadataFile::open(replica.path, replica.offset, O_RDWR);
+	if (!file)
+		return file.error();
+	auto found = read_superblock(*file);
+	if (!found)
+		return found.error();
+	if (!*found)
+		return failed(fmt::format("{} has no valid superblock at byte {}", replica.path, replica.offset));
+	lks_superblock sb = **found;
+	if (same_replica(sb, replica, *uuid) && sb.version == replica.version)
+		return Nothing{};
+	if (sb.size != replica.size_bytes || sb.block_size != replica.block_size)
+		return failed(fmt::format("{} holds {} bytes in blocks of {}, not {} in blocks of {}", replica.path, uint64_t(sb.size),
+					  uint32_t(sb.block_size), replica.size_bytes, replica.block_size));
+
+	const uint64_t old_tag = tag_of(sb), sequence = sb.sequence;
+	memset(&sb, 0, sizeof(sb));
+	sb.vid = replica.vid;
+	memcpy(sb.uuid, uuid->data(), 16);
+	sb.size = replica.size_bytes;
+	sb.block_size = replica.block_size;
+	sb.host = replica.host;
+	sb.version = replica.version;
+	sb.term = replica.term;
+	const uint64_t new_tag = tag_of(sb);
+	lks_layout layout;
+	lks_layout_of(replica.size_bytes, replica.block_size, &layout);
+	// A record that an interrupted run has done is recognised by its tag. A damaged one is taken for written: that is read, at worst
+	// without need.
+	Done table = each_record(*file, layout, [&](lks_extent_record &r, uint32_t index) {
+		const bool old_one = lks_extent_record_valid(&r, index, old_tag);
+		if (!old_one && lks_extent_record_valid(&r, index, new_tag))
+			return false;
+		for (uint8_t &bits : r.bits)
+			bits = old_one ? bits & ALL_WRITTEN : ALL_WRITTEN;
+		r.index = index;
+		r.tag = new_tag;
+		lks_extent_record_seal(&r);
+		return true;
+	});
+	if (!table)
+		return table;
+	if (Done done = file->flush(); !done)
+		return done;
+	// The copy that does not count now is replaced first, with a higher number; then the other: at no time is there none.
+	if (Done done = file->read_unit(0); !done)
+		return done;
+	auto *copy = static_cast<lks_superblock *>(file->unit());
+	const bool a_counts = lks_superblock_verify(copy) == 0 && copy->sequence == sequence;
+	for (uint64_t n = 1; n <= 2; n++) {
+		lks_format_unit(&sb, 0, file->unit());
+		copy->sequence = sequence + n;
+		lks_superblock_seal(copy);
+		if (Done done = file->write_unit((n == 1) == a_counts ? LKS_META_UNIT : 0); !done)
+			return done;
+		if (Done done = file->flush(); !done)
+			return done;
+	}
+	return Nothing{};
+}
+
+Done copy_replica(const std::string &from, const ReplicaMetadata &to)
+{
+	auto source = MetadataFile::open(from, to.offset, O_RDONLY);
+	if (!source)
+		return source.error();
+	auto found = read_superblock(*source);
+	if (!found)
+		return found.error();
+	if (!*found || (*found)->size != to.size_bytes || (*found)->block_size != to.block_size)
+		return failed(fmt::format("{} holds no replica of {} bytes", from, to.size_bytes));
+	// One that has been copied and adopted is left alone: it may be newer by now.
+	auto uuid = uuid_bytes(to.uuid);
+	auto target = MetadataFile::open(to.path, to.offset, O_RDWR);
+	if (!uuid || !target)
+		return uuid ? target.error() : failed(fmt::format("volume {}: '{}' is no UUID", to.vid, to.uuid));
+	auto there = read_superblock(*target);
+	if (!there)
+		return there.error();
+	if (*there && same_replica(**there, to, *uuid))
+		return Nothing{};
+
+	lks_layout layout;
+	lks_layout_of(to.size_bytes, to.block_size, &layout);
+	const uint64_t tag = tag_of(**found);
+	std::vector<bool> written(layout.extents);
+	Done table = each_record(*source, layout, [&](lks_extent_record &r, uint32_t index) {
+		const bool valid = lks_extent_record_valid(&r, index, tag);
+		for (uint64_t i = 0; i < LKS_EXTENTS_PER_RECORD; i++)
+			if (const uint64_t extent = uint64_t(index) * LKS_EXTENTS_PER_RECORD + i; extent < layout.extents)
+				written[extent] = !valid || (r.bits[i / 4] >> (i % 4 * 2) & LKS_EXTENT_WRITTEN);
+		return false;
+	});
+	if (!table)
+		return table;
+	for (uint64_t extent = 0; extent < layout.extents; extent++)
+		if (written[extent]) {
+			const uint64_t at = extent * LKS_EXTENT_BYTES;
+			if (Done done = copy_range(*source, *target, at, std::min<uint64_t>(LKS_EXTENT_BYTES, to.size_bytes - at)); !done)
+				return done;
+		}
+	// The metadata last, their superblocks at the very end: until then this is no replica.
+	if (Done done = copy_range(*source, *target, to.offset + 2 * LKS_META_UNIT, layout.total_bytes - 2 * LKS_META_UNIT); !done)
+		return done;
+	if (Done done = target->flush(); !done)
+		return done;
+	if (Done done = copy_range(*source, *target, to.offset, 2 * LKS_META_UNIT); !done)
+		return done;
+	return target->flush();
+}
+
+Done zero_range(const std::string &path, uint64_t offset, uint64_t bytes)
+{
+	auto file = MetadataFile::open(path, 0, O_RDWR);
+	if (!file)
+		return file.error();
+	uint64_t range[2] = {offset, bytes};
+	if (ioctl(file->fd(), BLKZEROOUT, range) == 0)
+		return file->flush();
+	if (errno != ENOTTY)
+		return failed(fmt::format("cannot zero {} bytes of {} at byte {}: {}", bytes, path, offset, strerror(errno)));
+	memset(file->unit(), 0, LKS_META_UNIT);    // a file, in tests
+	for (uint64_t at = offset; at < offset + bytes; at += LKS_META_UNIT)
+		if (Done done = file->write_unit(at); !done)
+			return done;
+	return file->flush();
+}
+
 MetadataTools metadata_tools()
 {
-	return {format_replica, wipe_replica};
+	return {format_replica, wipe_replica, adopt_replica, copy_replica, zero_range};
 }
 
 }    // namespace lockstep

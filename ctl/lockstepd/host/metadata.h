@@ -42,6 +42,17 @@ Done format_replica(const ReplicaMetadata &replica);
 // Makes both superblocks invalid, durably: the space may come back under another LV.
 Done wipe_replica(const std::string &path, uint64_t offset);
 
+// The LV is a copy of another replica's LV, or of this one at another time, with metadata at the same offset and for the same
+// size: makes them this replica's, of this version. What was written stays so, nothing is hot, no dirty map counts.
+// Idempotent; interrupted anywhere, it can be repeated.
+Done adopt_replica(const ReplicaMetadata &replica);
+
+// Copies what was written from the LV of a snapshot to another LV, data and metadata; then adopt_replica() can follow.
+Done copy_replica(const std::string &from, const ReplicaMetadata &to);
+
+// Makes [offset, offset + bytes) of the LV read as zeros, durably.
+Done zero_range(const std::string &path, uint64_t offset, uint64_t bytes);
+
 // For people and `lockstep recover`.
 Result<nlohmann::json> dump_replica(const std::string &path, uint64_t offset);
 
@@ -49,6 +60,9 @@ Result<nlohmann::json> dump_replica(const std::string &path, uint64_t offset);
 struct MetadataTools {
 	std::function<Done(const ReplicaMetadata &)> format;
 	std::function<Done(const std::string &path, uint64_t offset)> wipe;
+	std::function<Done(const ReplicaMetadata &replica)> adopt;
+	std::function<Done(const std::string &from, const ReplicaMetadata &to)> copy;
+	std::function<Done(const std::string &path, uint64_t offset, uint64_t bytes)> zero;
 };
 
 MetadataTools metadata_tools();

@@ -24,6 +24,8 @@ uint64_t back_off_ms(unsigned failures)
 	return std::min(STEP_RETRY_MIN_MS << std::min(failures - 1, 10u), STEP_RETRY_MAX_MS);
 }
 
+}    // namespace
+
 // An answer of the state machine that is a refusal is an error like any other here.
 Done outcome(const Result<nlohmann::json> &answer)
 {
@@ -33,6 +35,8 @@ Done outcome(const Result<nlohmann::json> &answer)
 		return Nothing{};
 	return Error{static_cast<Status>(answer->value("status", int(Status::failed))), answer->value("message", "refused without a reason")};
 }
+
+namespace {
 
 const char *role_text(uint8_t role)
 {
@@ -46,11 +50,12 @@ const char *sync_text(uint8_t state)
 	return state < std::size(names) ? names[state] : "away";
 }
 
+}    // namespace
+
 std::string vg_key(const std::string &vg) { return "vg:" + vg; }
 std::string config_key(uint32_t vid) { return fmt::format("config:{}", vid); }
 std::string replica_key(uint32_t vid) { return fmt::format("replica:{}", vid); }
-
-}    // namespace
+std::string serve_key(uint32_t vid) { return fmt::format("serve:{}", vid); }
 
 Reconciler::Reconciler(HostId self, ReconcilerWorld world) : self_(self), world_(std::move(world)) {}
 
@@ -240,6 +245,14 @@ void Reconciler::kernel_event(const KernelEvent &event)
 	case LKS_CMD_EV_SILENT:
 		world_.log(fmt::format("host {} does not answer on the storage network", world_.state().host_name(event.host)));
 		break;
+	case LKS_CMD_EV_QUIESCED:
+	case LKS_CMD_EV_UNQUIESCED:
+		snapshot_event(event);
+		break;
+	case LKS_CMD_EV_MISMATCH:
+		world_.log(fmt::format("{}: verify found {} bytes at byte {} that differ on host {}{}", object_name(event.vid), event.length, event.at,
+				       world_.state().host_name(event.host), event.repair ? "; they are being repaired" : ""));
+		break;
 	case LKS_CMD_EV_LINK_DOWN:
 		world_.log(fmt::format("link {} to host {} is down: {}", event.link, world_.state().host_name(event.host), event.reason));
 		break;
@@ -317,6 +330,7 @@ void Reconciler::look()
 			vids.insert(vid);
 		for (uint32_t vid : vids)
 			look_at_volume(vid);
+		look_at_snapshots();
 	} while (look_again_);
 	looking_ = false;
 }
@@ -436,7 +450,10 @@ void Reconciler::look_at_volume(uint32_t vid)
 	}
 	switch (v->phase) {
 	case Phase::creating:
-		look_creating(*v, w);
+		if (k)    // it is being reverted: nothing of before may go on
+			take_down(vid, *k, w);
+		else if (dump_ || !v->reverting)
+			look_creating(*v, w);
 		break;
 	case Phase::ready:
 		if (!dump_)
@@ -445,6 +462,7 @@ void Reconciler::look_at_volume(uint32_t vid)
 		if (k) {
 			look_sessions(*v, *k, w);
 			look_replica(*v, *k, w);
+			look_serving(*v, *k, w);
 		}
 		break;
 	case Phase::deleting:
@@ -476,6 +494,8 @@ void Reconciler::look_creating(const Volume &v, VolumeWork &w)
 	if (!r || r->created || !may(w.replica))
 		return;
 	auto give_up = [&](const std::string &why) {
+		if (v.reverting)
+			return finish(w.replica, object_name(v.vid), failed(why));
 		ask(v.vid, &VolumeWork::replica,
 		    {{"op", "replica.failed"},
 		     {"message", fmt::format("volume {} could not be created on host {}: {}", v.name, world_.state().host_name(self_), why)}});
@@ -485,8 +505,10 @@ void Reconciler::look_creating(const Volume &v, VolumeWork &w)
 		give_up(lv.error().message);
 	else if (!module_error_.empty())
 		give_up(module_error_);
-	else if (w.replica.failures >= CREATE_TRIES || (w.replica.failures && w.replica.status != Status::failed))
+	else if (!v.reverting && (w.replica.failures >= CREATE_TRIES || (w.replica.failures && w.replica.status != Status::failed)))
 		give_up(w.replica.error);
+	else if (v.source)
+		make_from_snapshot(v, *r, *lv, w);
 	else
 		act(v.vid, &VolumeWork::replica, vg_key(lv->vg),
 		    [lvm = world_.lvm, format = world_.metadata.format, lv = *lv, metadata = metadata_of(v, *r, *lv)]() -> Done {
@@ -512,6 +534,8 @@ void Reconciler::look_config(const Volume &v, const KernelVolume *k, VolumeWork 
 		if (const Opener *mine = v.opener(self_))
 			w.ended = std::max(w.ended, mine->session);
 		KernelVolumeSpec spec = {v.vid, v.uuid, v.name, v.minor, v.size_bytes, v.block_size, v.cls};
+		w.freeze_ms.reset();
+		w.node_seen = false;
 		act(v.vid, &VolumeWork::config, config_key(v.vid), [kernel = world_.kernel, spec] { return kernel.volume_add(spec); });
 		return;
 	}
@@ -521,6 +545,8 @@ void Reconciler::look_config(const Volume &v, const KernelVolume *k, VolumeWork 
 					  world_.state().host_name(self_), v.vid)));
 		return;
 	}
+	if (look_size(v, *k, w))
+		return;
 	if (k->noted_version < v.version) {
 		act(v.vid, &VolumeWork::config, config_key(v.vid),
 		    [kernel = world_.kernel, record = to_record(v)] { return kernel.config_set(record, false); });
@@ -581,14 +607,29 @@ HostId Reconciler::other_holder(uint32_t vid) const
 // then it is soon called offline, and the next try succeeds. Other reasons may pass, too: those who wait go on waiting.
 void Reconciler::ask_holder(uint32_t vid, HostId holder)
 {
-	world_.ask_in_use(holder, vid, [this, vid](Result<bool> in_use) {
+	world_.ask_in_use(holder, vid, [this, vid, holder](Result<bool> in_use) {
 		VolumeWork &w = works_[vid];
 		finish(w.open, object_name(vid), Nothing{});
 		w.open.not_before_ms = world_.now_ms() + STEP_RETRY_MIN_MS;
+		if (const Volume *v = world_.state().volume(vid); v && in_use && *in_use)
+			refused(*v, holder, w);
 		if (in_use && *in_use)
 			act(vid, &VolumeWork::open, config_key(vid), [kernel = world_.kernel, vid] { return kernel.open_refuse(vid, -EBUSY); });
 		look();
 	});
+}
+
+// Told once a while: who tries again and again must not fill the log.
+void Reconciler::refused(const Volume &v, HostId holder, VolumeWork &w)
+{
+	const uint64_t now = world_.now_ms();
+	if (w.refused_for != holder || !w.refused_logged_ms || now - w.refused_logged_ms >= REFUSED_LOG_MS) {
+		world_.log(fmt::format("volume {}: an open on host {} was refused: it is open on host {}", v.name, world_.state().host_name(self_),
+				       world_.state().host_name(holder)));
+		w.refused_logged_ms = now;
+	}
+	w.refused_for = holder;
+	w.refused_ms = now;
 }
 
 bool Reconciler::in_use(uint32_t vid) const
@@ -624,6 +665,8 @@ void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork
 	}
 	if (!k.replica->admitted)
 		admit(v, k, *r, w);
+	else if (look_growth(v, k, *r, w))
+		return;
 	else if (k.replica->suspect && v.primary == self_ && k.role == LKS_IDLE && k.noted_version >= v.version)
 		// S4: it was told and did not begin to serve: the record calls it clean by a join of before its crash. Only as
 		// primary: a member that has just joined was suspect when this dump was made.
@@ -642,10 +685,15 @@ void Reconciler::attach(const Volume &v, const Replica &r, VolumeWork &w)
 	// In the log this replica counts as one that could serve: it must not for long when its disk is not there.
 	if (r.state != ReplicaState::failed && w.replica.failures >= ATTACH_TRIES && may(w.lost))
 		ask(v.vid, &VolumeWork::lost, {{"op", "record.failed"}});
+	const uint64_t zero_from = r.wipe ? v.size_bytes : r.md_offset;    // between data and metadata: former metadata (growth.cc)
 	act(v.vid, &VolumeWork::replica, vg_key(lv->vg),
-	    [kernel = world_.kernel, lvm = world_.lvm, lv = *lv, metadata = metadata_of(v, r, *lv)]() -> Done {
+	    [kernel = world_.kernel, lvm = world_.lvm, zero = world_.metadata.zero, zero_from, lv = *lv,
+	     metadata = metadata_of(v, r, *lv)]() -> Done {
 		    if (Done done = lvm.activate(lv); !done)
 			    return done;
+		    if (zero_from < metadata.offset)
+			    if (Done done = zero(metadata.path, zero_from, metadata.offset - zero_from); !done)
+				    return done;
 		    auto answer = kernel.replica_attach(metadata.vid, metadata.path, metadata.offset, !lv.thin_pool.empty());
 		    if (!answer)
 			    return answer.error();
@@ -750,8 +798,11 @@ std::vector<Problem> Reconciler::problems() const
 	for (const auto &[pool, task] : pool_tasks_)
 		add(0, task);
 	for (const auto &[vid, w] : works_)
-		for (const Task *task : {&w.config, &w.replica, &w.ready, &w.open, &w.close, &w.change, &w.gone, &w.lost})
+		for (const Task *task : {&w.config, &w.replica, &w.ready, &w.open, &w.close, &w.change, &w.gone, &w.lost, &w.serve})
 			add(vid, *task);
+	for (const auto &[sid, w] : snapshot_works_)
+		if (const Snapshot *s = world_.state().snapshot(sid))
+			add(s->vid, w.task);
 	return list;
 }
 
@@ -760,7 +811,11 @@ nlohmann::json Reconciler::soft_report() const
 	Json volumes = Json::object();
 	if (dump_)
 		for (const auto &[vid, k] : dump_->volumes) {
-			Json v = {{"role", role_text(k.role)}, {"has_replica", k.replica.has_value()}, {"has_device", k.has_device},
+			auto work = works_.find(vid);
+			const bool node = k.has_device && work != works_.end() &&
+					  (work->second.node_seen || (work->second.node_seen = world_.node_exists(k.name)));
+			Json v = {{"role", role_text(k.role)}, {"has_replica", k.replica.has_value()}, {"has_device", node},
+				  {"size_bytes", k.size_bytes},
 				  {"openers", k.openers}, {"writers", k.writers}, {"pending", k.pending}, {"oldest_ms", k.oldest_ms},
 				  {"version", k.version}, {"term", k.term}, {"hot_extents", k.hot_extents},
 				  {"written_extents", k.written_extents}};
@@ -769,6 +824,14 @@ nlohmann::json Reconciler::soft_report() const
 				v["failed"] = k.replica->failed;
 				v["lv_path"] = k.replica->path;
 			}
+			if (k.hold)
+				v["quiesced"] = true;
+			if (k.handover_to)
+				v["handover_to"] = k.handover_to;
+			if (k.verify_total)
+				v["verify"] = {{"total_blocks", k.verify_total}, {"done_blocks", k.verify_done}, {"differ_blocks", k.verify_differ}};
+			if (work != works_.end() && work->second.refused_for && world_.now_ms() - work->second.refused_ms < REFUSED_LOG_MS)
+				v["refused_for"] = work->second.refused_for;
 			Json peers = Json::object();
 			for (const KernelPeerReplica &p : k.peers)
 				peers[std::to_string(p.host)] = {{"sync_state", sync_text(p.sync_state)}, {"dirty_blocks", p.dirty_blocks}};

@@ -45,6 +45,10 @@ constexpr uint64_t DISK_RETRY_MS = 30'000;        // a failed disk is tried agai
 constexpr uint64_t DUMP_PERIOD_MS = 10'000;       // look at the kernel without cause,
 constexpr uint64_t DUMP_BUSY_PERIOD_MS = 1000;    // while a resync runs or requests wait,
 constexpr uint64_t DUMP_LEAST_MS = 50;            // and for events at most so often
+constexpr uint64_t FOLLOW_AFTER_MS = 2000;        // the primary follows an opener that stays so long
+constexpr uint32_t ERROR_AFTER_MS = 5000;         // without a quorum, what waits longer fails (NoQuorum::error)
+constexpr uint64_t REFUSED_LOG_MS = 60'000;       // an open refused again by the same holder is told so often
+constexpr uint32_t HOLD_MS = 10'000;              // of a quiesce for a snapshot, at most
 constexpr uint64_t POOL_PERIOD_MS = 60'000;       // look at the pools' space without cause
 constexpr uint64_t POOL_SOON_MS = 5000;           // after a volume came or went
 
@@ -64,6 +68,7 @@ struct ReconcilerWorld {
 	std::function<uint64_t()> now_ms;
 	std::function<void(const std::string &line)> log;
 	std::function<void()> dumped;                                  // a new dump is there
+	std::function<bool()> quorum;                                  // there is a leader; unset: always
 };
 
 struct Problem {
@@ -93,6 +98,11 @@ public:
 	std::vector<Problem> problems() const;
 	nlohmann::json soft_report() const;            // as in api/server.h, and "problem" of a volume
 
+	// Compares the members' blocks with the primary's, which is on this host.
+	void verify(uint32_t vid, bool start, bool repair, std::function<void(Done)> done);
+	// Fails what waits on this host.
+	void abort_waiting(uint32_t vid, std::function<void(Done)> done);
+
 private:
 	using Json = nlohmann::json;
 
@@ -109,7 +119,14 @@ private:
 		Task config;                           // in the kernel: volume, record, device
 		Task replica;                          // LV, metadata, attachment, admission
 		Task ready, open, close, change, gone, lost; // proposals
-		std::array<Task *, 8> tasks() { return {&config, &replica, &ready, &open, &close, &change, &gone, &lost}; }
+		Task serve;                            // handover, holds, tuning
+		std::array<Task *, 9> tasks() { return {&config, &replica, &ready, &open, &close, &change, &gone, &lost, &serve}; }
+		HostId follow = 0;                     // where the primary had better be,
+		uint64_t follow_since_ms = 0;          // ... since then
+		std::optional<uint32_t> freeze_ms;     // as this kernel was told
+		HostId refused_for = 0;                // holder because of whom an open here was refused,
+		uint64_t refused_ms = 0, refused_logged_ms = 0;
+		mutable bool node_seen = false;        // the device's node in /dev
 		std::optional<Phase> phase;
 		bool read_log = false;                 // a barrier succeeded since the attachment (S3)
 		bool lv_gone = false;
@@ -117,6 +134,13 @@ private:
 		uint64_t disk_retry_ms = 0;
 	};
 	using Aspect = Task VolumeWork::*;
+	struct SnapshotWork {
+		Task task;
+		unsigned attempt = 0;
+		uint64_t hold = 0;                     // begun by this daemon for this attempt
+		bool quiesced = false;                 // ... and nothing is in flight
+		bool over = false;                     // ... and it has ended
+	};
 
 	bool may(const Task &task) const;
 	void finish(Task &task, const std::string &object, const Done &result, uint64_t retry_max_ms = STEP_RETRY_MAX_MS);
@@ -149,6 +173,34 @@ private:
 	HostId other_holder(uint32_t vid) const;       // online; 0: none
 	void ask_holder(uint32_t vid, HostId holder);
 	void propose_change(const KernelEvent &event);
+	void refused(const Volume &v, HostId holder, VolumeWork &w);
+
+	// serving.cc
+	void look_serving(const Volume &v, const KernelVolume &k, VolumeWork &w);
+	bool look_holds(const Volume &v, const KernelVolume &k, VolumeWork &w);
+	bool look_tuning(const Volume &v, VolumeWork &w);
+	void look_handover(const Volume &v, const KernelVolume &k, VolumeWork &w);
+	void call_kernel(const std::string &key, std::function<Done()> command, std::function<void(Done)> done);
+
+	// growth.cc
+	bool look_growth(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);    // true: it has something to do
+	bool look_size(const Volume &v, const KernelVolume &k, VolumeWork &w);
+
+	// snapshots.cc
+	void look_at_snapshots();
+	void look_at_snapshot(const Snapshot &s);
+	void hold_still(const Snapshot &s, SnapshotWork &w);
+	void take_snapshot(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &w);
+	void let_go(const Snapshot &s, SnapshotWork &w);
+	void remove_snapshot(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &w);
+	void make_from_snapshot(const Volume &v, const Replica &r, const ReplicaLv &lv, VolumeWork &w);
+	void snapshot_event(const KernelEvent &event);
+	void break_snapshot(const Snapshot &s, const std::string &why, bool final = false);
+	void act_on(uint32_t sid, const std::string &key, std::function<Done()> step, std::function<void(const Done &)> after);
+	void ask_on(uint32_t sid, Json entry, std::function<void(bool ok)> after = nullptr);
+	Result<SnapshotLv> snapshot_lv(const Snapshot &s, const SnapshotCopy &copy) const;
+	void hold_changed(uint32_t vid);
+	bool hold_is_wanted(uint32_t vid, uint64_t hold) const;
 	Result<ReplicaLv> lv_of(const Volume &v, const Replica &r) const;
 	ReplicaMetadata metadata_of(const Volume &v, const Replica &r, const ReplicaLv &lv) const;
 
@@ -168,6 +220,16 @@ private:
 	std::map<std::string, Task> pool_tasks_;
 	std::map<std::string, uint64_t> pool_seen_ms_;
 	std::map<uint32_t, VolumeWork> works_;
+	std::map<uint32_t, SnapshotWork> snapshot_works_;    // by sid
+	uint64_t last_hold_ = 0;
+	Task no_task_;                                    // of what is asked once and answered
 };
+
+// Keys of ReconcilerWorld::run, and an answer of the state machine as a Done: for the reconciler's files.
+std::string vg_key(const std::string &vg);
+std::string config_key(uint32_t vid);
+std::string replica_key(uint32_t vid);
+std::string serve_key(uint32_t vid);
+Done outcome(const Result<nlohmann::json> &answer);
 
 }    // namespace lockstep

@@ -54,6 +54,48 @@ void FakeWorld::reboot()
 	start_daemon();
 }
 
+void FakeWorld::unquiesce(uint32_t vid)
+{
+	KernelEvent e;
+	e.kind = LKS_CMD_EV_UNQUIESCED;
+	e.vid = vid;
+	e.hold = volumes.at(vid).hold;
+	volumes.at(vid).hold = 0;
+	if (reconciler_)
+		reconciler_->kernel_event(e);
+}
+
+void FakeWorld::move_on()
+{
+	if (!drains)
+		return;
+	for (auto &[vid, k] : volumes) {
+		KernelEvent e;
+		e.vid = vid;
+		e.hold = k.hold;
+		if (k.hold && quiesced.insert({vid, k.hold}).second)
+			e.kind = LKS_CMD_EV_QUIESCED;
+		if (k.replica && k.replica->move_offset && !k.replica->move_current && k.replica->offset != k.replica->move_offset) {
+			k.replica->move_current = true;
+			e.kind = LKS_CMD_EV_META_MOVED;
+		} else if (k.replica && k.replica->move_offset == k.replica->offset) {
+			k.replica->move_offset = 0;
+			k.replica->move_current = false;
+			e.kind = LKS_CMD_EV_META_MOVED;
+		}
+		if (k.handover_to && k.role == LKS_DRAINING && reconciler_) {
+			e.kind = LKS_CMD_EV_PROPOSE;
+			e.record = to_record(*state.volume(vid));
+			e.record->version++;
+			e.record->term++;
+			e.record->primary = k.handover_to;
+			e.record->flags = LKS_RECORD_DRAINED;
+		}
+		if (e.kind != LKS_CMD_UNSPEC && reconciler_)
+			reconciler_->kernel_event(e);
+	}
+}
+
 bool FakeWorld::step()
 {
 	if (queue_.empty())
@@ -64,7 +106,9 @@ bool FakeWorld::step()
 		task();
 	} catch (const Killed &) {
 		kill_daemon();
-		if (restart_when_killed)
+		if (reboot_when_killed)
+			reboot();
+		else if (restart_when_killed)
 			start_daemon();
 	}
 	return true;
@@ -88,6 +132,7 @@ bool FakeWorld::run_until(const std::function<bool()> &done, uint64_t ms)
 		if (now_ms >= end)
 			return false;
 		now_ms += 100;
+		move_on();
 		if (reconciler_)
 			reconciler_->tick();
 	}
@@ -153,6 +198,7 @@ ReconcilerWorld FakeWorld::world()
 				return true;
 		return false;
 	};
+	w.quorum = [this] { return quorum; };
 	w.now_ms = [this] { return now_ms; };
 	w.log = [this](const std::string &line) { log_lines.push_back(line); };
 	return w;
@@ -212,6 +258,10 @@ Done FakeWorld::config_set(const lks_record &record, bool admit)
 			violations.push_back("S3: admitted with an old record");
 		k->replica->admitted = true;
 	}
+	if (record.version > k->noted_version)    // M2
+		k->handover_to = 0;
+	if (k->hold && record.primary != 1)
+		k->hold = 0;
 	k->noted_version = std::max<uint64_t>(k->noted_version, record.version);
 	for (const lks_record_opener &o : record.openers)
 		if (o.host == 1 && k->open_waiters && record.primary) {
@@ -291,6 +341,7 @@ Kernel FakeWorld::kernel()
 				return failed("EUCLEAN");
 			if (!k->replica) {
 				k->replica = KernelReplica{path, offset, lv->second.hot, false, false};
+				k->replica->capacity = offset;
 				attached_at[vid] = barriers_begun;
 			}
 			return AttachAnswer{k->replica->suspect, 1, 1};
@@ -334,6 +385,87 @@ Kernel FakeWorld::kernel()
 			return Nothing{};
 		});
 	};
+	k.hand_over = [=, this](uint32_t vid, uint8_t host) {
+		return act(name("hand_over", vid), [=, this]() -> Done {
+			KernelVolume *k = find(vid);
+			if (!k || k->role != LKS_ACTIVE)
+				return failed("ESTALE");
+			k->handover_to = host;
+			k->role = LKS_DRAINING;
+			return Nothing{};
+		});
+	};
+	k.quiesce = [=, this](uint32_t vid, uint64_t hold, uint32_t) {
+		return act(name("quiesce", vid), [=, this]() -> Done {
+			KernelVolume *k = find(vid);
+			if (!k || k->role != LKS_ACTIVE)
+				return failed("ESTALE");
+			if (k->hold && k->hold != hold)
+				return forbidden("EBUSY");
+			if (quiesced.contains({vid, hold}))
+				violations.push_back("a second hold under one number");
+			k->hold = hold;
+			return Nothing{};
+		});
+	};
+	k.resume = [=, this](uint32_t vid, uint64_t hold) {
+		return act(name("resume", vid), [=, this]() -> Done {
+			KernelVolume *k = find(vid);
+			if (!k || k->hold != hold)
+				return failed("ESTALE");
+			k->hold = 0;
+			return quiesced.contains({vid, hold}) ? Done(Nothing{}) : Done(failed("ESTALE"));
+		});
+	};
+	k.meta_move = [=, this](uint32_t vid, uint64_t offset, uint64_t size) {
+		return act(name("meta_move", vid), [=, this]() -> Done {
+			KernelVolume *k = find(vid);
+			if (!k || !k->replica)
+				return failed("EINVAL");
+			if (k->replica->move_offset && k->replica->move_offset != offset)
+				return forbidden("EBUSY");
+			if (lvs.at(k->replica->path).lv.size_bytes < offset + metadata_bytes(size, k->block_size))
+				return failed("EFBIG");
+			k->replica->move_offset = offset;
+			moving_to[vid] = size;
+			return Nothing{};
+		});
+	};
+	k.meta_moved = [=, this](uint32_t vid, uint64_t offset) {
+		return act(name("meta_moved", vid), [=, this]() -> Done {
+			KernelVolume *k = find(vid);
+			if (k && k->replica && k->replica->offset == offset)
+				return Nothing{};
+			if (!k || !k->replica || k->replica->move_offset != offset || !k->replica->move_current)
+				return failed("EINVAL");
+			if (state.volume(vid)->replica(1)->md_offset != offset)
+				violations.push_back("metadata taken into use that the log does not name");
+			k->replica->offset = offset;
+			k->replica->capacity = moving_to[vid];
+			return Nothing{};
+		});
+	};
+	k.resize = [=, this](uint32_t vid, uint64_t size) {
+		return act(name("resize", vid), [=, this]() -> Done {
+			KernelVolume *k = find(vid);
+			if (!k || size < k->size_bytes || (k->replica && k->replica->capacity < size))
+				return failed("EINVAL");
+			if (state.volume(vid)->size_bytes < size)
+				violations.push_back("a size that is not agreed");
+			k->size_bytes = size;
+			return Nothing{};
+		});
+	};
+	k.verify = [=, this](uint32_t vid, bool, bool) {
+		return act(name("verify", vid), [=, this]() -> Done { return find(vid) ? Done(Nothing{}) : Done(failed("ESTALE")); });
+	};
+	k.tune = [=, this](uint32_t vid, uint32_t ms) {
+		return act(name("tune", vid), [=, this]() -> Done {
+			freeze_ms[vid] = ms;
+			return Nothing{};
+		});
+	};
+	k.abort = [=, this](uint32_t vid) { return act(name("abort", vid), []() -> Done { return Nothing{}; }); };
 	k.dump = [this]() -> Result<KernelDump> {
 		if (!module_loaded)
 			return failed("the kernel module lockstep is not loaded on host alpha");
@@ -372,6 +504,7 @@ Lvm FakeWorld::lvm()
 			f.lv.path = path;
 			f.lv.active = true;
 			f.lv.size_bytes = lv.size_bytes;
+			f.content = "empty";
 			f.lv.tags = {replica_lv_tag(lv.uuid)};
 			return Nothing{};
 		});
@@ -392,6 +525,56 @@ Lvm FakeWorld::lvm()
 			const std::string path = replica_lv_path(lv.vg, lv.vid);
 			if (lvs.contains(path) && lvs[path].lv.tags == std::vector{replica_lv_tag(lv.uuid)})
 				lvs.erase(path);
+			return Nothing{};
+		});
+	};
+	l.extend = [this](const ReplicaLv &lv) {
+		return effect<Done>("lv_extend " + std::to_string(lv.vid), [=, this]() -> Done {
+			LogicalVolume &found = lvs.at(replica_lv_path(lv.vg, lv.vid)).lv;
+			found.size_bytes = std::max(found.size_bytes, lv.size_bytes);
+			return Nothing{};
+		});
+	};
+	l.snapshot = [this](const SnapshotLv &lv) {
+		return effect<Done>("snapshot " + std::to_string(lv.sid), [=, this]() -> Done {
+			const std::string path = snapshot_lv_path(lv);
+			if (lvs.contains(path))
+				return Nothing{};
+			const Snapshot *s = state.snapshot(lv.sid);
+			if (!s || s->phase != SnapshotPhase::taking)
+				violations.push_back("a snapshot was taken before all held still");
+			FakeLv &f = lvs[path];
+			f.lv.vg = lv.vg;
+			f.lv.name = snapshot_lv_name(lv);
+			f.lv.path = path;
+			f.lv.tags = {snapshot_lv_tag(lv.uuid)};
+			f.formatted = true;
+			return Nothing{};
+		});
+	};
+	l.remove_snapshot = [this](const SnapshotLv &lv) {
+		return effect<Done>("remove_snapshot " + std::to_string(lv.sid), [=, this]() -> Done {
+			lvs.erase(snapshot_lv_path(lv));
+			return Nothing{};
+		});
+	};
+	l.clone = [this](const SnapshotLv &from, const ReplicaLv &to, const std::string &content) {
+		return effect<Done>("clone " + std::to_string(to.vid), [=, this]() -> Done {
+			if (!lvs.contains(snapshot_lv_path(from)))
+				return not_found("no such snapshot");
+			if (KernelVolume *k = find(to.vid); k && k->replica)
+				violations.push_back("an attached LV was replaced");
+			FakeLv &f = lvs[replica_lv_path(to.vg, to.vid)];
+			if (f.content == content)
+				return Nothing{};
+			f = {};
+			f.lv.vg = to.vg;
+			f.lv.name = replica_lv_name(to.vid);
+			f.lv.path = replica_lv_path(to.vg, to.vid);
+			f.lv.active = true;
+			f.lv.size_bytes = to.size_bytes;
+			f.lv.tags = {replica_lv_tag(to.uuid)};
+			f.content = content;
 			return Nothing{};
 		});
 	};
@@ -420,6 +603,25 @@ MetadataTools FakeWorld::metadata()
 			if (found->second.lv.tags.empty())
 				violations.push_back("an LV of somebody else was wiped");
 			found->second.formatted = false;
+			return Nothing{};
+		});
+	};
+	m.adopt = [this](const ReplicaMetadata &r) {
+		return effect<Done>("adopt " + std::to_string(r.vid), [=, this]() -> Done {
+			if (KernelVolume *k = find(r.vid); k && k->replica)
+				violations.push_back("an attached replica was adopted");
+			lvs.at(r.path).formatted = true;
+			return Nothing{};
+		});
+	};
+	m.copy = [this](const std::string &, const ReplicaMetadata &to) {
+		return effect<Done>("copy " + std::to_string(to.vid), []() -> Done { return Nothing{}; });
+	};
+	m.zero = [this](const std::string &path, uint64_t, uint64_t) {
+		return effect<Done>("zero " + path, [=, this]() -> Done {
+			for (auto &[vid, k] : volumes)
+				if (k.replica && k.replica->path == path)
+					violations.push_back("an attached replica was zeroed");
 			return Nothing{};
 		});
 	};

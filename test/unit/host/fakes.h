@@ -30,6 +30,7 @@ constexpr uint64_t GIB = 1ull << 30;
 struct FakeLv {
 	LogicalVolume lv;
 	bool formatted = false;
+	std::string content;           // "empty", or what it was made from
 	bool hot = false;              // the next attachment finds hot extents
 	uint64_t attached_at = 0;      // barriers begun when it was attached
 };
@@ -54,6 +55,7 @@ public:
 	// Runs until `done` holds; false: it did not within `ms` of the fake clock. Restarts a killed daemon if told so.
 	bool run_until(const std::function<bool()> &done, uint64_t ms = 120'000);
 	bool restart_when_killed = true;
+	bool reboot_when_killed = false;       // ... with the whole host
 
 	// ---- the log ----
 	Json propose(Json entry);      // by anybody; throws if refused
@@ -83,6 +85,11 @@ public:
 	uint64_t seq = 0;
 	std::map<std::string, VolumeGroup> groups;
 	std::map<std::string, FakeLv> lvs;              // by path
+	std::set<std::pair<uint32_t, uint64_t>> quiesced;    // vid and hold of which EV_QUIESCED was given
+	std::map<uint32_t, uint32_t> freeze_ms;
+	bool drains = true;                             // what is in flight ends: EV_QUIESCED, handover, moves
+	void unquiesce(uint32_t vid);                   // the hold ends by itself
+	void move_on();                                 // what the kernel does in its own time: moves, handovers
 	std::function<void(const std::string &call)> on_call;    // before the effect
 
 	uint64_t now_ms = 1'000'000;
@@ -104,6 +111,7 @@ private:
 	std::shared_ptr<int> life_;                     // of the daemon: callbacks of a former one are dropped
 	std::deque<std::function<void()>> queue_;
 	uint64_t index_ = 0;
+	std::map<uint32_t, uint64_t> moving_to;
 };
 
 }    // namespace lockstep::test

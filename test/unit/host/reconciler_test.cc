@@ -7,74 +7,10 @@
 
 #include <algorithm>
 
-#include "fakes.h"
+#include "ready.h"
 
 using namespace lockstep;
 using namespace lockstep::test;
-
-namespace {
-
-using Json = nlohmann::json;
-
-uint32_t create_volume(FakeWorld &w, std::vector<int> hosts = {1, 2})
-{
-	Json answer = w.propose({{"op", "volume.create"}, {"name", "db1"}, {"uuid", VOLUME_UUID}, {"size_bytes", GIB}, {"pool", "default"},
-				 {"redundancy", hosts.size()}, {"hosts", hosts}, {"now_ms", 1}});
-	w.daemon().look();
-	return answer["vid"];
-}
-
-void tell(FakeWorld &w, Json entry)
-{
-	w.propose(std::move(entry));
-	w.daemon().look();
-}
-
-void beta_created(FakeWorld &w, uint32_t vid) { tell(w, {{"op", "replica.created"}, {"vid", vid}, {"host", 2}}); }
-
-bool serving(FakeWorld &w, uint32_t vid)
-{
-	const Volume *v = w.state.volume(vid);
-	auto k = w.volumes.find(vid);
-	if (!v || v->phase != Phase::ready || k == w.volumes.end())
-		return false;
-	const bool replica = !v->replica(1) || (k->second.replica && k->second.replica->admitted);
-	return replica && k->second.has_device && v->devices.contains(1) && k->second.noted_version == v->version;
-}
-
-// A world with a volume on alpha and beta that serves.
-struct Ready {
-	FakeWorld w;
-	uint32_t vid = 0;
-	explicit Ready(std::vector<int> hosts = {1, 2})
-	{
-		w.start_daemon();
-		vid = create_volume(w, hosts);
-		for (int host : hosts)
-			if (host != 1)
-				tell(w, {{"op", "replica.created"}, {"vid", vid}, {"host", host}});
-		REQUIRE(w.run_until([&] { return serving(w, vid); }));
-	}
-	const Volume &volume() const { return *w.state.volume(vid); }
-	KernelVolume &kernel() { return w.volumes.at(vid); }
-};
-
-KernelEvent event(lks_cmd kind, uint32_t vid)
-{
-	KernelEvent e;
-	e.kind = kind;
-	e.vid = vid;
-	return e;
-}
-
-bool before(const FakeWorld &w, const std::string &first, const std::string &second)
-{
-	auto a = std::find(w.calls.begin(), w.calls.end(), first);
-	auto b = std::find(w.calls.begin(), w.calls.end(), second);
-	return a != w.calls.end() && b != w.calls.end() && a < b;
-}
-
-}    // namespace
 
 TEST_CASE("a volume comes into being, in the order that survives a crash")
 {
@@ -294,8 +230,9 @@ TEST_CASE("an open that another host holds is refused at once")
 	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
 	REQUIRE(r.w.run_until([&] { return r.w.refused.contains(r.vid); }, 2000));
 	CHECK(r.w.refused[r.vid] == -EBUSY);
-	CHECK(r.w.log_lines.empty());
+	CHECK(r.w.log_lines == std::vector<std::string>{"volume db1: an open on host alpha was refused: it is open on host beta"});
 	CHECK(r.w.daemon().problems().empty());
+	CHECK(r.w.daemon().soft_report()["volumes"]["1"]["refused_for"] == 2);
 	CHECK(r.volume().opener(2));
 	CHECK(!r.volume().opener(1));
 }

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// Snapshots and growth of LVs. A snapshot's LV is named "lockstep.<vid>.s<snapshot id>.<attempt>" and carries the tag
+// "lockstep.snapshot=<uuid of the snapshot>". In a thin pool it shares its blocks with the replica and lives on without it; in
+// a thick one it is a classic snapshot that keeps what the replica overwrites, in space reserved for it, and goes with it.
+//
+// A command is tried first and LVM is asked only when it has failed: it is slow to start, and while a snapshot is taken a guest
+// waits.
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "lockstepd/host/lvm.h"
+
+namespace lockstep {
+
+std::string snapshot_lv_name(const SnapshotLv &lv) { return fmt::format("{}.s{}.{}", replica_lv_name(lv.vid), lv.sid, lv.attempt); }
+std::string snapshot_lv_tag(const std::string &uuid) { return "lockstep.snapshot=" + uuid; }
+std::string snapshot_lv_path(const SnapshotLv &lv) { return fmt::format("/dev/{}/{}", lv.vg, snapshot_lv_name(lv)); }
+
+namespace {
+
+bool has_tag(const LogicalVolume &lv, const std::string &tag) { return std::find(lv.tags.begin(), lv.tags.end(), tag) != lv.tags.end(); }
+
+std::string full_name(const SnapshotLv &lv) { return lv.vg + "/" + snapshot_lv_name(lv); }
+std::string full_name(const ReplicaLv &lv) { return lv.vg + "/" + replica_lv_name(lv.vid); }
+
+Done extend(const Lvm &lvm, const ReplicaLv &lv)
+{
+	const std::string what = fmt::format("cannot extend logical volume {}", full_name(lv));
+	auto report = lvm.report(lv.vg);
+	if (!report)
+		return report.error();
+	const LogicalVolume *found = report->replica(lv);
+	if (!found)
+		return not_found(fmt::format("{}: it is not there", what));
+	if (found->size_bytes >= lv.size_bytes)
+		return Nothing{};
+	auto extended = run_lvm({"lvextend", "--yes", "--size", fmt::format("{}b", lv.size_bytes), full_name(lv)}, what);
+	if (!extended)
+		return extended.error();
+	return Nothing{};
+}
+
+Done snapshot(const Lvm &lvm, const SnapshotLv &lv)
+{
+	std::vector<std::string> args = {"lvcreate", "--yes", "--snapshot", "--name", snapshot_lv_name(lv), "--addtag", snapshot_lv_tag(lv.uuid)};
+	if (!lv.thin)
+		args.insert(args.end(), {"--size", fmt::format("{}b", lv.reserve_bytes)});
+	args.push_back(fmt::format("{}/{}", lv.vg, replica_lv_name(lv.vid)));
+	auto made = run_lvm(args, fmt::format("cannot create logical volume {}", full_name(lv)));
+	if (made)
+		return Nothing{};
+	auto report = lvm.report(lv.vg);
+	const LogicalVolume *found = report ? report->volume(lv.vg, snapshot_lv_name(lv)) : nullptr;
+	if (found && has_tag(*found, snapshot_lv_tag(lv.uuid)))
+		return Nothing{};
+	return made.error();
+}
+
+Done remove_snapshot(const Lvm &lvm, const SnapshotLv &lv)
+{
+	auto removed = run_lvm({"lvremove", "--yes", "--select", fmt::format("lv_tags={{\"{}\"}}", snapshot_lv_tag(lv.uuid)), full_name(lv)},
+			       fmt::format("cannot remove logical volume {}", full_name(lv)));
+	auto report = lvm.report(lv.vg);
+	if (!report)
+		return report.error();
+	const LogicalVolume *found = report->volume(lv.vg, snapshot_lv_name(lv));
+	if (!found || !has_tag(*found, snapshot_lv_tag(lv.uuid)))
+		return Nothing{};
+	return removed ? failed(fmt::format("logical volume {} is still there after its removal", full_name(lv))) : removed.error();
+}
+
+std::string content_tag(const std::string &content) { return "lockstep.content=" + content; }
+
+Done clone(const Lvm &lvm, const SnapshotLv &from, const ReplicaLv &to, const std::string &content)
+{
+	const std::string what = fmt::format("cannot create logical volume {} from {}", full_name(to), full_name(from));
+	auto report = lvm.report(to.vg);
+	if (!report)
+		return report.error();
+	const LogicalVolume *known = report->volume(to.vg, replica_lv_name(to.vid));
+	const bool same = known && has_tag(*known, replica_lv_tag(to.uuid)) && has_tag(*known, content_tag(content));
+	if (known && !same && !has_tag(*known, replica_lv_tag(to.uuid)))
+		return forbidden(fmt::format("logical volume {} does not carry the tag {}: it is not ours and is left alone; rename or remove it",
+					     full_name(to), replica_lv_tag(to.uuid)));
+	if (known && !same && !from.thin)
+		return forbidden(fmt::format("{}: it exists, and in a thick pool its snapshots would go with it", what));
+	if (known && !same)
+		if (Done removed = lvm.remove(to); !removed)
+			return removed;
+	if (!same) {
+		const std::vector<std::string> tags = {"--addtag", replica_lv_tag(to.uuid), "--addtag", content_tag(content)};
+		std::vector<std::string> args = {"lvcreate", "--yes", "--name", replica_lv_name(to.vid)};
+		args.insert(args.end(), tags.begin(), tags.end());
+		if (from.thin)
+			args.insert(args.end(), {"--snapshot", "--setactivationskip", "n", full_name(from)});
+		else
+			args.insert(args.end(), {"--wipesignatures", "n", "--zero", "n", "--size", fmt::format("{}b", to.size_bytes), to.vg});
+		if (auto made = run_lvm(args, what); !made)
+			return made.error();
+	}
+	return lvm.activate(to);
+}
+
+}    // namespace
+
+void add_snapshot_tools(Lvm &lvm)
+{
+	const Lvm basic = lvm;
+	lvm.extend = [basic](const ReplicaLv &lv) { return extend(basic, lv); };
+	lvm.snapshot = [basic](const SnapshotLv &lv) { return snapshot(basic, lv); };
+	lvm.remove_snapshot = [basic](const SnapshotLv &lv) { return remove_snapshot(basic, lv); };
+	lvm.clone = [basic](const SnapshotLv &from, const ReplicaLv &to, const std::string &content) { return clone(basic, from, to, content); };
+}
+
+}    // namespace lockstep

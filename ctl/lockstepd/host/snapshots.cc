@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The reconciler, taking and removing snapshots: what this host does of it. See cluster/snapshots.cc for what is agreed.
+//
+// The host that serves a volume has its kernel hold still and, once nothing is in flight, says so to the log with the number of the
+// hold. A number is chosen anew for every hold and never used for a second one, so what the log has cannot be mistaken for
+// a later hold. A hold that ends before its time breaks the snapshot at once.
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "lockstepd/host/reconciler.h"
+
+namespace lockstep {
+
+namespace {
+
+std::string title(const Snapshot &s) { return fmt::format("snapshot {} of volume {}", s.name, s.volume); }
+
+}    // namespace
+
+void Reconciler::act_on(uint32_t sid, const std::string &key, std::function<Done()> step, std::function<void(const Done &)> after)
+{
+	snapshot_works_[sid].task.busy = true;
+	auto result = std::make_shared<Done>(Nothing{});
+	world_.run(
+		key, [result, step = std::move(step)] { *result = step(); },
+		[this, sid, result, after = std::move(after)] {
+			const Snapshot *s = world_.state().snapshot(sid);
+			finish(snapshot_works_[sid].task, s ? title(*s) : fmt::format("snapshot {}", sid), *result);
+			after(*result);
+			look();
+		});
+}
+
+void Reconciler::ask_on(uint32_t sid, Json entry, std::function<void(bool)> after)
+{
+	snapshot_works_[sid].task.busy = true;
+	entry["sid"] = sid;
+	entry["host"] = self_;
+	world_.propose(entry, [this, sid, after = std::move(after)](Result<Json> answer) {
+		const Snapshot *s = world_.state().snapshot(sid);
+		const Done result = outcome(answer);
+		finish(snapshot_works_[sid].task, s ? title(*s) : fmt::format("snapshot {}", sid), result, LOG_RETRY_MAX_MS);
+		if (after)
+			after(bool(result));
+		look();
+	});
+}
+
+Result<SnapshotLv> Reconciler::snapshot_lv(const Snapshot &s, const SnapshotCopy &copy) const
+{
+	const Pool *pool = world_.state().pool(copy.pool, self_);
+	if (!pool)
+		return not_found(fmt::format("{}: host {} has no pool {}", title(s), world_.state().host_name(self_), copy.pool));
+	return SnapshotLv{pool->vg, pool->kind == PoolKind::thin, s.vid, s.sid, s.attempt, s.uuid, s.reserve_bytes};
+}
+
+void Reconciler::look_at_snapshots()
+{
+	const State &state = world_.state();
+	for (const auto &[sid, s] : state.snapshots)
+		look_at_snapshot(s);
+	std::erase_if(snapshot_works_, [&](const auto &entry) { return !state.snapshot(entry.first) && !entry.second.task.busy; });
+}
+
+void Reconciler::look_at_snapshot(const Snapshot &s)
+{
+	if (s.phase == SnapshotPhase::ready)
+		return;
+	SnapshotWork &w = snapshot_works_[s.sid];
+	if (!may(w.task))
+		return;
+	if (w.attempt != s.attempt) {
+		w = {};
+		w.attempt = s.attempt;
+	}
+	const SnapshotCopy *copy = s.copy(self_);
+	switch (s.phase) {
+	case SnapshotPhase::quiescing:
+		if (!s.hold)
+			hold_still(s, w);
+		break;
+	case SnapshotPhase::taking:
+		if (s.holder == self_ && w.hold == s.hold && w.over)
+			break_snapshot(s, fmt::format("{} was given up: its volume could not be held still for long enough", title(s)));
+		else if (copy && !copy->taken)
+			take_snapshot(s, *copy, w);
+		break;
+	case SnapshotPhase::resuming:
+		if (s.holder == self_ && !s.resumed)
+			let_go(s, w);
+		break;
+	case SnapshotPhase::discarding:
+	case SnapshotPhase::deleting:
+		if (copy)
+			remove_snapshot(s, *copy, w);
+		break;
+	case SnapshotPhase::ready:
+		break;
+	}
+}
+
+void Reconciler::hold_still(const Snapshot &s, SnapshotWork &w)
+{
+	const Volume *v = world_.state().volume(s.vid);
+	const KernelVolume *k = dump_ ? dump_->volume(s.vid) : nullptr;
+	if (!v || !k || v->primary != self_ || k->role != LKS_ACTIVE || k->noted_version < v->version)
+		return;
+	if (w.hold && w.over) {
+		break_snapshot(s, fmt::format("{} was given up: what its volume had begun to write did not end within {} s, see `lockstep status {}`",
+					      title(s), HOLD_MS / 1000, s.volume));
+		return;
+	}
+	if (w.hold && w.quiesced) {
+		ask_on(s.sid, {{"op", "snapshot.held"}, {"attempt", s.attempt}, {"hold", w.hold}});
+		return;
+	}
+	if (w.hold)
+		return;    // EV_QUIESCED or EV_UNQUIESCED comes
+	// The clock of this boot: larger than all numbers of earlier daemons, which this kernel may remember.
+	last_hold_ = std::max(last_hold_ + 1, world_.now_ms() << 16);
+	w.hold = last_hold_;
+	act_on(s.sid, serve_key(s.vid),
+	       [kernel = world_.kernel, vid = s.vid, hold = w.hold, stale = k->hold]() -> Done {
+		       if (stale)
+			       (void)kernel.resume(vid, stale);    // of a daemon before this one
+		       return kernel.quiesce(vid, hold, HOLD_MS);
+	       },
+	       [this, sid = s.sid, vid = s.vid](const Done &done) {
+		       if (!done)
+			       snapshot_works_[sid].hold = 0;
+		       hold_changed(vid);
+	       });
+}
+
+// What a dump of before says of holds is not to be acted on.
+void Reconciler::hold_changed(uint32_t vid)
+{
+	works_[vid].serve.needs_dump = dumps_begun_ + 1;
+	request_dump();
+}
+
+void Reconciler::snapshot_event(const KernelEvent &event)
+{
+	for (auto &[sid, w] : snapshot_works_)
+		if (w.hold && w.hold == event.hold) {
+			w.quiesced = w.quiesced || event.kind == LKS_CMD_EV_QUIESCED;
+			w.over = w.over || event.kind == LKS_CMD_EV_UNQUIESCED;
+		}
+}
+
+void Reconciler::take_snapshot(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &)
+{
+	auto lv = snapshot_lv(s, copy);
+	if (!lv) {
+		break_snapshot(s, lv.error().message, true);
+		return;
+	}
+	act_on(s.sid, vg_key(lv->vg), [lvm = world_.lvm, lv = *lv] { return lvm.snapshot(lv); },
+	       [this, sid = s.sid, attempt = s.attempt](const Done &done) {
+		       const Snapshot *s = world_.state().snapshot(sid);
+		       if (!s || s->attempt != attempt)
+			       return;
+		       if (done)
+			       ask_on(sid, {{"op", "snapshot.taken"}, {"attempt", attempt}});
+		       else
+			       break_snapshot(*s, fmt::format("{} could not be taken on host {}: {}", title(*s), world_.state().host_name(self_),
+							      done.error().message));
+	       });
+}
+
+// The kernel alone knows whether nothing was written since the hold began. Asked twice it says no, which costs a second try.
+void Reconciler::let_go(const Snapshot &s, SnapshotWork &)
+{
+	act_on(s.sid, serve_key(s.vid), [kernel = world_.kernel, vid = s.vid, hold = s.hold] { return kernel.resume(vid, hold); },
+	       [this, sid = s.sid, vid = s.vid, attempt = s.attempt](const Done &done) {
+		       hold_changed(vid);
+		       const Snapshot *s = world_.state().snapshot(sid);
+		       if (!s || s->attempt != attempt)
+			       return;
+		       if (done)
+			       ask_on(sid, {{"op", "snapshot.resumed"}, {"attempt", attempt}});
+		       else
+			       break_snapshot(*s, fmt::format("{} was given up: its volume was written to before all copies were taken", title(*s)));
+	       });
+}
+
+void Reconciler::break_snapshot(const Snapshot &s, const std::string &why, bool final)
+{
+	Json entry = {{"op", "snapshot.broken"}, {"set", s.set}, {"attempt", s.attempt}, {"message", why}};
+	if (final)
+		entry["final"] = true;
+	ask_on(s.sid, std::move(entry));
+}
+
+void Reconciler::remove_snapshot(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &w)
+{
+	auto lv = snapshot_lv(s, copy);
+	if (!lv) {
+		finish(w.task, title(s), lv.error());
+		return;
+	}
+	act_on(s.sid, vg_key(lv->vg), [lvm = world_.lvm, lv = *lv] { return lvm.remove_snapshot(lv); },
+	       [this, sid = s.sid](const Done &done) {
+		       look_at_pools_soon();
+		       if (done)
+			       ask_on(sid, {{"op", "snapshot.removed"}});
+	       });
+}
+
+bool Reconciler::hold_is_wanted(uint32_t vid, uint64_t hold) const
+{
+	for (const auto &[sid, s] : world_.state().snapshots) {
+		if (s.vid != vid || !s.in_progress())
+			continue;
+		auto w = snapshot_works_.find(sid);
+		if (s.hold == hold || (!s.hold && w != snapshot_works_.end() && w->second.attempt == s.attempt && w->second.hold == hold))
+			return true;
+	}
+	return false;
+}
+
+// ---- a replica with the content of a snapshot ----
+
+void Reconciler::make_from_snapshot(const Volume &v, const Replica &r, const ReplicaLv &lv, VolumeWork &)
+{
+	const Snapshot *s = world_.state().snapshot(v.source);
+	const SnapshotCopy *copy = s ? s->copy(self_) : nullptr;
+	auto from = copy ? snapshot_lv(*s, *copy) : Result<SnapshotLv>(SnapshotLv{});
+	if (!from) {
+		finish(works_[v.vid].replica, object_name(v.vid), from.error());
+		return;
+	}
+	const ReplicaMetadata metadata = metadata_of(v, r, lv);
+	const std::string content = fmt::format("{}.{}", s ? s->uuid : "", v.version);
+	auto step = [lvm = world_.lvm, tools = world_.metadata, from = *from, lv, metadata, content, copied = copy != nullptr]() -> Done {
+		if (!copied) {
+			// A revert, and no copy here: the replica is made anew and gets its content from the others.
+			if (Done done = lvm.remove(lv); !done)
+				return done;
+			if (Done done = lvm.create(lv); !done)
+				return done;
+			return tools.format(metadata);
+		}
+		if (Done done = lvm.clone(from, lv, content); !done)
+			return done;
+		if (!from.thin)
+			if (Done done = tools.copy(snapshot_lv_path(from), metadata); !done)
+				return done;
+		return tools.adopt(metadata);
+	};
+	act(v.vid, &VolumeWork::replica, vg_key(lv.vg), std::move(step), [this, vid = v.vid](bool ok) {
+		look_at_pools_soon();
+		if (ok)
+			ask(vid, &VolumeWork::replica, {{"op", "replica.created"}});
+	});
+}
+
+}    // namespace lockstep

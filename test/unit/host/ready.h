@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// What the tests of the reconciler share: a world with a volume on alpha (this host) and beta that serves.
+#pragma once
+
+#include <catch2/catch_test_macros.hpp>
+
+#include <algorithm>
+
+#include "fakes.h"
+
+namespace lockstep::test {
+
+using Json = nlohmann::json;
+
+inline uint32_t create_volume(FakeWorld &w, std::vector<int> hosts = {1, 2})
+{
+	Json answer = w.propose({{"op", "volume.create"}, {"name", "db1"}, {"uuid", VOLUME_UUID}, {"size_bytes", GIB}, {"pool", "default"},
+				 {"redundancy", hosts.size()}, {"hosts", hosts}, {"now_ms", 1}});
+	w.daemon().look();
+	return answer["vid"];
+}
+
+inline void tell(FakeWorld &w, Json entry)
+{
+	w.propose(std::move(entry));
+	w.daemon().look();
+}
+
+inline void beta_created(FakeWorld &w, uint32_t vid) { tell(w, {{"op", "replica.created"}, {"vid", vid}, {"host", 2}}); }
+
+inline bool serving(FakeWorld &w, uint32_t vid)
+{
+	const Volume *v = w.state.volume(vid);
+	auto k = w.volumes.find(vid);
+	if (!v || v->phase != Phase::ready || k == w.volumes.end())
+		return false;
+	const bool replica = !v->replica(1) || (k->second.replica && k->second.replica->admitted);
+	return replica && k->second.has_device && v->devices.contains(1) && k->second.noted_version == v->version;
+}
+
+// A world with a volume on alpha and beta that serves.
+struct Ready {
+	FakeWorld w;
+	uint32_t vid = 0;
+	explicit Ready(std::vector<int> hosts = {1, 2})
+	{
+		w.start_daemon();
+		vid = create_volume(w, hosts);
+		for (int host : hosts)
+			if (host != 1)
+				tell(w, {{"op", "replica.created"}, {"vid", vid}, {"host", host}});
+		REQUIRE(w.run_until([&] { return serving(w, vid); }));
+	}
+	const Volume &volume() const { return *w.state.volume(vid); }
+	KernelVolume &kernel() { return w.volumes.at(vid); }
+};
+
+inline KernelEvent event(lks_cmd kind, uint32_t vid)
+{
+	KernelEvent e;
+	e.kind = kind;
+	e.vid = vid;
+	return e;
+}
+
+inline bool before(const FakeWorld &w, const std::string &first, const std::string &second)
+{
+	auto a = std::find(w.calls.begin(), w.calls.end(), first);
+	auto b = std::find(w.calls.begin(), w.calls.end(), second);
+	return a != w.calls.end() && b != w.calls.end() && a < b;
+}
+
+}    // namespace lockstep::test
