@@ -26,7 +26,7 @@ INCLUDE := -I. -Ictl -Ikmod -I/usr/include/libnl3
 OPT := -O2 -g
 CFLAGS := -std=gnu11 $(OPT) $(WARN) $(INCLUDE) -MMD -MP
 CXXFLAGS := -std=c++20 $(OPT) $(WARN) $(INCLUDE) -MMD -MP -pthread
-LIBS := -lraft -luv -lnl-genl-3 -lnl-3 -lyaml-cpp -lfmt -lcpp-httplib -pthread
+LIBS := -lraft -luv -lnl-genl-3 -lnl-3 -lyaml-cpp -lfmt -lcpp-httplib -lssl -lcrypto -pthread
 
 core_c := $(wildcard kmod/core/*.c)
 ctl_cc := $(filter-out ctl/lockstepd/main.cc,$(wildcard ctl/lockstepd/*/*.cc ctl/lib/*.cc))

@@ -45,6 +45,27 @@ Result<uint64_t> parse_size(std::string_view text)
 	return number << shift;
 }
 
+Result<uint64_t> parse_seconds(std::string_view text)
+{
+	const std::string shown(text);
+	uint64_t seconds = 0, factor = 1;
+	size_t i = 0;
+	for (; i < text.size() && i < 9 && text[i] >= '0' && text[i] <= '9'; i++)
+		seconds = seconds * 10 + uint64_t(text[i] - '0');
+	std::string_view unit = text.substr(i);
+	if (unit == "m")
+		factor = 60;
+	else if (unit == "h")
+		factor = 3600;
+	else if (unit == "d")
+		factor = 86400;
+	else if (!unit.empty() && unit != "s")
+		i = 0;
+	if (!i)
+		return usage_error("\"" + shown + "\" is no time: write a whole number with s, m, h or d, such as 30m");
+	return seconds * factor;
+}
+
 std::string format_bytes(uint64_t bytes)
 {
 	if (bytes < 1024)

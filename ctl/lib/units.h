@@ -14,6 +14,7 @@
 namespace lockstep {
 
 Result<uint64_t> parse_size(std::string_view text);     // "1GiB", "512MiB", "10G", "4096"; usage error otherwise
+Result<uint64_t> parse_seconds(std::string_view text);  // "90s", "15m", "1h", "7d", "90"; usage error otherwise
 std::string format_bytes(uint64_t bytes);               // "10 GiB", "1.5 GiB", "512 B"; rounded down
 std::string format_seconds(uint64_t seconds);           // "45 s", "3 min 20 s", "2 h 5 min"
 

@@ -113,7 +113,7 @@ Result<json> cluster_status(const Context &context, const std::string &volume)
 	if (status && !(*status)["cluster"].is_null() && (*status)["cluster"]["name"].is_null())
 		return forbidden((*status)["message"]);
 	if (status && (*status)["cluster"].is_null())
-		return forbidden("this host is in no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`");
+		return forbidden("this host is in no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`");
 	return status;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// lockstep cluster init|join, host list, pool create|list.
+// lockstep cluster init|token|join, host list, pool create|list.
 #include "lockstep/cli.h"
 
 #include "lib/table.h"
@@ -46,15 +46,33 @@ Done init(Context &context, const std::string &name)
 	Result<json> answer = context.client().post("/v1/cluster/init", {{"name", name}});
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("cluster {} is there; add hosts with `lockstep cluster join` on each of them\n", name);
+	context.out << fmt::format("cluster {} is there; add a host: `lockstep cluster token` here, then `lockstep cluster join TOKEN ADDRESS` there\n",
+				   name);
 	return Nothing{};
 }
 
-Done join(Context &context, const std::string &address)
+// Nothing but the token on standard output, so that scripts can use it.
+Done token(Context &context, const std::string &valid, bool as_json)
+{
+	Result<uint64_t> valid_s = parse_seconds(valid);
+	if (!valid_s)
+		return valid_s.error();
+	Result<json> answer = context.client().post("/v1/cluster/token", {{"valid_s", *valid_s}});
+	if (!answer)
+		return answer.error();
+	if (as_json)
+		print_json(context, *answer);
+	else
+		context.out << answer->value("token", "") << "\n";
+	return Nothing{};
+}
+
+Done join(Context &context, const std::string &token, const std::string &address)
 {
 	Result<json> body = parse_address(address);
 	if (!body)
 		return body.error();
+	(*body)["token"] = token;
 	Result<json> answer = context.client().post("/v1/cluster/join", *body);
 	if (!answer)
 		return answer.error();
@@ -144,7 +162,7 @@ void add_pool(CLI::App &app, Context &context, Action &action)
 void add_cluster(CLI::App &app, Context &context, Action &action)
 {
 	struct Options {
-		std::string name = "lockstep", address;
+		std::string name = "lockstep", address, token, valid = "1h";
 		bool as_json = false;
 	};
 	auto o = std::make_shared<Options>();
@@ -152,9 +170,14 @@ void add_cluster(CLI::App &app, Context &context, Action &action)
 	CLI::App *init_command = cluster->add_subcommand("init", "Make this host the first one of a new cluster");
 	init_command->add_option("--name", o->name, "Name of the cluster")->capture_default_str();
 	init_command->callback([=, &context, &action] { action = [=, &context] { return init(context, o->name); }; });
+	CLI::App *token_command = cluster->add_subcommand("token", "Print a token with which one host can join");
+	token_command->add_option("--valid", o->valid, "For how long: a number and s, m, h or d")->capture_default_str();
+	token_command->add_flag("--json", o->as_json, "Print JSON");
+	token_command->callback([=, &context, &action] { action = [=, &context] { return token(context, o->valid, o->as_json); }; });
 	CLI::App *join_command = cluster->add_subcommand("join", "Make this host part of an existing cluster");
+	join_command->add_option("TOKEN", o->token, "What `lockstep cluster token` printed on a host of the cluster")->required();
 	join_command->add_option("ADDRESS", o->address, "ADDRESS[:PORT] of any host of the cluster")->required();
-	join_command->callback([=, &context, &action] { action = [=, &context] { return join(context, o->address); }; });
+	join_command->callback([=, &context, &action] { action = [=, &context] { return join(context, o->token, o->address); }; });
 
 	CLI::App *host = app.add_subcommand("host", "The hosts of the cluster")->require_subcommand(1);
 	CLI::App *list = host->add_subcommand("list", "List the hosts");

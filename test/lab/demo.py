@@ -105,8 +105,8 @@ def form(hosts):
     a, *rest = hosts
     a.lockstep('cluster init --name demo')
     for h in rest:
-        h.lockstep(f'cluster join {a.address}')
-    say('three lockstepd form a cluster: lockstep cluster init on alpha, lockstep cluster join on the others')
+        h.lockstep(f'cluster join {a.out("lockstep cluster token")} {a.address}')
+    say('three lockstepd form a cluster: lockstep cluster init on alpha, lockstep cluster join with a token on the others; all they say goes over TLS')
     for h in hosts:
         a.lockstep(f'pool create default --vg lockstep_group --thin thin_device --host {h.name}')
     a.lockstep('volume create disk 1GiB --redundancy 2 --on alpha,beta', timeout=120)

@@ -3,6 +3,8 @@
 // The API's handlers for the cluster and its pools.
 #include "lockstepd/api/impl.h"
 
+#include "lockstepd/host/keys.h"
+
 namespace lockstep {
 
 using nlohmann::json;
@@ -10,6 +12,7 @@ using nlohmann::json;
 void ApiServer::Impl::routes_cluster()
 {
 	http.Post("/v1/cluster/init", route(&Impl::cluster_init));
+	http.Post("/v1/cluster/token", route(&Impl::cluster_token));
 	http.Post("/v1/cluster/join", route(&Impl::cluster_join));
 	http.Post("/v1/pools", route(&Impl::pool_create));
 }
@@ -38,10 +41,21 @@ Result<json> ApiServer::Impl::cluster_init(const httplib::Request &req)
 	return result;
 }
 
+Result<json> ApiServer::Impl::cluster_token(const httplib::Request &req)
+{
+	json body = body_of(req);
+	uint64_t valid_s = body.contains("valid_s") ? number_of(body, "valid_s", TOKEN_MOST_S) : TOKEN_DEFAULT_S;
+	if (valid_s < TOKEN_LEAST_S)
+		return usage_error("a token must be valid for at least " + std::to_string(TOKEN_LEAST_S) + " s");
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	return backend.token(valid_s);
+}
+
 Result<json> ApiServer::Impl::cluster_join(const httplib::Request &req)
 {
 	json body = body_of(req);
-	std::string address = text_of(body, "address");
+	std::string token = text_of(body, "token"), address = text_of(body, "address");
 	unsigned port = body.contains("port") ? unsigned(number_of(body, "port", MAX_PORT)) : DEFAULT_PORT;
 	LocalFacts local = backend.local();
 	if (address.empty() || !port)
@@ -50,7 +64,7 @@ Result<json> ApiServer::Impl::cluster_join(const httplib::Request &req)
 		return in_cluster_already(local.host_name);
 	if (!local.module_error.empty())
 		return forbidden(local.module_error);
-	Result<json> result = backend.join(address, port);
+	Result<json> result = backend.join(token, address, port);
 	if (!result)
 		return result;
 	auto joined = [&](const State &s) { return s.host(backend.local().host) != nullptr; };

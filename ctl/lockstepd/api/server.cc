@@ -198,7 +198,7 @@ Done ApiServer::Impl::ready_for_changes()
 		return forbidden(starting_message(local.host_name));
 	if (!local.host)
 		return forbidden("host " + local.host_name +
-				 " is in no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`");
+				 " is in no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`");
 	return Nothing{};
 }
 

@@ -10,7 +10,8 @@
 //   GET    /v1/status            cluster, hosts, pools, groups, volumes; ?volume=NAME only that volume (3 if unknown);
 //                                ?consistent=true not older than anything done before the request, or 10 without quorum
 //   POST   /v1/cluster/init      {name}
-//   POST   /v1/cluster/join      {address, port}
+//   POST   /v1/cluster/token     {valid_s(o)}
+//   POST   /v1/cluster/join      {token, address, port(o)}
 //   POST   /v1/pools             {name, vg, thin(o), host(o: name)}
 //   POST   /v1/groups            {name, pool, redundancy(o), labels(o)}
 //   PATCH  /v1/groups/NAME       {labels: {key: text or null}}
@@ -68,7 +69,8 @@ struct ApiBackend {
 	// Returns when the local State is at least as new as anything committed before the call. Fails without quorum.
 	std::function<Done()> barrier;
 	std::function<Result<nlohmann::json>(const std::string &cluster_name)> init;
-	std::function<Result<nlohmann::json>(const std::string &address, unsigned port)> join;
+	std::function<Result<nlohmann::json>(uint64_t valid_s)> token;
+	std::function<Result<nlohmann::json>(const std::string &token, const std::string &address, unsigned port)> join;
 	// Checks VG and thin LV on that host (forwards if it is another one), then proposes pool.add. thin_lv empty: thick.
 	std::function<Result<nlohmann::json>(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv)>
 		pool_create;

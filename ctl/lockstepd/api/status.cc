@@ -208,7 +208,7 @@ json status_json(const State &s, const LocalFacts &local, const json &soft)
 		return j;
 	}
 	if (!local.host) {
-		j["message"] = "no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`";
+		j["message"] = "no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`";
 		return j;
 	}
 	j["cluster"] = {{"name", s.name}, {"uuid", s.uuid}, {"leader", name_or_null(s, local.leader)}, {"quorum", local.leader != 0}};

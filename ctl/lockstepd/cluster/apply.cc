@@ -119,6 +119,24 @@ std::vector<HostId> Fields::hosts(const char *name) const
 	return {ids.begin(), ids.end()};
 }
 
+std::string Fields::hex(const char *name, size_t digits) const
+{
+	std::string s = text(name);
+	if (s.size() != digits || s.find_first_not_of("0123456789abcdef") != std::string::npos)
+		refuse(usage_error(std::string("the field \"") + name + "\" is not " + std::to_string(digits) + " hexadecimal digits"));
+	return s;
+}
+
+std::string Fields::pem(const char *name) const
+{
+	const json &v = at(name);
+	const std::string *s = v.is_string() ? v.get_ptr<const std::string *>() : nullptr;
+	auto plain = [](char c) { return (c >= 0x20 && c < 0x7f) || c == '\n'; };
+	if (!s || s->size() > PEM_MAX_BYTES || !s->starts_with("-----BEGIN ") || !std::all_of(s->begin(), s->end(), plain))
+		refuse(usage_error(std::string("the field \"") + name + "\" is no PEM text"));
+	return *s;
+}
+
 std::vector<std::string> Fields::texts(const char *name, size_t most) const
 {
 	const json &list = at(name);
@@ -225,6 +243,8 @@ Host host_fields(const Fields &f, uint64_t now_ms)
 	h.addresses = f.texts("addresses", MAX_ADDRESSES);
 	h.port = unsigned(f.number_or("port", DEFAULT_PORT, MAX_PORT));
 	h.level = uint32_t(f.number_or("level", LEVEL, UINT32_MAX));
+	if (f.has("key"))
+		h.key = f.hex("key", 64);
 	h.since_ms = now_ms;
 	return h;
 }
@@ -249,8 +269,11 @@ void refuse_shared_address(const State &state, const Host &h)
 
 json add_host(State &state, Host h)
 {
-	if (const Host *known = state.host_with_uuid(h.uuid))
+	if (const Host *known = state.host_with_uuid(h.uuid)) {
+		if (known->key != h.key)
+			refuse(forbidden("host " + known->name + " is a member already, with another key: remove it first"));
 		return host_answer(*known, false);
+	}
 	if (const Host *known = state.host_named(h.name))
 		refuse(forbidden("the cluster has a host named " + h.name + " already (host " + std::to_string(known->id) +
 				 "): set another name in lockstep.yaml"));
@@ -271,9 +294,56 @@ json cluster_init(State &state, const Fields &f)
 		refuse(forbidden("this is cluster " + state.name + " already"));
 	if (state.initialized())
 		return host_answer(state.hosts.begin()->second, false);
+	Authority authority;
+	if (f.has("authority"))
+		authority = {f.object("authority").pem("cert"), f.object("authority").pem("key")};
 	state.uuid = uuid;
 	state.name = name;
+	state.authority = authority;
 	return add_host(state, std::move(h));
+}
+
+void drop_ended_tokens(State &state, uint64_t now_ms)
+{
+	std::erase_if(state.tokens, [&](const auto &entry) { return entry.second.end_ms <= now_ms; });
+}
+
+json token_add(State &state, const Fields &f)
+{
+	const std::string hash = f.hex("hash", 64);
+	const uint64_t now_ms = f.number("now_ms"), end_ms = f.number("end_ms");
+	if (end_ms <= now_ms)
+		refuse(usage_error("the token would have ended already"));
+	if (state.tokens.contains(hash))
+		return done(false);
+	const auto lives = [&](const auto &entry) { return entry.second.end_ms > now_ms; };
+	if (size_t(std::ranges::count_if(state.tokens, lives)) >= MAX_TOKENS)
+		refuse(forbidden("there are " + std::to_string(MAX_TOKENS) + " join tokens already: wait until some have ended"));
+	drop_ended_tokens(state, now_ms);
+	state.tokens[hash] = {end_ms, ""};
+	return done();
+}
+
+json host_add(State &state, const Fields &f)
+{
+	const uint64_t now_ms = f.number("now_ms");
+	Host h = host_fields(f, now_ms);
+	const std::string hash = f.has("token") ? f.hex("token", 64) : "";
+	const std::string uuid = h.uuid;
+	const auto token = state.tokens.find(hash);
+	const bool known = state.host_with_uuid(uuid) != nullptr;
+	const bool invited = token != state.tokens.end() && token->second.end_ms > now_ms &&
+			     (token->second.used_by.empty() || token->second.used_by == uuid);
+	if (!known && !invited && !state.authority.cert.empty())
+		refuse(forbidden("host " + h.name + " cannot join: the token is not of this cluster, was used, or has ended; make another with "
+				 "`lockstep cluster token`"));
+	json answer = add_host(state, std::move(h));
+	if (known)
+		return answer;
+	if (invited)
+		token->second.used_by = uuid;
+	drop_ended_tokens(state, now_ms);
+	return answer;
 }
 
 json host_set(State &state, const Fields &f)
@@ -586,9 +656,9 @@ json dispatch(State &state, const json &entry)
 		return apply_record(state, op, f);
 	if (op.starts_with("snapshot."))
 		return apply_snapshot(state, op, f);
-	if (op == "host.add")
-		return add_host(state, host_fields(f, f.number("now_ms")));
 	static const std::map<std::string, json (*)(State &, const Fields &)> commands = {
+		{"token.add", token_add},
+		{"host.add", host_add},
 		{"host.set", host_set},
 		{"host.status", host_status},
 		{"pool.add", pool_add},

@@ -36,6 +36,8 @@ public:
 	std::string uuid(const char *name) const;
 	HostId host(const char *name = "host") const;                   // 1..64
 	std::vector<HostId> hosts(const char *name) const;              // distinct, ascending
+	std::string hex(const char *name, size_t digits) const;         // lower case
+	std::string pem(const char *name) const;                        // at most PEM_MAX_BYTES
 	std::vector<std::string> texts(const char *name, size_t most) const;
 	std::vector<uint64_t> numbers(const char *name, size_t most) const;
 	Fields object(const char *name) const;

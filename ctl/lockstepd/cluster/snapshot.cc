@@ -15,7 +15,8 @@ constexpr unsigned FORMAT = 1;
 json host_json(const Host &h)
 {
 	return {{"id", h.id},         {"uuid", h.uuid},         {"name", h.name},   {"addresses", h.addresses}, {"port", h.port},
-		{"raft_id", h.raft_id}, {"online", h.online}, {"since_ms", h.since_ms}, {"level", h.level}};
+		{"raft_id", h.raft_id}, {"online", h.online}, {"since_ms", h.since_ms}, {"level", h.level},
+		{"key", h.key}};
 }
 
 Host host_from(const json &j)
@@ -30,6 +31,7 @@ Host host_from(const json &j)
 	j.at("online").get_to(h.online);
 	j.at("since_ms").get_to(h.since_ms);
 	j.at("level").get_to(h.level);
+	h.key = j.value("key", "");
 	return h;
 }
 
@@ -243,6 +245,11 @@ State state_from(const json &j)
 	}
 	for (const json &x : j.value("snapshot_failures", json::array()))
 		s.snapshot_failures[x.at("vid").get<uint32_t>()] = {x.at("name"), x.at("message"), x.at("status")};
+	if (auto authority = j.find("authority"); authority != j.end())
+		s.authority = {authority->at("cert"), authority->at("key")};
+	if (auto tokens = j.find("tokens"); tokens != j.end())
+		for (const json &x : *tokens)
+			s.tokens[x.at("hash").get<std::string>()] = {x.at("end_ms"), x.at("used_by")};
 	return s;
 }
 
@@ -286,6 +293,9 @@ json to_json(const Volume &v)
 json to_json(const State &s)
 {
 	json hosts = json::array(), pools = json::array(), groups = json::array(), volumes = json::array(), snapshots = json::array();
+	json tokens = json::array();
+	for (const auto &[hash, t] : s.tokens)
+		tokens.push_back({{"hash", hash}, {"end_ms", t.end_ms}, {"used_by", t.used_by}});
 	for (const auto &[id, h] : s.hosts)
 		hosts.push_back(host_json(h));
 	for (const auto &[key, p] : s.pools)
@@ -310,7 +320,9 @@ json to_json(const State &s)
 		{"failures", failures_json(s.failures)},
 		{"next_sid", s.next_sid},
 		{"snapshots", snapshots},
-		{"snapshot_failures", failures_json(s.snapshot_failures)}};
+		{"snapshot_failures", failures_json(s.snapshot_failures)},
+		{"authority", {{"cert", s.authority.cert}, {"key", s.authority.key}}},
+		{"tokens", tokens}};
 }
 
 std::vector<uint8_t> snapshot(const State &state) { return json::to_cbor(to_json(state)); }

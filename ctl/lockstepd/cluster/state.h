@@ -13,8 +13,11 @@
 //  op               fields (o: optional)                            answer beside ok; meaning
 //  ---------------  ----------------------------------------------  -----------------------------------------------------
 //  cluster.init     uuid name host{uuid name addresses port o       host raft_id (both 1). The first entry of every log.
-//                   level o} now_ms                                 Idempotent for the same uuid
-//  host.add         uuid name addresses port(o) level(o) now_ms     host raft_id. Idempotent for the same uuid
+//                   level o key o} authority{cert key}(o) now_ms    Idempotent for the same uuid
+//  token.add        hash end_ms now_ms                              An invitation, by the SHA-256 of its secret. Idempotent
+//  host.add         uuid name addresses port(o) level(o) key(o)     host raft_id. Idempotent for the same uuid (and key, if it
+//                   token(o: hash) now_ms                           has one). A token is used up by the first uuid that
+//                                                                   comes with it; refused without token once there is a CA
 //  host.set         host addresses port(o)                          changed
 //  host.status      host online now_ms                              changed
 //  pool.add         name host kind("thick"|"thin") vg thin_lv(thin) Idempotent for the same host, vg and thin_lv
@@ -69,6 +72,7 @@
 #pragma once
 
 #include "lib/error.h"
+#include "lockstepd/net/certs.h"
 #include "uapi/lockstep.h"
 
 #include <nlohmann/json.hpp>
@@ -97,6 +101,7 @@ constexpr size_t MAX_LABELS = 32;                       // of one group or volum
 constexpr size_t MAX_LABEL_KEY = 64, MAX_LABEL_BYTES = 1024;
 
 using Labels = std::map<std::string, std::string>;      // keys: printable ASCII without spaces; texts: UTF-8
+constexpr size_t MAX_TOKENS = 64;                       // that have not ended yet, used ones included
 
 struct Host {
 	HostId id = 0;
@@ -107,6 +112,7 @@ struct Host {
 	bool online = true;
 	uint64_t since_ms = 0;                          // Unix time at which it became so
 	uint32_t level = LEVEL;
+	std::string key;                                // digest of its public key, see net/certs.h; empty in tests only
 	bool operator==(const Host &) const = default;
 };
 
@@ -236,6 +242,12 @@ struct Failure {                                        // of a create that was 
 	bool operator==(const Failure &) const = default;
 };
 
+struct Token {                                          // an invitation to join
+	uint64_t end_ms = 0;                            // Unix time
+	std::string used_by;                            // UUID of the host that came with it
+	bool operator==(const Token &) const = default;
+};
+
 struct State {
 	uint64_t applied = 0;                           // index of the last entry, refused ones included
 	std::string uuid, name;                         // of the cluster; empty before cluster.init
@@ -250,6 +262,8 @@ struct State {
 	uint32_t next_sid = 1;
 	std::map<uint32_t, Snapshot> snapshots;         // by sid
 	std::map<uint32_t, Failure> snapshot_failures;  // by set; the last MAX_FAILURES
+	Authority authority;                            // of the cluster; see host/keys.h for why its key is here
+	std::map<std::string, Token> tokens;            // by the SHA-256 of the secret, in hex
 	bool operator==(const State &) const = default;
 
 	bool initialized() const { return !uuid.empty(); }

@@ -46,7 +46,7 @@ ApiBackend Daemon::backend()
 	b.barrier = [this]() -> Done {
 		auto answer = on_loop([this](JsonReply done) {
 			if (!log_)
-				return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`"));
+				return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`"));
 			log_->barrier([done = std::move(done)](Done reached) {
 				if (reached)
 					done(Json::object());
@@ -59,8 +59,9 @@ ApiBackend Daemon::backend()
 		return Nothing{};
 	};
 	b.init = [this](const std::string &name) { return on_loop([this, name](JsonReply done) { init(name, std::move(done)); }); };
-	b.join = [this](const std::string &address, unsigned port) {
-		return on_loop([this, address, port](JsonReply done) { join(address, port, std::move(done)); });
+	b.token = [this](uint64_t valid_s) { return on_loop([this, valid_s](JsonReply done) { token(valid_s, std::move(done)); }); };
+	b.join = [this](const std::string &token, const std::string &address, unsigned port) {
+		return on_loop([=, this](JsonReply done) { join(token, address, port, std::move(done)); });
 	};
 	b.pool_create = [this](const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv) {
 		return on_loop([=, this](JsonReply done) { pool_create(name, host, vg, thin_lv, std::move(done)); });
@@ -71,7 +72,7 @@ ApiBackend Daemon::backend()
 void Daemon::pool_create(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv, JsonReply done)
 {
 	if (!member_)
-		return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`"));
+		return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`"));
 	auto add = [this, name, host, vg, thin_lv, done](Result<Json> space) {
 		if (!space)
 			return done(space.error());

@@ -64,8 +64,8 @@ uint64_t unix_ms()
 // ---- life ----
 
 Daemon::Daemon(HostConfig config)
-	: config_(std::move(config)), listener_(loop_), dialer_(loop_), links_(loop_, listener_, dialer_, link_options(config_)),
-	  kernel_(kernel_over_netlink(config_.name)), lvm_(lvm_tools()), look_timer_(loop_), lead_timer_(loop_),
+	: config_(std::move(config)), tls_(loop_), listener_(loop_, tls_), dialer_(loop_, tls_), links_(loop_, listener_, dialer_, link_options(config_)),
+	  kernel_(kernel_over_netlink(config_.name)), lvm_(lvm_tools()), look_timer_(loop_), lead_timer_(loop_), cert_timer_(loop_),
 	  published_(std::make_shared<State>())
 {
 	loop_.set_log(log_line);
@@ -88,9 +88,13 @@ Done Daemon::start()
 	auto file = load_host_file(config_.state_dir);
 	if (!file)
 		return file.error();
-	if (*file)
+	if (*file) {
 		if (Done intact = check_raft_dir(config_.state_dir, **file); !intact)
 			return intact;
+		if (Done known = take_identity(); !known)
+			return known;
+	}
+	tls_.set_admission([this](const PeerCert &peer, bool established) { return not_a_member(peer, established); });
 	if (*file)
 		own_id_ = (*file)->host_id;
 	update_facts();
@@ -139,7 +143,7 @@ Done Daemon::start()
 	watch_signals();
 	if (*file)
 		return serve(**file);
-	loop_.log("no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`");
+	loop_.log("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`");
 	return Nothing{};
 }
 
@@ -174,6 +178,7 @@ void Daemon::stop(const std::string &why)
 		loop_.post([this] {
 			lead_timer_.stop();
 			look_timer_.stop();
+			cert_timer_.stop();
 			if (log_)
 				log_->close([this] { loop_.stop(); });
 			else
@@ -231,6 +236,7 @@ Done Daemon::serve(const HostFile &file)
 		return started;
 	}
 	member_ = file;
+	cert_timer_.every(CERT_PERIOD_MS, [this] { keep_certificate(); });
 	wire_reconciler();
 	wire_lanes();
 	update_facts();
@@ -365,7 +371,10 @@ void Daemon::state_changed()
 		publish();
 		if (!member_)
 			return;
+		tls_.recheck();
 		update_peers();
+		if (!authority_logged_)
+			keep_certificate();
 		if (log_->is_leader())
 			log_->rebalance_voters();
 		reconciler_->look();
@@ -473,7 +482,7 @@ void Daemon::lead()
 void Daemon::propose(Json entry, JsonReply done)
 {
 	if (!log_)
-		return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`"));
+		return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`"));
 	const std::vector<uint8_t> bytes = encode(entry);
 	log_->propose(std::string(bytes.begin(), bytes.end()), [done = std::move(done)](Result<Json> answer) {
 		if (answer && !answer->value("ok", false))

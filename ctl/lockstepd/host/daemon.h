@@ -40,6 +40,7 @@
 #include "lockstepd/net/link.h"
 #include "lockstepd/net/listener.h"
 #include "lockstepd/net/loop.h"
+#include "lockstepd/net/tls.h"
 
 namespace lockstep {
 
@@ -49,6 +50,7 @@ constexpr uint64_t ELECTED_GRACE_MS = 1500;      // a new leader calls nobody of
 constexpr uint64_t SOFT_LEAST_MS = 500;          // between two reports about oneself
 constexpr uint64_t IN_USE_TIMEOUT_MS = 1000;     // for another host to say that it uses a volume
 constexpr uint64_t JOIN_TIMEOUT_MS = 12'000;
+constexpr uint64_t CERT_PERIOD_MS = 3'600'000;   // looks whether the certificate is to be renewed
 
 class Daemon {
 public:
@@ -87,11 +89,16 @@ private:
 	// membership.cc
 	ConsensusOptions consensus_options(const HostFile &file) const;
 	Json self_json() const;                                 // {uuid name addresses port level}
+	Done take_identity();                                   // from the disk
+	std::optional<std::string> not_a_member(const PeerCert &peer, bool established) const;
+	void keep_certificate();                                // renews it in time
+	void token(uint64_t valid_s, JsonReply done);
 	Result<std::string> host_uuid() const;                  // kept on disk until the membership is
 	void init(const std::string &cluster_name, JsonReply done);
-	void join(const std::string &address, unsigned port, JsonReply done);
+	void join(const std::string &token, const std::string &address, unsigned port, JsonReply done);
 	void joined(const std::string &uuid, Result<Json> answer, JsonReply done);
 	void serve_join(Json request, JsonReply done);
+	void admit(Json entry, const std::string &public_key, JsonReply done);
 	void keep_address();
 	void found_cluster();
 
@@ -102,6 +109,7 @@ private:
 
 	HostConfig config_;
 	Loop loop_;
+	Tls tls_;
 	Listener listener_;
 	Dialer dialer_;
 	Links links_;
@@ -115,7 +123,7 @@ private:
 	std::unique_ptr<KernelEvents> events_;
 	std::unique_ptr<ApiServer> api_;
 	std::unique_ptr<Workers> workers_;
-	Timer look_timer_, lead_timer_;
+	Timer look_timer_, lead_timer_, cert_timer_;
 	std::vector<std::shared_ptr<void>> signals_;
 	std::thread api_stopper_;
 
@@ -127,6 +135,7 @@ private:
 	uint64_t leader_since_ms_ = 0;
 	std::map<HostId, uint64_t> known_since_ms_;             // when this daemon began to look for a host
 	uint64_t founding_ms_ = 0;
+	bool authority_logged_ = false;                         // the founder's copy of its key is gone
 	bool keeping_address_ = false;
 	Json soft_said_;
 	uint64_t soft_said_ms_ = 0;

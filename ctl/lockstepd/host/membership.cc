@@ -2,8 +2,8 @@
 //
 // How a host becomes a member: by founding a cluster, or by asking a member of one.
 //
-// The order of durable things: the host's UUID; (joining: the cluster's entry host.add, which is idempotent for that UUID); the
-// raft directory; host.json. Whoever is killed in between repeats the command and ends up with the same ids. Once host.json
+// The order of durable things: the host's UUID and private key; (joining: the cluster's entry host.add, which is idempotent for
+// these); the certificate; the raft directory; host.json. Whoever is killed in between repeats the command and ends up with the same ids. Once host.json
 // is there the UUID file goes: a host that loses its host.json is a new host, since its old raft id has voted.
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -18,6 +18,7 @@
 
 #include "lib/uuid.h"
 #include "lockstepd/host/daemon.h"
+#include "lockstepd/host/keys.h"
 
 namespace lockstep {
 
@@ -34,6 +35,9 @@ Result<Nothing> make_state_dir(const HostConfig &config)
 	std::filesystem::create_directories(config.state_dir, error);
 	if (error)
 		return failed(fmt::format("cannot make {}: {}", config.state_dir, error.message()));
+	// The log in it holds the key of the cluster's authority.
+	if (chmod(config.state_dir.c_str(), 0700) != 0)
+		return failed(fmt::format("cannot restrict access to {}: {}", config.state_dir, strerror(errno)));
 	return Nothing{};
 }
 
@@ -86,6 +90,20 @@ void Daemon::init(const std::string &cluster_name, JsonReply done)
 	file.host_id = 1;
 	file.raft_id = 1;
 	file.name = config_.name;
+	const Authority authority = make_authority(file.cluster_uuid);
+	auto key = own_key(config_.state_dir);
+	if (!key)
+		return done(key.error());
+	auto cert = issue_certificate(authority, *public_key_of(*key), {file.cluster_uuid, file.host_id, file.raft_id},
+				      int64_t(unix_ms() / 1000) + HOST_CERT_SECONDS);
+	if (!cert)
+		return done(cert.error());
+	if (Done stored = store_founders_authority(config_.state_dir, authority); !stored)
+		return done(stored.error());
+	if (Done stored = store_certificate(config_.state_dir, authority.cert, *cert); !stored)
+		return done(stored.error());
+	if (Done known = take_identity(); !known)
+		return done(known.error());
 	if (Done made = ConsensusLog::bootstrap(consensus_options(file)); !made)
 		return done(made.error());
 	if (Done stored = store_host_file(config_.state_dir, file); !stored)
@@ -102,25 +120,113 @@ void Daemon::found_cluster()
 	if (member_->host_id != 1 || (founding_ms_ && Loop::now_ms() - founding_ms_ < FOUND_PERIOD_MS))
 		return;
 	founding_ms_ = Loop::now_ms();
-	Json entry = {{"op", "cluster.init"}, {"uuid", member_->cluster_uuid}, {"name", member_->cluster_name}, {"host", self_json()},
-		      {"now_ms", unix_ms()}};
+	const auto authority = load_founders_authority(config_.state_dir);
+	const auto key = own_key(config_.state_dir);
+	if (!authority || !key) {
+		loop_.log(fmt::format("cannot found the cluster: {}", (authority ? key.error() : authority.error()).message));
+		return;
+	}
+	Json host = self_json();
+	host["key"] = *key_digest(*public_key_of(*key));
+	Json entry = {{"op", "cluster.init"}, {"uuid", member_->cluster_uuid}, {"name", member_->cluster_name}, {"host", host},
+		      {"authority", {{"cert", authority->cert}, {"key", authority->key}}}, {"now_ms", unix_ms()}};
 	propose(std::move(entry), [this](Result<Json> answer) {
 		if (!answer)
 			loop_.log(fmt::format("cannot found the cluster: {}", answer.error().message));
 	});
 }
 
-void Daemon::join(const std::string &address, unsigned port, JsonReply done)
+Done Daemon::take_identity()
+{
+	auto identity = load_identity(config_.state_dir);
+	if (!identity)
+		return identity.error();
+	return tls_.set_identity(*identity);
+}
+
+// Who is let in: the hosts in the log, each with the one key that it joined with and the raft id of its present membership.
+// So a host that was removed is out as soon as this is known here, whatever certificates it has. A host with a raft id that
+// has not been given out as far as we know joined while we were away; it may be one of those we need for a quorum, so
+// its certificate is believed, but only while there is no leader to learn from.
+std::optional<std::string> Daemon::not_a_member(const PeerCert &peer, bool established) const
+{
+	if (!state_.initialized())
+		return std::nullopt;
+	const Host *host = state_.host(HostId(peer.subject.host));
+	if (peer.subject.raft_id >= state_.next_raft_id) {
+		if (established || !log_ || !log_->leader())
+			return std::nullopt;
+		return "it is not known here yet";
+	}
+	if (!host || host->raft_id != peer.subject.raft_id)
+		return "it was removed from the cluster";
+	if (host->key != peer.key_digest)
+		return "its key is not the one it joined with";
+	return std::nullopt;
+}
+
+// Each host has the authority's key and signs its own new certificate; connections go on with the old one.
+void Daemon::keep_certificate()
+{
+	if (!member_ || state_.authority.key.empty())
+		return;
+	if (!authority_logged_) {
+		drop_founders_authority(config_.state_dir);
+		authority_logged_ = true;
+	}
+	auto identity = load_identity(config_.state_dir);
+	auto end = identity ? end_of(identity->cert) : Result<int64_t>(identity.error());
+	const int64_t now_s = int64_t(unix_ms() / 1000);
+	if (end && *end - now_s > HOST_CERT_SECONDS / 2)
+		return;
+	auto key = own_key(config_.state_dir);
+	auto cert = key ? issue_certificate(state_.authority, *public_key_of(*key),
+					    {member_->cluster_uuid, member_->host_id, member_->raft_id}, now_s + HOST_CERT_SECONDS)
+			: key;
+	Done renewed = cert ? store_certificate(config_.state_dir, state_.authority.cert, *cert) : Done(cert.error());
+	if (renewed)
+		renewed = take_identity();
+	loop_.log(renewed ? "renewed this host's certificate" : "cannot renew this host's certificate: " + renewed.error().message);
+}
+
+void Daemon::token(uint64_t valid_s, JsonReply done)
+{
+	auto authority = fingerprint(state_.authority.cert);
+	if (!member_ || !authority)
+		return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`"));
+	JoinToken token;
+	token.authority = *authority;
+	token.secret = random_hex(TOKEN_PART_BYTES);
+	token.end_s = unix_ms() / 1000 + valid_s;
+	Json entry = {{"op", "token.add"}, {"hash", sha256_hex(token.secret)}, {"end_ms", token.end_s * 1000}, {"now_ms", unix_ms()}};
+	propose(std::move(entry), [token, done = std::move(done)](Result<Json> answer) {
+		if (!answer)
+			return done(answer.error());
+		done(Json{{"token", format_token(token)}, {"end_ms", token.end_s * 1000}});
+	});
+}
+
+void Daemon::join(const std::string &token_text, const std::string &address, unsigned port, JsonReply done)
 {
 	if (member_)
 		return done(forbidden(fmt::format("host {} is in cluster {} already", config_.name, member_->cluster_name)));
+	auto token = parse_token(token_text);
+	if (!token)
+		return done(token.error());
 	auto uuid = host_uuid();
 	if (!uuid)
 		return done(uuid.error());
+	auto key = own_key(config_.state_dir);
+	if (!key)
+		return done(key.error());
 	Json request = self_json();
 	request["uuid"] = *uuid;
-	dialer_.request({address}, port, Purpose::join, request, JOIN_TIMEOUT_MS,
-			[this, uuid = *uuid, done = std::move(done)](Result<Json> answer) { joined(uuid, std::move(answer), done); });
+	request["secret"] = token->secret;
+	request["public_key"] = *public_key_of(*key);
+	dialer_.request(
+		{address}, port, Purpose::join, request, JOIN_TIMEOUT_MS,
+		[this, uuid = *uuid, done = std::move(done)](Result<Json> answer) { joined(uuid, std::move(answer), done); },
+		token->authority);
 }
 
 void Daemon::joined(const std::string &uuid, Result<Json> answer, JsonReply done)
@@ -131,7 +237,10 @@ void Daemon::joined(const std::string &uuid, Result<Json> answer, JsonReply done
 		return done(forbidden(fmt::format("host {} is in cluster {} already", config_.name, member_->cluster_name)));
 	HostFile file;
 	std::vector<LinkPeer> peers;
+	std::string authority, cert;
 	try {
+		authority = answer->at("authority").get<std::string>();
+		cert = answer->at("certificate").get<std::string>();
 		file.cluster_uuid = answer->at("uuid").get<std::string>();
 		file.cluster_name = answer->at("name").get<std::string>();
 		file.host_id = answer->at("host").get<int>();
@@ -149,6 +258,10 @@ void Daemon::joined(const std::string &uuid, Result<Json> answer, JsonReply done
 		return done(failed("the answer to the join request makes no sense"));
 	file.host_uuid = uuid;
 	file.name = config_.name;
+	if (Done stored = store_certificate(config_.state_dir, authority, cert); !stored)
+		return done(stored.error());
+	if (Done known = take_identity(); !known)
+		return done(known.error());
 	if (Done made = ConsensusLog::prepare_join(consensus_options(file)); !made)
 		return done(made.error());
 	if (Done stored = store_host_file(config_.state_dir, file); !stored)
@@ -166,18 +279,46 @@ void Daemon::serve_join(Json request, JsonReply done)
 		return done(forbidden(fmt::format("host {} is in no cluster yet: run `lockstep cluster init` there first", config_.name)));
 	if (!request.is_object())
 		return done(usage_error("malformed join request"));
-	Json entry = {{"op", "host.add"}, {"now_ms", unix_ms()}};
+	const auto text = [&](const char *field) { return request.contains(field) && request[field].is_string() ? request[field] : Json(""); };
+	const auto digest = key_digest(text("public_key").get<std::string>());
+	if (!digest)
+		return done(digest.error());
+	Json entry = {{"op", "host.add"}, {"key", *digest}, {"token", sha256_hex(text("secret").get<std::string>())}, {"now_ms", unix_ms()}};
 	for (const char *field : {"uuid", "name", "addresses", "port", "level"})
 		if (request.contains(field))
 			entry[field] = request[field];
-	propose(std::move(entry), [this, done = std::move(done)](Result<Json> answer) {
+	// Nothing goes into the log for somebody without a token. This host may not have heard of a token just made elsewhere.
+	auto go_on = [this, entry, public_key = text("public_key").get<std::string>(), done](Done caught_up) {
+		const Host *known = entry.contains("uuid") && entry["uuid"].is_string() ? state_.host_with_uuid(entry["uuid"].get<std::string>())
+											 : nullptr;
+		if (!caught_up)
+			return done(caught_up.error());
+		if (!state_.tokens.contains(entry["token"].get<std::string>()) && !(known && known->key == entry["key"]))
+			return done(forbidden("the token is not of this cluster, was used, or has ended; make another with `lockstep cluster "
+					      "token`"));
+		admit(entry, public_key, done);
+	};
+	if (state_.tokens.contains(entry["token"].get<std::string>()))
+		go_on(Nothing{});
+	else
+		log_->barrier(std::move(go_on));
+}
+
+void Daemon::admit(Json entry, const std::string &public_key, JsonReply done)
+{
+	propose(std::move(entry), [this, public_key, done = std::move(done)](Result<Json> answer) {
 		if (!answer)
 			return done(answer.error());
+		const auto cert = issue_certificate(state_.authority, public_key,
+						    {state_.uuid, answer->at("host").get<int>(), answer->at("raft_id").get<uint64_t>()},
+						    int64_t(unix_ms() / 1000) + HOST_CERT_SECONDS);
+		if (!cert)
+			return done(cert.error());
 		Json hosts = Json::array();
 		for (const auto &[id, host] : state_.hosts)
 			hosts.push_back({{"id", id}, {"name", host.name}, {"addresses", host.addresses}, {"port", host.port}});
 		done(Json{{"uuid", state_.uuid}, {"name", state_.name}, {"host", answer->at("host")}, {"raft_id", answer->at("raft_id")},
-			  {"hosts", hosts}});
+			  {"authority", state_.authority.cert}, {"certificate", *cert}, {"hosts", hosts}});
 	});
 }
 

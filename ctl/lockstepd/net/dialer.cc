@@ -26,21 +26,17 @@ namespace {
 
 struct Attempt {
 	explicit Attempt(Loop &loop) : deadline(loop) {}
-	~Attempt()
-	{
-		poll.reset();
-		if (fd >= 0)
-			close(fd);
-	}
 
 	std::vector<std::string> addresses;
 	uint16_t default_port;
 	Hello hello;
 	Dialer::Callback done;
+	std::string authority_fingerprint;
 	size_t at = 0;    // the address being tried
-	int fd = -1;
-	std::unique_ptr<Poll> poll;
+	std::unique_ptr<TlsSession> tls;
+	std::unique_ptr<Poll> poll;    // lets go of the descriptor before tls closes it
 	Timer deadline;
+	bool secured = false;          // the handshake is through
 	HelloReader reader{true};
 	std::string last_error;
 };
@@ -75,9 +71,10 @@ Result<json> decode_answer(const json &frame)
 }    // namespace
 
 struct Dialer::Impl : std::enable_shared_from_this<Dialer::Impl> {
-	explicit Impl(Loop &loop) : loop(loop) {}
+	Impl(Loop &loop, Tls &tls) : loop(loop), tls(tls) {}
 
 	Loop &loop;
+	Tls &tls;
 	Identity identity;
 	std::map<Token, std::unique_ptr<Attempt>> attempts;
 	std::map<uint64_t, std::unique_ptr<Request>> requests;
@@ -85,7 +82,9 @@ struct Dialer::Impl : std::enable_shared_from_this<Dialer::Impl> {
 
 	void try_address(Token token);
 	void connected(Token token);
-	void readable(Token token);
+	void ready(Token token);
+	void secure(Token token);
+	std::optional<std::string> objection(const Attempt &a) const;
 	void next_address(Token token, const std::string &error);
 	void finish_request(uint64_t id, Result<json> result);
 };
@@ -106,18 +105,29 @@ void Dialer::Impl::try_address(Token token)
 		return;
 	}
 	const std::string where = format_address(*address);
-	a.fd = socket(address->ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (a.fd < 0) {
+	const int fd = socket(address->ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (fd < 0) {
 		next_address(token, where + ": " + strerror(errno));
 		return;
 	}
-	set_nodelay(a.fd);
-	if (connect(a.fd, reinterpret_cast<const sockaddr *>(&*address), sizeof *address) != 0 && errno != EINPROGRESS) {
+	set_nodelay(fd);
+	if (connect(fd, reinterpret_cast<const sockaddr *>(&*address), sizeof *address) != 0 && errno != EINPROGRESS) {
 		next_address(token, where + ": " + strerror(errno));
+		close(fd);
+		return;
+	}
+	a.tls = a.authority_fingerprint.empty() ? tls.connect(fd) : tls.connect_as_stranger(fd, a.authority_fingerprint);
+	if (!a.tls) {
+		next_address(token, where + ": this host has no certificate of a cluster");
 		return;
 	}
 	a.reader = HelloReader(true);
-	a.poll = std::make_unique<Poll>(loop, a.fd);
+	a.secured = false;
+	a.poll = std::make_unique<Poll>(loop, fd);
+	if (!a.poll->ok()) {
+		next_address(token, where + ": cannot watch the connection");
+		return;
+	}
 	a.poll->start(UV_WRITABLE, [this, token] { connected(token); });
 	a.deadline.once(CONNECT_TIMEOUT_MS, [this, token, where] { next_address(token, where + ": no answer in time"); });
 }
@@ -128,8 +138,7 @@ void Dialer::Impl::next_address(Token token, const std::string &error)
 	a.last_error = error;
 	a.deadline.stop();
 	a.poll.reset();
-	if (a.fd >= 0)
-		close(std::exchange(a.fd, -1));
+	a.tls.reset();
 	a.at++;
 	loop.post([weak = weak_from_this(), token] {
 		const auto self = weak.lock();
@@ -143,21 +152,58 @@ void Dialer::Impl::connected(Token token)
 	Attempt &a = *attempts.at(token);
 	int error = 0;
 	socklen_t length = sizeof error;
-	getsockopt(a.fd, SOL_SOCKET, SO_ERROR, &error, &length);
-	if (error == 0 && !send_hello(a.fd, encode_hello(a.hello)))
-		error = errno;
-	if (error != 0) {
+	getsockopt(a.tls->fd(), SOL_SOCKET, SO_ERROR, &error, &length);
+	if (error != 0)
 		next_address(token, a.addresses[a.at] + ": " + strerror(error));
-		return;
-	}
-	a.poll->start(UV_READABLE, [this, token] { readable(token); });
+	else
+		secure(token);
 }
 
-void Dialer::Impl::readable(Token token)
+// Whether the one that answered is the one we mean.
+std::optional<std::string> Dialer::Impl::objection(const Attempt &a) const
+{
+	const auto &peer = a.tls->peer();
+	if (!a.authority_fingerprint.empty())
+		return std::nullopt;    // anybody of that cluster
+	if (!peer || peer->subject.cluster_uuid != identity.cluster_uuid)
+		return "it is in another cluster";
+	if (a.hello.to_host != 0 && peer->subject.host != a.hello.to_host)
+		return "it is host " + std::to_string(peer->subject.host) + ", not host " + std::to_string(a.hello.to_host);
+	if (a.hello.to_raft != 0 && peer->subject.raft_id != a.hello.to_raft)
+		return "it is raft member " + std::to_string(peer->subject.raft_id) + ", not " + std::to_string(a.hello.to_raft);
+	return tls.objection(*peer);
+}
+
+void Dialer::Impl::secure(Token token)
 {
 	Attempt &a = *attempts.at(token);
-	switch (a.reader.read(a.fd)) {
+	switch (a.tls->handshake()) {
+	case TlsSession::Step::more:
+		a.poll->start(a.tls->wants(), [this, token] { secure(token); });
+		return;
+	case TlsSession::Step::bad:
+		next_address(token, a.addresses[a.at] + ": " + a.tls->error());
+		return;
+	case TlsSession::Step::done:
+		break;
+	}
+	if (const auto no = objection(a)) {
+		next_address(token, a.addresses[a.at] + ": " + *no);
+		return;
+	}
+	if (!send_hello(*a.tls, encode_hello(a.hello))) {
+		next_address(token, a.addresses[a.at] + ": " + (a.tls->bad() ? a.tls->error() : "it takes no hello"));
+		return;
+	}
+	a.poll->start(UV_READABLE, [this, token] { ready(token); });
+}
+
+void Dialer::Impl::ready(Token token)
+{
+	Attempt &a = *attempts.at(token);
+	switch (a.reader.read(*a.tls)) {
 	case HelloReader::Step::more:
+		a.poll->start(a.tls->wants(), [this, token] { ready(token); });
 		return;
 	case HelloReader::Step::bad:
 		next_address(token, a.addresses[a.at] + ": " + a.reader.error());
@@ -171,14 +217,13 @@ void Dialer::Impl::readable(Token token)
 		return;
 	}
 	a.poll.reset();
-	const int fd = std::exchange(a.fd, -1);
-	if (a.hello.purpose == Purpose::lane)
-		set_blocking(fd, true);
-	else
-		set_dead_peer_detection(fd);
+	const bool lane = a.hello.purpose == Purpose::lane;
+	if (!lane)
+		set_dead_peer_detection(a.tls->fd());
+	auto fd = lane ? tls.lane_end(std::move(a.tls)) : tls.stream_end(std::move(a.tls));
 	const auto done = std::move(a.done);
 	attempts.erase(token);
-	done(fd, *answer);
+	done(std::move(fd), *answer);
 }
 
 void Dialer::Impl::finish_request(uint64_t id, Result<json> result)
@@ -192,7 +237,7 @@ void Dialer::Impl::finish_request(uint64_t id, Result<json> result)
 	done(std::move(result));
 }
 
-Dialer::Dialer(Loop &loop) : impl_(std::make_shared<Impl>(loop)) {}
+Dialer::Dialer(Loop &loop, Tls &tls) : impl_(std::make_shared<Impl>(loop, tls)) {}
 
 Dialer::~Dialer()
 {
@@ -239,7 +284,7 @@ void Dialer::cancel(Token token)
 }
 
 void Dialer::request(std::vector<std::string> addresses, uint16_t default_port, Purpose purpose, json request, uint64_t timeout_ms,
-		     std::function<void(Result<json>)> done)
+		     std::function<void(Result<json>)> done, std::string authority_fingerprint)
 {
 	const uint64_t id = impl_->next++;
 	Impl *self = impl_.get();
@@ -266,6 +311,7 @@ void Dialer::request(std::vector<std::string> addresses, uint16_t default_port, 
 		if (!r.stream->send({0, std::move(r.body)}))
 			self->finish_request(id, failed("the request is too large"));
 	});
+	impl_->attempts.at(r->dialing)->authority_fingerprint = std::move(authority_fingerprint);
 }
 
 }    // namespace lockstep

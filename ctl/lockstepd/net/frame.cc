@@ -101,7 +101,7 @@ struct FrameStream::Impl {
 	Loop *loop;
 	std::function<void(nlohmann::json)> on_frame;
 	std::function<void(const std::string &)> on_close;
-	size_t queue_max_bytes;
+	size_t queue_max_bytes, receive_max_bytes;
 	uint64_t last_heard_ms = Loop::now_ms();
 	std::string in;
 	bool closed = false;    // uv_close() was called
@@ -155,7 +155,7 @@ struct FrameStream::Impl {
 		while (owned && !closed && in.size() - at >= 4) {
 			uint32_t length;
 			memcpy(&length, in.data() + at, 4);
-			if (length == 0 || length > FRAME_MAX_BYTES) {
+			if (length == 0 || length > receive_max_bytes) {
 				fail("a message of " + std::to_string(length) + " bytes was announced");
 				return;
 			}
@@ -176,13 +176,14 @@ struct FrameStream::Impl {
 };
 
 FrameStream::FrameStream(Loop &loop, int fd, std::function<void(nlohmann::json)> on_frame,
-			 std::function<void(const std::string &)> on_close, size_t queue_max_bytes)
+			 std::function<void(const std::string &)> on_close, size_t queue_max_bytes, size_t receive_max_bytes)
 	: impl_(new Impl)
 {
 	impl_->loop = &loop;
 	impl_->on_frame = std::move(on_frame);
 	impl_->on_close = std::move(on_close);
 	impl_->queue_max_bytes = queue_max_bytes;
+	impl_->receive_max_bytes = receive_max_bytes;
 	impl_->tcp.data = impl_;
 	uv_tcp_init(loop.uv(), &impl_->tcp);
 	int error = uv_tcp_open(&impl_->tcp, fd);

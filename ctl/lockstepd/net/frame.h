@@ -18,6 +18,7 @@
 
 namespace lockstep {
 
+constexpr size_t FRAME_MAX_BYTES = 8u << 20;    // of a message, both directions
 constexpr int CBOR_DEPTH_MAX = 64;
 
 // One whole CBOR value, no deeper than CBOR_DEPTH_MAX, nothing behind it; nullopt otherwise.
@@ -26,10 +27,12 @@ std::optional<nlohmann::json> parse_cbor(std::string_view bytes);
 // Takes over a connected socket. Loop thread only.
 class FrameStream {
 public:
+	// receive_max_bytes: of one message; a larger one ends in on_close.
 	// Neither callback runs inside the constructor or send(). on_close runs at most once, for any end that the owner did not
 	// cause; the FrameStream is then dead and should be destroyed. Both may destroy it.
 	FrameStream(Loop &loop, int fd, std::function<void(nlohmann::json)> on_frame,
-		    std::function<void(const std::string &reason)> on_close, size_t queue_max_bytes = 32u << 20);
+		    std::function<void(const std::string &reason)> on_close, size_t queue_max_bytes = 32u << 20,
+		    size_t receive_max_bytes = FRAME_MAX_BYTES);
 	~FrameStream();    // closes without callback; what is queued may be lost
 	FrameStream(const FrameStream &) = delete;
 	FrameStream &operator=(const FrameStream &) = delete;

@@ -13,7 +13,7 @@
 //            6  u16  length     of the body that follows, little-endian, 1 .. HELLO_BODY_MAX_BYTES
 //            8  body            CBOR object, fields named as in struct Hello
 //
-// TLS (issue 4) will sit below this very exchange.
+// All of it goes over TLS (tls.h), whose certificate must name the same host as the hello.
 #pragma once
 
 #include <sys/socket.h>
@@ -25,8 +25,6 @@
 #include <vector>
 
 #include "lib/error.h"
-
-
 
 namespace lockstep {
 

@@ -25,20 +25,20 @@ constexpr int BACKLOG = 128;
 constexpr int ACCEPTS_PER_TURN = 16;
 constexpr uint64_t OUT_OF_FDS_PAUSE_MS = 200;
 constexpr uint64_t REFUSAL_LOG_PERIOD_MS = 1000;
+constexpr size_t REFUSALS_REMEMBERED = 256;
 constexpr int REQUEST_CONNECTIONS_MAX = 64;
 
 struct HalfOpen {
-	HalfOpen(Loop &loop, int fd, std::string peer) : fd(fd), peer(std::move(peer)), poll(loop, fd), deadline(loop), reader(false) {}
-	~HalfOpen()
+	HalfOpen(Loop &loop, std::unique_ptr<TlsSession> session, const sockaddr_storage &from)
+		: tls(std::move(session)), peer(format_address(from)), poll(loop, tls->fd()), deadline(loop), reader(false)
 	{
-		if (fd >= 0)
-			close(fd);
 	}
 
-	int fd;    // -1 once given away
+	std::unique_ptr<TlsSession> tls;    // the descriptor is closed after the poll has let go of it
 	std::string peer;
 	Poll poll;
 	Timer deadline;
+	bool secured = false;    // the handshake is through
 	HelloReader reader;
 };
 
@@ -74,9 +74,10 @@ const char *purpose_name(Purpose p)
 }    // namespace
 
 struct Listener::Impl : std::enable_shared_from_this<Listener::Impl> {
-	explicit Impl(Loop &loop) : loop(loop), pause(loop) {}
+	Impl(Loop &loop, Tls &tls) : loop(loop), tls(tls), pause(loop) {}
 
 	Loop &loop;
+	Tls &tls;
 	Timer pause;    // after running out of descriptors
 	Identity identity;
 	ListenerHandlers handlers;
@@ -88,14 +89,15 @@ struct Listener::Impl : std::enable_shared_from_this<Listener::Impl> {
 	uint64_t refused = 0;
 	uint64_t refusals_unlogged = 0;
 	uint64_t refusal_logged_ms = 0;
+	std::map<std::string, uint64_t> refusals;    // what was logged: when
 
 	Done bind(const std::string &text, uint16_t wanted_port);
 	void watch(Port &port);
 	void accept_some(Port &port);
 	void add(int fd, const sockaddr_storage &from);
 	void drop(HalfOpen *h);
-	void readable(HalfOpen *h);
-	std::optional<std::string> objection(const Hello &hello) const;
+	void ready(HalfOpen *h);
+	std::optional<std::string> objection(const Hello &hello, const std::optional<PeerCert> &peer) const;
 	void refuse(const std::string &peer, const std::string &why);
 	void dispatch(HalfOpen *h, const Hello &hello);
 	void serve(const Hello &hello, const std::string &peer, int fd);
@@ -169,14 +171,19 @@ void Listener::Impl::add(int fd, const sockaddr_storage &from)
 		refuse(half_open.front()->peer, "too many connections have not said hello yet");
 		half_open.pop_front();
 	}
-	half_open.push_back(std::make_unique<HalfOpen>(loop, fd, format_address(from)));
+	set_nodelay(fd);
+	auto session = tls.accept(fd);
+	if (!session) {
+		refuse(format_address(from), "this host is in no cluster");
+		return;
+	}
+	half_open.push_back(std::make_unique<HalfOpen>(loop, std::move(session), from));
 	HalfOpen *h = half_open.back().get();
 	if (!h->poll.ok()) {
 		drop(h);
 		return;
 	}
-	set_nodelay(fd);
-	h->poll.start(UV_READABLE, [this, h] { readable(h); });
+	h->poll.start(UV_READABLE, [this, h] { ready(h); });
 	h->deadline.once(HELLO_TIMEOUT_MS, [this, h] {
 		refuse(h->peer, "it said no hello in time");
 		drop(h);
@@ -188,10 +195,24 @@ void Listener::Impl::drop(HalfOpen *h)
 	half_open.remove_if([h](const auto &each) { return each.get() == h; });
 }
 
-void Listener::Impl::readable(HalfOpen *h)
+void Listener::Impl::ready(HalfOpen *h)
 {
-	switch (h->reader.read(h->fd)) {
+	if (!h->secured) {
+		const auto step = h->tls->handshake();
+		if (step == TlsSession::Step::bad) {
+			refuse(h->peer, h->tls->error());
+			drop(h);
+			return;
+		}
+		if (step == TlsSession::Step::more) {
+			h->poll.start(h->tls->wants(), [this, h] { ready(h); });
+			return;
+		}
+		h->secured = true;
+	}
+	switch (h->reader.read(*h->tls)) {
 	case HelloReader::Step::more:
+		h->poll.start(h->tls->wants(), [this, h] { ready(h); });
 		return;
 	case HelloReader::Step::bad:
 		refuse(h->peer, h->reader.error());
@@ -206,33 +227,43 @@ void Listener::Impl::readable(HalfOpen *h)
 		drop(h);
 		return;
 	}
-	const auto no = objection(*hello);
+	const auto no = objection(*hello, h->tls->peer());
 	const HelloAnswer answer{!no, no.value_or(""), identity.host_id, identity.name};
 	if (no)
 		refuse(h->peer + " (" + (hello->from_name.empty() ? "unnamed" : hello->from_name) + ", " +
 			       purpose_name(hello->purpose) + ")",
 		       *no);
-	if (!send_hello(h->fd, encode_hello_answer(answer)) || no) {
-		shutdown(h->fd, SHUT_WR);
+	if (!send_hello(*h->tls, encode_hello_answer(answer)) || no) {
+		h->tls->shut();
 		drop(h);
 		return;
 	}
 	dispatch(h, *hello);
 }
 
-std::optional<std::string> Listener::Impl::objection(const Hello &hello) const
+std::optional<std::string> Listener::Impl::objection(const Hello &hello, const std::optional<PeerCert> &peer) const
 {
 	const std::string me = identity.name.empty() ? "this host" : identity.name;
 	if (hello.purpose == Purpose::join) {
 		if (!handlers.on_join)
 			return me + " takes no join requests now";
 	} else {
+		// A stranger is told nothing else.
+		if (!peer)
+			return "it shows no certificate of this cluster";
+		if (auto no = tls.objection(*peer))
+			return no;
 		if (identity.cluster_uuid.empty())
 			return me + " is in no cluster";
+		if (peer->subject.cluster_uuid != identity.cluster_uuid)
+			return "its certificate is of another cluster";
 		if (hello.cluster_uuid != identity.cluster_uuid)
 			return me + " is in another cluster (" + identity.cluster_uuid + ", not " + hello.cluster_uuid + ")";
 		if (hello.from_host == 0)
 			return "the sender has no host id";
+		if (hello.from_host != peer->subject.host || hello.from_raft != peer->subject.raft_id)
+			return "its certificate is that of host " + std::to_string(peer->subject.host) + ", raft member " +
+			       std::to_string(peer->subject.raft_id);
 		if (hello.to_host != 0 && hello.to_host != identity.host_id)
 			return me + " is host " + std::to_string(identity.host_id) + ", not host " + std::to_string(hello.to_host);
 		if (hello.purpose == Purpose::raft && hello.to_raft != identity.raft_id)
@@ -248,7 +279,13 @@ void Listener::Impl::refuse(const std::string &peer, const std::string &why)
 {
 	refused++;
 	const uint64_t now = Loop::now_ms();
-	if (refusal_logged_ms != 0 && now - refusal_logged_ms < REFUSAL_LOG_PERIOD_MS) {
+	// The port of the other side differs each time; "127.0.0.1:5 (beta, link)" without it tells who.
+	const size_t colon = peer.find(' ') == peer.npos ? peer.rfind(':') : peer.rfind(':', peer.find(' '));
+	const size_t end = peer.find(' ') == peer.npos ? peer.size() : peer.find(' ');
+	const std::string key = peer.substr(0, colon) + peer.substr(end) + " " + why;
+	const auto known = refusals.find(key);
+	const bool quiet = known != refusals.end() && now - known->second < REFUSAL_QUIET_MS;
+	if (quiet || (refusal_logged_ms != 0 && now - refusal_logged_ms < REFUSAL_LOG_PERIOD_MS)) {
 		refusals_unlogged++;
 		return;
 	}
@@ -256,27 +293,36 @@ void Listener::Impl::refuse(const std::string &peer, const std::string &why)
 	if (refusals_unlogged != 0)
 		line += " (and " + std::to_string(refusals_unlogged) + " other connections before)";
 	loop.log(line);
+	if (refusals.size() >= REFUSALS_REMEMBERED)
+		refusals.erase(std::ranges::min_element(refusals, {}, [](const auto &entry) { return entry.second; }));
+	refusals[key] = now;
 	refusal_logged_ms = now;
 	refusals_unlogged = 0;
 }
 
 void Listener::Impl::dispatch(HalfOpen *h, const Hello &hello)
 {
-	const int fd = std::exchange(h->fd, -1);
+	auto session = std::move(h->tls);
 	const std::string peer = h->peer;
 	drop(h);
 	if (hello.purpose == Purpose::lane) {
-		set_blocking(fd, true);
-		handlers.on_lane(hello.from_host, hello.lane, hello.lanes, hello.link_generation, fd);
+		const auto fd = tls.lane_end(std::move(session));
+		if (fd)
+			handlers.on_lane(hello.from_host, hello.lane, hello.lanes, hello.link_generation, *fd);
+		else
+			refuse(peer, fd.error().message);
 		return;
 	}
-	set_dead_peer_detection(fd);
-	if (hello.purpose == Purpose::raft)
-		handlers.on_raft(hello, fd);
+	set_dead_peer_detection(session->fd());
+	const auto fd = tls.stream_end(std::move(session));
+	if (!fd)
+		refuse(peer, fd.error().message);
+	else if (hello.purpose == Purpose::raft)
+		handlers.on_raft(hello, *fd);
 	else if (hello.purpose == Purpose::link)
-		handlers.on_link(hello, fd);
+		handlers.on_link(hello, *fd);
 	else
-		serve(hello, peer, fd);
+		serve(hello, peer, *fd);
 }
 
 void Listener::Impl::serve(const Hello &hello, const std::string &peer, int fd)
@@ -292,7 +338,8 @@ void Listener::Impl::serve(const Hello &hello, const std::string &peer, int fd)
 	c->peer = peer;
 	c->stream = std::make_unique<FrameStream>(
 		loop, fd, [this, id](json frame) { request(id, std::move(frame)); },
-		[this, id](const std::string &) { requests.erase(id); });
+		[this, id](const std::string &) { requests.erase(id); }, 32u << 20,
+		hello.purpose == Purpose::join ? JOIN_FRAME_MAX_BYTES : FRAME_MAX_BYTES);
 	c->idle.once(REQUEST_IDLE_MS, [this, id] { requests.erase(id); });
 }
 
@@ -330,7 +377,7 @@ void Listener::Impl::request(uint64_t id, json frame)
 		reply(failed("this host takes no such requests now"));
 }
 
-Listener::Listener(Loop &loop) : impl_(std::make_shared<Impl>(loop)) {}
+Listener::Listener(Loop &loop, Tls &tls) : impl_(std::make_shared<Impl>(loop, tls)) {}
 
 Listener::~Listener()
 {

@@ -2,13 +2,18 @@
 //
 // The one TCP port of a host, and connecting to the one port of another.
 //
-// The Listener accepts, reads the hello, and hands the connection to whoever is in charge of its purpose. The Dialer is the
-// other end: it connects, says hello and gives the connected socket or the reason why not. Both work on plain file
-// descriptors watched by uv_poll, not on libuv streams, because libuv streams read ahead and cannot give a descriptor away;
-// only the final owner decides what the descriptor becomes.
+// The Listener accepts, does the TLS handshake (tls.h), reads the hello, and hands the connection to whoever is in charge of
+// its purpose. The Dialer is the other end: it connects, says hello and gives the connected socket or the reason why not. Both
+// work on plain file descriptors watched by uv_poll, not on libuv streams, because libuv streams read ahead and cannot give
+// a descriptor away; only the final owner decides what the descriptor becomes.
 //
-// Nothing a stranger sends can hold more than HALF_OPEN_MAX descriptors, 4 KiB each, for HELLO_TIMEOUT_MS; when there are that
-// many, the oldest gives way to a new one, since a host of ours is through with its hello in milliseconds.
+// Who is who: the certificate of either side must name the host (and raft id) that its hello, or the one that was dialed,
+// claims to be, and Tls::objection() must let it in. Without a certificate only a join request is taken. While this host is in
+// no cluster, it has no certificate, and each connection is closed at once.
+//
+// Nothing a stranger sends can hold more than HALF_OPEN_MAX descriptors, some 50 KiB each, for HELLO_TIMEOUT_MS; when there are
+// that many, the oldest gives way to a new one, since a host of ours is through with its hello in milliseconds. Refusals of
+// the same address for the same reason are logged once in REFUSAL_QUIET_MS.
 //
 // Everything here is called and calls back on the loop thread.
 #pragma once
@@ -25,18 +30,21 @@
 #include "lib/error.h"
 #include "lockstepd/net/hello.h"
 #include "lockstepd/net/loop.h"
+#include "lockstepd/net/tls.h"
 
 namespace lockstep {
 
-constexpr size_t FRAME_MAX_BYTES = 8u << 20;         // of a framed CBOR message, both directions
+constexpr size_t JOIN_FRAME_MAX_BYTES = 32u << 10;   // of a request from a host that has shown no certificate yet
+constexpr uint64_t REFUSAL_QUIET_MS = 600'000;
 constexpr uint64_t REQUEST_IDLE_MS = 60'000;         // a join/api connection that asks nothing for so long is closed
 
 struct ListenerHandlers {
 	// Says no to a hello that is otherwise in order: gives the reason, one line. May be empty. Runs before the answer.
 	std::function<std::optional<std::string>(const Hello &)> veto;
 
-	// Each takes over the connected socket `fd` (to close it is the handler's duty): non-blocking, TCP_NODELAY and dead peer
-	// detection set; of a lane blocking, TCP_NODELAY set. The peer has been told "ok" and not a byte after the hello was read.
+	// Each takes over the connected socket `fd` (to close it is the handler's duty), a local one with a relay behind it; of a
+	// lane the TCP socket itself, blocking, TCP_NODELAY set, encrypting in the kernel. The peer has been told "ok" and not a
+	// byte after the hello was read.
 	// An empty handler refuses the purpose.
 	std::function<void(const Hello &, int fd)> on_raft;    // set by ConsensusLog
 	std::function<void(const Hello &, int fd)> on_link;    // set by Links
@@ -52,7 +60,7 @@ struct ListenerHandlers {
 
 class Listener {
 public:
-	explicit Listener(Loop &loop);
+	Listener(Loop &loop, Tls &tls);
 	~Listener();    // closes the port and all half-open and request connections
 	Listener(const Listener &) = delete;
 	Listener &operator=(const Listener &) = delete;
@@ -78,7 +86,7 @@ private:
 // Connects to other hosts' ports.
 class Dialer {
 public:
-	explicit Dialer(Loop &loop);
+	Dialer(Loop &loop, Tls &tls);
 	~Dialer();    // attempts under way end without callback
 	Dialer(const Dialer &) = delete;
 	Dialer &operator=(const Dialer &) = delete;
@@ -96,9 +104,10 @@ public:
 	void cancel(Token token);
 
 	// One framed request and its answer over a fresh connection of purpose join or api, then closes it. An Error of the other
-	// side arrives as it is; others say which address failed how.
+	// side arrives as it is; others say which address failed how. authority_fingerprint: of a cluster that this host is not a
+	// member of (purpose join only), or the beginning of it.
 	void request(std::vector<std::string> addresses, uint16_t default_port, Purpose purpose, nlohmann::json request,
-		     uint64_t timeout_ms, std::function<void(Result<nlohmann::json>)> done);
+		     uint64_t timeout_ms, std::function<void(Result<nlohmann::json>)> done, std::string authority_fingerprint = "");
 
 	struct Impl;    // internal
 
@@ -106,7 +115,7 @@ private:
 	std::shared_ptr<Impl> impl_;
 };
 
-constexpr uint64_t CONNECT_TIMEOUT_MS = 3000;    // to connect and to get the hello answered
+constexpr uint64_t CONNECT_TIMEOUT_MS = 3000;    // to connect, shake hands and get the hello answered
 constexpr uint64_t RETRY_MIN_MS = 200;      // back-off of those who dial again and again: doubles from min to max,
 constexpr uint64_t RETRY_MAX_MS = 3000;     // restarts at min after a success
 

@@ -41,19 +41,17 @@ void set_blocking(int fd, bool blocking)
 	fcntl(fd, F_SETFL, blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK);
 }
 
-HelloReader::Step HelloReader::read(int fd)
+HelloReader::Step HelloReader::read(TlsSession &session)
 {
 	for (;;) {
 		std::string &into = body_bytes_ == 0 ? header_ : body_;
 		const size_t want = (body_bytes_ == 0 ? HELLO_HEADER_BYTES : body_bytes_) - into.size();
 		char chunk[HELLO_BODY_MAX_BYTES];
-		const ssize_t n = recv(fd, chunk, want, 0);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+		const ssize_t n = session.read(chunk, want);
+		if (n < 0 && !session.bad())
 			return Step::more;
 		if (n <= 0) {
-			error_ = n == 0 ? "it closed the connection" : std::string("reading from it failed: ") + strerror(errno);
+			error_ = n == 0 ? "it closed the connection" : session.error();
 			return Step::bad;
 		}
 		into.append(chunk, size_t(n));
@@ -70,9 +68,9 @@ HelloReader::Step HelloReader::read(int fd)
 	}
 }
 
-bool send_hello(int fd, const std::string &bytes)
+bool send_hello(TlsSession &session, const std::string &bytes)
 {
-	return send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL) == ssize_t(bytes.size());
+	return session.write(bytes.data(), bytes.size()) == ssize_t(bytes.size());
 }
 
 }    // namespace lockstep

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "lockstepd/net/hello.h"
+#include "lockstepd/net/tls.h"
 
 namespace lockstep {
 
@@ -24,8 +25,8 @@ public:
 
 	enum class Step { more, done, bad };
 
-	// Reads what is there. `bad`: error() says why, as a clause about the peer ("it ...").
-	Step read(int fd);
+	// Reads what is there, after the handshake. `bad`: error() says why, as a clause about the peer ("it ...").
+	Step read(TlsSession &session);
 	const std::string &body() const { return body_; }
 	const std::string &error() const { return error_; }
 
@@ -38,6 +39,6 @@ private:
 };
 
 // Sends all of a small message on a fresh connection, whose buffer always has room for it.
-bool send_hello(int fd, const std::string &bytes);
+bool send_hello(TlsSession &session, const std::string &bytes);
 
 }    // namespace lockstep

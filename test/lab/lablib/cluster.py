@@ -285,11 +285,15 @@ class Cluster:
         first, *rest = self.hosts
         first.lockstep('cluster init')
         for h in rest:
-            h.lockstep(f'cluster join {first.address}')
+            h.lockstep(f'cluster join {self.token()} {first.address}')
         thin = ' --thin thin_device' if '--thin' in install else ''
         for h in self.hosts:
             first.lockstep(f'pool create default --vg lockstep_group{thin} --host {h.name}', timeout=60)
         return self
+
+    def token(self):
+        """What lets one more host join."""
+        return self.hosts[0].out('lockstep cluster token')
 
     def any(self):
         """A host that is up."""

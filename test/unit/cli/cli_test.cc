@@ -42,7 +42,7 @@ TEST_CASE("a cluster is formed")
 	o = d.run({"cluster", "init"});
 	CHECK(o.status == 5);
 	CHECK(has(o.err, "alpha is in cluster lab already"));
-	o = d.run({"cluster", "join", "10.77.2.9"});
+	o = d.run({"cluster", "join", "lks1x", "10.77.2.9"});
 	CHECK(o.status == 5);
 	CHECK(d.joined().empty());
 }
@@ -69,14 +69,32 @@ TEST_CASE("a host joins")
 {
 	FakeDaemon d(0);
 	d.facts.host_name = "beta";
-	CHECK(d.run({"cluster", "join", "10.0.0.9"}).status == 10);
-	Outcome o = d.run({"cluster", "join", "10.77.2.1:7790"});
+	CHECK(d.run({"cluster", "join", "lks1x", "10.0.0.9"}).status == 10);
+	Outcome o = d.run({"cluster", "join", "lks1x", "10.77.2.1:7790"});
 	CHECK(o.status == 0);
-	CHECK(d.joined() == "10.77.2.1 7790");
+	CHECK(d.joined() == "lks1x 10.77.2.1 7790");
 	CHECK(has(o.out, "part of cluster lab"));
 	for (const char *bad : {"", ":7788", "a:", "a:0", "a:65536", "a:1x", "[::1", "[::1]x", "[]"}) {
 		INFO(bad);
-		CHECK(d.run({"cluster", "join", bad}).status == 2);
+		CHECK(d.run({"cluster", "join", "lks1x", bad}).status == 2);
+	}
+}
+
+TEST_CASE("a token needs a cluster")
+{
+	FakeDaemon d(0);
+	CHECK(d.run({"cluster", "token"}).status == 5);
+}
+
+TEST_CASE("a token is all that is printed")
+{
+	FakeDaemon d;
+	CHECK(d.run({"cluster", "token"}).out == "lks1token3600\n");
+	CHECK(d.run({"cluster", "token", "--valid", "2d"}).out == "lks1token172800\n");
+	CHECK(d.json_of({"cluster", "token", "--json"})["token"] == "lks1token3600");
+	for (const char *bad : {"", "x", "1y", "-1", "1h1", "59s", "8d", "99999999999d"}) {
+		INFO(bad);
+		CHECK(d.run({"cluster", "token", "--valid", bad}).status == 2);
 	}
 }
 
@@ -88,8 +106,8 @@ TEST_CASE("addresses of a host to join")
 										       {"[fd00::1]:99", "fd00::1 99"},
 										       {"[fd00::1]", "fd00::1 7788"}}) {
 		FakeDaemon d(0);
-		CHECK(d.run({"cluster", "join", given}).status == 0);
-		CHECK(d.joined() == expected);
+		CHECK(d.run({"cluster", "join", "lks1x", given}).status == 0);
+		CHECK(d.joined() == "lks1x " + std::string(expected));
 	}
 }
 
@@ -403,7 +421,7 @@ TEST_CASE("requests are checked and bounded")
 	expect(http.Post("/v1/volumes", R"({"name":"v","size_bytes":4096,"hosts":[7]})", "application/json"), 404, 3);
 	expect(http.Post("/v1/volumes", R"({"name":"v","size_bytes":4096,"redundancy":"2"})", "application/json"), 400, 2);
 	expect(http.Post("/v1/volumes", R"({"name":"v","size_bytes":4096,"redundancy":7})", "application/json"), 409, 5);
-	expect(http.Post("/v1/cluster/join", R"({"address":""})", "application/json"), 400, 2);
+	expect(http.Post("/v1/cluster/join", R"({"token":"x","address":""})", "application/json"), 400, 2);
 	expect(http.Get("/v1/wait?index=x"), 400, 2);
 	expect(http.Post("/v1/volumes", std::string(70 * 1024, ' '), "application/json"), 413, 2);
 	CHECK(d.state()->volumes.empty());

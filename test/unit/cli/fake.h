@@ -191,8 +191,11 @@ private:
 			nlohmann::json host = {{"uuid", uuid(1)}, {"name", "alpha"}, {"addresses", {"10.77.2.1"}}};
 			return apply({{"op", "cluster.init"}, {"uuid", uuid(1000)}, {"name", name}, {"host", host}, {"now_ms", NOW_MS}});
 		};
-		b.join = [this](const std::string &address, unsigned port) -> Result<nlohmann::json> {
-			joined_ = address + " " + std::to_string(port);
+		b.token = [](uint64_t valid_s) -> Result<nlohmann::json> {
+			return nlohmann::json{{"token", "lks1token" + std::to_string(valid_s)}, {"end_ms", 5}};
+		};
+		b.join = [this](const std::string &token, const std::string &address, unsigned port) -> Result<nlohmann::json> {
+			joined_ = token + " " + address + " " + std::to_string(port);
 			if (address == "10.0.0.9")
 				return failed("cannot reach a cluster at 10.0.0.9 port 7788: check the address");
 			for (unsigned n = 1; n <= 2; n++)

@@ -101,6 +101,47 @@ TEST_CASE("hosts")
 	c.bad(2, {{"op", "host.status"}, {"host", 3}, {"online", 1}, {"now_ms", 120}});
 }
 
+TEST_CASE("tokens: with an authority, only who is invited joins, and each token serves once")
+{
+	Cluster c;
+	const std::string pem = "-----BEGIN X-----\nabc\n";
+	const auto hash = [](char digit) { return std::string(64, digit); };
+	json host = {{"uuid", uuid(1)}, {"name", "alpha"}, {"addresses", {"10.0.0.1"}}, {"key", hash('a')}};
+	c.good({{"op", "cluster.init"}, {"uuid", uuid(99)}, {"name", "lab"}, {"host", host}, {"authority", {{"cert", pem}, {"key", pem}}}, {"now_ms", 1}});
+	CHECK(c.state.authority == Authority{pem, pem});
+	CHECK(c.state.host(1)->key == hash('a'));
+	const auto add = [&](unsigned n, char key, char token, uint64_t now_ms) {
+		return json{{"op", "host.add"},      {"uuid", uuid(n)},  {"name", "h" + std::to_string(n)}, {"addresses", {"10.0.0." + std::to_string(n)}},
+			    {"key", hash(key)}, {"token", hash(token)}, {"now_ms", now_ms}};
+	};
+	json bare = add(2, 'b', '1', 10);
+	bare.erase("token");
+	c.bad(5, bare);
+	c.bad(5, add(2, 'b', '1', 10));
+	c.bad(2, {{"op", "token.add"}, {"hash", hash('1')}, {"end_ms", 10}, {"now_ms", 10}});
+	c.bad(2, {{"op", "token.add"}, {"hash", "1"}, {"end_ms", 100}, {"now_ms", 10}});
+	CHECK(c.good({{"op", "token.add"}, {"hash", hash('1')}, {"end_ms", 100}, {"now_ms", 10}})["changed"] == true);
+	CHECK(c.good({{"op", "token.add"}, {"hash", hash('1')}, {"end_ms", 100}, {"now_ms", 10}})["changed"] == false);
+	c.bad(5, add(2, 'b', '2', 20));
+	c.bad(5, add(2, 'b', '1', 100));                                    // ended
+	json taken = add(2, 'b', '1', 20);
+	taken["name"] = "alpha";
+	c.bad(5, taken);                                                    // refused: the token is not used up
+	CHECK(c.good(add(2, 'b', '1', 20))["host"] == 2);
+	CHECK(c.state.tokens.at(hash('1')).used_by == uuid(2));
+	CHECK(c.good(add(2, 'b', '1', 200))["changed"] == false);           // its answer was lost
+	c.bad(5, add(2, 'c', '1', 20));                                     // somebody else under its uuid
+	c.bad(5, add(3, 'c', '1', 20));
+	for (size_t i = 1; i < MAX_TOKENS; i++)
+		c.good({{"op", "token.add"}, {"hash", sha256_hex(std::to_string(i))}, {"end_ms", 50 + i}, {"now_ms", 30}});
+	c.bad(5, {{"op", "token.add"}, {"hash", hash('3')}, {"end_ms", 1000}, {"now_ms", 30}});
+	c.good({{"op", "token.add"}, {"hash", hash('3')}, {"end_ms", 1000}, {"now_ms", 200}});
+	CHECK(c.state.tokens.size() == 1);
+	auto copy = restore(snapshot(c.state));
+	REQUIRE(copy);
+	CHECK(*copy == c.state);
+}
+
 TEST_CASE("all host ids can be used, once")
 {
 	Cluster c;

@@ -11,14 +11,18 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
+#include <map>
 #include <thread>
 
 #include "lockstepd/net/frame.h"
 #include "lockstepd/net/link.h"
 #include "lockstepd/net/listener.h"
+#include "test/unit/consensus/pki.h"
 
 using namespace lockstep;
+using namespace lockstep::test;
 using nlohmann::json;
 
 namespace {
@@ -66,14 +70,88 @@ struct Raw {
 	int fd;
 };
 
-struct Port {
-	explicit Port(Loop &loop, int host = 1) : listener(loop)
+// The same with TLS, as a host has it, or (without an identity) somebody who knows nothing.
+struct Friend {
+	Friend(Loop &loop, uint16_t port, const TlsIdentity &identity) : loop(loop), tls(loop)
 	{
+		REQUIRE(tls.set_identity(identity));
+		session = tls.connect(connect_to(port));
+		shake();
+	}
+	Friend(Loop &loop, uint16_t port) : loop(loop), tls(loop)
+	{
+		session = tls.connect_as_stranger(connect_to(port), *fingerprint(authority_of(CLUSTER_UUID).cert));
+		shake();
+	}
+
+	void shake()
+	{
+		REQUIRE(loop.run_until([&] { return session->handshake() != TlsSession::Step::more; }, 2000));
+	}
+
+	void send(std::string_view bytes) const { (void)session->write(bytes.data(), bytes.size()); }
+
+	// What comes until the other side has ended it, or until there is so much.
+	std::string take(size_t bytes = SIZE_MAX) const
+	{
+		std::string all;
+		REQUIRE(loop.run_until(
+			[&] {
+				char buf[65536];
+				const ssize_t n = session->read(buf, sizeof buf);
+				if (n > 0)
+					all.append(buf, size_t(n));
+				return n == 0 || session->bad() || all.size() >= bytes;
+			},
+			8000));
+		return all;
+	}
+
+	// The message of the refusal, or what went wrong before.
+	std::string refusal() const
+	{
+		const std::string answer = take();
+		if (answer.size() <= HELLO_HEADER_BYTES)
+			return session->bad() ? session->error() : "(no answer)";
+		const auto a = decode_hello_answer(std::string_view(answer).substr(HELLO_HEADER_BYTES));
+		REQUIRE(a);
+		return a->ok ? "ok" : a->message;
+	}
+
+	Loop &loop;
+	Tls tls;
+	std::unique_ptr<TlsSession> session;
+};
+
+const TlsIdentity &identity(int host)
+{
+	static std::map<int, TlsIdentity> made;
+	if (!made.contains(host))
+		made[host] = identity_of(CLUSTER_UUID, host, uint64_t(host) + 100);
+	return made[host];
+}
+
+struct Port {
+	explicit Port(Loop &loop, int host = 1) : tls(loop, LaneEnd::relay), listener(loop, tls)
+	{
+		REQUIRE(tls.set_identity(identity(host)));
 		listener.set_identity({CLUSTER_UUID, host, uint64_t(host) + 100, "h" + std::to_string(host)});
 		REQUIRE(listener.listen({"127.0.0.1"}, 0));
 	}
 	std::vector<std::string> addresses() const { return {"127.0.0.1:" + std::to_string(listener.port())}; }
+	Tls tls;
 	Listener listener;
+};
+
+// A Dialer of a host.
+struct Caller {
+	explicit Caller(Loop &loop, int host = 2) : tls(loop, LaneEnd::relay), dialer(loop, tls)
+	{
+		REQUIRE(tls.set_identity(identity(host)));
+		dialer.set_identity({CLUSTER_UUID, host, uint64_t(host) + 100, "h" + std::to_string(host)});
+	}
+	Tls tls;
+	Dialer dialer;
 };
 
 Hello good_hello(Purpose purpose)
@@ -95,7 +173,7 @@ Hello good_hello(Purpose purpose)
 
 // A host of the links tests.
 struct Host {
-	Host(Loop &loop, int id) : port(loop, id), dialer(loop)
+	Host(Loop &loop, int id) : port(loop, id), dialer(loop, port.tls)
 	{
 		dialer.set_identity({CLUSTER_UUID, id, uint64_t(id) + 100, "h" + std::to_string(id)});
 		links.emplace(loop, port.listener, dialer, LinkOptions{.heartbeat_ms = 100, .silence_ms = 500});
@@ -265,30 +343,29 @@ TEST_CASE("strangers are refused, with one log line a second, and leave nothing 
 	};
 	const int before = open_fds();
 
-	const auto refused_with = [&](const std::string &bytes) {
+	const auto garbage = [&](const std::string &bytes) {
 		Raw raw(port.listener.port());
 		raw.send(bytes);
-		std::string answer;
 		const uint64_t count = port.listener.refused();
-		REQUIRE(loop.run_until(
-			[&] {
-				const auto got = raw.take();
-				if (got)
-					answer += *got;
-				return !got;
-			},
-			2000));
+		REQUIRE(loop.run_until([&] { return !raw.take(); }, 2000));
 		CHECK(port.listener.refused() == count + 1);
-		if (answer.size() <= HELLO_HEADER_BYTES)
-			return std::string("(no answer)");
-		const auto a = decode_hello_answer(std::string_view(answer).substr(HELLO_HEADER_BYTES));
-		REQUIRE(a);
-		REQUIRE_FALSE(a->ok);
-		return a->message;
 	};
+	garbage("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+	garbage(std::string(100'000, 'A'));
+	garbage(std::string(100'000, '\0'));
+	garbage(encode_hello(good_hello(Purpose::link)));                   // without TLS
+	garbage(std::string("\x16\x03\x01\xff\xff", 5) + std::string(70'000, '\1'));    // a record larger than any may be
+	garbage(std::string("\x16\x03\x01\0\4\1\xff\xff\xff", 9));          // a client hello of 16 MiB
 
+	const auto refused_with = [&](const std::string &bytes) {
+		const uint64_t count = port.listener.refused();
+		const Friend f(loop, port.listener.port(), identity(2));
+		f.send(bytes);
+		const std::string why = f.refusal();
+		CHECK(port.listener.refused() == count + 1);
+		return why;
+	};
 	CHECK(refused_with("GET / HTTP/1.1\r\nHost: x\r\n\r\n") == "(no answer)");
-	CHECK(refused_with(std::string(100'000, 'A')) == "(no answer)");
 	CHECK(refused_with(std::string("LKSH\1\0\xff\xff", 8)) == "(no answer)");
 	CHECK(refused_with(std::string("LKSH\1\0\4\0\xff\xff\xff\xff", 12)) == "(no answer)");
 	CHECK(refused_with(std::string("LKSH\x09\0\4\0", 8)) == "(no answer)");
@@ -308,8 +385,16 @@ TEST_CASE("strangers are refused, with one log line a second, and leave nothing 
 	CHECK(refused_with(encode_hello(good_hello(Purpose::link))) == "not today");
 	port.listener.handlers().veto = nullptr;
 
+	// The certificate counts, not what the hello says.
+	for (const auto &[host, raft] : {std::pair(3, 102), std::pair(2, 103), std::pair(3, 103)}) {
+		h = good_hello(Purpose::link);
+		h.from_host = host;
+		h.from_raft = uint64_t(raft);
+		CHECK(refused_with(encode_hello(h)) == "its certificate is that of host 2, raft member 102");
+	}
+
 	CHECK(links == 0);
-	CHECK(lines.size() <= 3);
+	CHECK(lines.size() <= 4);
 	CHECK_FALSE(lines.empty());
 	REQUIRE(loop.run_until([&] { return open_fds() == before; }, 2000));
 	CHECK(port.listener.half_open() == 0);
@@ -337,8 +422,8 @@ TEST_CASE("half-open connections are bounded in number and time and do not keep 
 		}
 		REQUIRE(loop.run_until([&] { return port.listener.half_open() == HALF_OPEN_MAX; }, 2000));
 
-		Dialer dialer(loop);
-		dialer.set_identity({CLUSTER_UUID, 2, 102, "h2"});
+		Caller caller(loop);
+		Dialer &dialer = caller.dialer;
 		Hello h;
 		h.purpose = Purpose::link;
 		std::optional<bool> connected;
@@ -370,7 +455,7 @@ TEST_CASE("a hello in single bytes is a hello")
 		links++;
 		close(fd);
 	};
-	Raw raw(port.listener.port());
+	Friend raw(loop, port.listener.port(), identity(2));
 	for (const char c : encode_hello(good_hello(Purpose::link))) {
 		raw.send({&c, 1});
 		loop.run_until([] { return false; }, 1);
@@ -399,41 +484,27 @@ TEST_CASE("a lane's descriptor carries exactly the bytes after the hello, both w
 	const auto exchange = [&](int near, int far) {
 		// Blocking on both ends, as handed over.
 		CHECK((fcntl(far, F_GETFL) & O_NONBLOCK) == 0);
-		int nodelay = 0;
-		socklen_t length = sizeof nodelay;
-		REQUIRE(getsockopt(far, IPPROTO_TCP, TCP_NODELAY, &nodelay, &length) == 0);
-		CHECK(nodelay == 1);
+		std::atomic<bool> through{false};
+		std::string back(payload.size(), 0);
 		std::thread writer([&] {
 			size_t sent = 0;
 			while (sent < payload.size())
 				sent += size_t(::send(near, payload.data() + sent, payload.size() - sent, MSG_NOSIGNAL));
 		});
-		std::string back(payload.size(), 0);
-		CHECK(recv(far, back.data(), back.size(), MSG_WAITALL) == ssize_t(payload.size()));
+		std::thread taker([&] {
+			CHECK(recv(far, back.data(), back.size(), MSG_WAITALL) == ssize_t(payload.size()));
+			through = true;
+		});
+		CHECK(loop.run_until([&] { return through.load(); }, 5000));
 		writer.join();
+		taker.join();
 		CHECK(back == payload);
 	};
 
-	SECTION("a peer that sends data in the same segment as its hello")
-	{
-		Raw raw(port.listener.port());
-		raw.send(encode_hello(good_hello(Purpose::lane)) + payload.substr(0, 1000));
-		REQUIRE(loop.run_until([&] { return got.fd >= 0; }, 2000));
-		CHECK(got.peer == 2);
-		CHECK(got.lane == 1);
-		CHECK(got.lanes == 4);
-		CHECK(got.generation == 0x1122334455667788);
-		std::string first(1000, 0);
-		CHECK(recv(got.fd, first.data(), first.size(), MSG_WAITALL) == 1000);
-		CHECK(first == payload.substr(0, 1000));
-		exchange(raw.fd, got.fd);
-		close(got.fd);
-	}
-
 	SECTION("through the Dialer")
 	{
-		Dialer dialer(loop);
-		dialer.set_identity({CLUSTER_UUID, 2, 102, "h2"});
+		Caller caller(loop);
+		Dialer &dialer = caller.dialer;
 		Hello h;
 		h.purpose = Purpose::lane;
 		h.lane = 0;
@@ -465,8 +536,8 @@ TEST_CASE("the dialer goes through the addresses and says what was wrong with th
 	const std::string dead = "127.0.0.1:" + std::to_string(dead_port);
 	Port port(loop);
 	port.listener.handlers().on_link = [](const Hello &, int fd) { close(fd); };
-	Dialer dialer(loop);
-	dialer.set_identity({CLUSTER_UUID, 2, 102, "h2"});
+	Caller caller(loop);
+	Dialer &dialer = caller.dialer;
 	Hello h;
 	h.purpose = Purpose::link;
 
@@ -485,7 +556,11 @@ TEST_CASE("the dialer goes through the addresses and says what was wrong with th
 	CHECK(dial({}) == "no address is known");
 	CHECK(dial({"nonsense"}).find("nonsense") != std::string::npos);
 	dialer.set_identity({"other", 2, 102, "h2"});
-	CHECK(dial(port.addresses()).find("refused: h1 is in another cluster") != std::string::npos);
+	CHECK(dial(port.addresses()).find("it is in another cluster") != std::string::npos);
+	dialer.set_identity({CLUSTER_UUID, 2, 102, "h2"});
+	h.to_host = 3;
+	CHECK(dial(port.addresses()).find("it is host 1, not host 3") != std::string::npos);
+	h.to_host = 1;
 
 	// One that accepts and says nothing.
 	Raw listening_only(port.listener.port());
@@ -525,17 +600,21 @@ TEST_CASE("join and api requests")
 		else
 			reply(json{{"host", 2}, {"echo", request.at("what")}});
 	};
-	Dialer dialer(loop);    // without an identity
+	Tls stranger(loop);    // without an identity
+	Dialer dialer(loop, stranger);
+	const std::string authority = *fingerprint(authority_of(CLUSTER_UUID).cert);
 	const auto ask = [&](Purpose purpose, json request, uint64_t timeout_ms = 3000) {
 		std::optional<Result<json>> got;
-		dialer.request(port.addresses(), 0, purpose, std::move(request), timeout_ms, [&](Result<json> r) { got = std::move(r); });
+		dialer.request(port.addresses(), 0, purpose, std::move(request), timeout_ms, [&](Result<json> r) { got = std::move(r); },
+			       authority.substr(0, 32));
 		REQUIRE(loop.run_until([&] { return got.has_value(); }, 5000));
 		return *got;
 	};
-	const auto ok = ask(Purpose::join, {{"what", std::string(100'000, 'x')}});
+	const auto ok = ask(Purpose::join, {{"what", std::string(20'000, 'x')}});
 	REQUIRE(ok);
 	CHECK((*ok).at("host") == 2);
-	CHECK((*ok).at("echo").get<std::string>().size() == 100'000);
+	CHECK((*ok).at("echo").get<std::string>().size() == 20'000);
+	CHECK_FALSE(ask(Purpose::join, {{"what", std::string(JOIN_FRAME_MAX_BYTES, 'x')}}));    // too much for a stranger
 	const auto no = ask(Purpose::join, {{"what", "refuse me"}});
 	REQUIRE_FALSE(no);
 	CHECK(no.error().status == Status::forbidden);
@@ -544,17 +623,20 @@ TEST_CASE("join and api requests")
 	REQUIRE_FALSE(late);
 	CHECK(late.error().message.find("no answer in time") != std::string::npos);
 	kept(json("too late"));    // to nobody
-	CHECK_FALSE(ask(Purpose::api, {{"what", "x"}}));    // not of this cluster
+	const auto api = ask(Purpose::api, {{"what", "x"}});    // without a certificate
+	REQUIRE_FALSE(api);
+	CHECK(api.error().message.find("it shows no certificate of this cluster") != std::string::npos);
 
 	// A malformed request ends the connection.
-	Raw raw(port.listener.port());
+	Friend raw(loop, port.listener.port());
 	Hello h;
 	h.purpose = Purpose::join;
 	raw.send(encode_hello(h) + std::string("\x02\0\0\0\x81\x09", 6));
-	REQUIRE(loop.run_until([&] { return !raw.take(); }, 2000));
-	Raw huge(port.listener.port());
+	raw.take();
+	Friend huge(loop, port.listener.port());
 	huge.send(encode_hello(h) + std::string("\xff\xff\xff\x7f", 4));
-	REQUIRE(loop.run_until([&] { return !huge.take(); }, 2000));
+	huge.take();
+	REQUIRE(loop.run_until([&] { return port.tls.relays() == 0; }, 2000));
 }
 
 TEST_CASE("links: calls, notices, errors, to others and to oneself")

@@ -12,6 +12,7 @@
 
 #include "lockstepd/consensus/host_file.h"
 #include "lockstepd/consensus/log.h"
+#include "test/unit/consensus/pki.h"
 
 namespace lockstep::test {
 
@@ -81,8 +82,11 @@ inline const std::string CLUSTER = "5b4c9d3e-0000-4000-8000-000000000001";
 struct Node {
 	// The port stays the node's own over restarts, as in real life; 0 takes one.
 	Node(Loop &loop, int host, std::string dir, uint16_t wanted_port = 0, uint64_t raft_id = 0)
-		: loop(loop), host(host), raft_id(raft_id ? raft_id : uint64_t(host) + 100), dir(std::move(dir)), listener(loop), dialer(loop)
+		: loop(loop), host(host), raft_id(raft_id ? raft_id : uint64_t(host) + 100), dir(std::move(dir)), tls(loop, LaneEnd::relay),
+		  listener(loop, tls), dialer(loop, tls)
 	{
+		if (!tls.set_identity(identity_of(CLUSTER, host, this->raft_id)))
+			abort();
 		Identity id{CLUSTER, host, this->raft_id, "h" + std::to_string(host)};
 		listener.set_identity(id);
 		dialer.set_identity(id);
@@ -151,6 +155,7 @@ struct Node {
 	const int host;
 	const uint64_t raft_id;
 	const std::string dir;
+	Tls tls;
 	Listener listener;
 	Dialer dialer;
 	std::optional<Links> links;

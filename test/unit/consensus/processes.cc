@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
 // Hosts as processes, with the daemon's default timers, killed and stopped as power cuts and stalls do: no goodbye, nothing
-// flushed. The test steers them through api requests on their port, as a stranger with the right cluster UUID.
+// flushed. The test steers them through api requests on their port, as one more host of the cluster.
 #include <catch2/catch_test_macros.hpp>
 
 #include <csignal>
@@ -74,6 +74,7 @@ struct Processes {
 	{
 		loop.set_log([](const std::string &) {});
 		dialer.set_identity({CLUSTER, 64, 999, "test"});
+		REQUIRE(tls.set_identity(identity_of(CLUSTER, 64, 999)));
 		start(1, Life::found);
 		REQUIRE(propose(1, host_entry(member(1))));
 		for (int host = 2; host <= 3; host++) {
@@ -178,7 +179,8 @@ struct Processes {
 
 	TempDir tmp;
 	Loop loop;
-	Dialer dialer{loop};
+	Tls tls{loop};
+	Dialer dialer{loop, tls};
 	std::map<int, uint16_t> ports;
 	std::map<int, pid_t> pids;
 };
