@@ -37,6 +37,7 @@ sim-breaks: $B/sim
 CLANG := clang
 FUZZ_SECONDS := 30
 fuzz_targets := frames attach headers
+FUZZ := $(ASAN) -fsanitize=fuzzer-no-link -fsanitize-coverage-ignorelist=test/fuzz/uncovered
 fuzz_core_o := $(core_c:%.c=$B/fuzz-o/%.o)
 
 fuzz: $(fuzz_targets:%=$B/fuzz-%) $B/fuzz-seeds
@@ -50,10 +51,10 @@ $B/fuzz-%: $B/fuzz-o/test/fuzz/%.o $(fuzz_core_o)
 
 $B/fuzz-o/%.o: %.cc
 	@mkdir -p $(@D)
-	$(CLANG)++ $(CXXFLAGS) -O1 $(ASAN) -fsanitize=fuzzer-no-link -c -o $@ $<
+	$(CLANG)++ $(CXXFLAGS) -O1 $(FUZZ) -c -o $@ $<
 
 $B/fuzz-o/%.o: %.c
 	@mkdir -p $(@D)
-	$(CLANG) $(CFLAGS) -O1 $(ASAN) -fsanitize=fuzzer-no-link -c -o $@ $<
+	$(CLANG) $(CFLAGS) -O1 $(FUZZ) -c -o $@ $<
 
 -include $(shell find $B/sim-asan-o $B/fuzz-o -name '*.d' 2>/dev/null)

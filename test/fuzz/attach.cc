@@ -69,6 +69,20 @@ void check_peers(const lks_vol &v)
 	CHECK(v.hot <= v.layout.extents && v.written <= v.layout.extents && v.doubt.set <= v.blocks);
 }
 
+// A damaged record counts as "all hot and written".
+void check_damaged(const Host &h)
+{
+	uint64_t tag, per = LKS_EXTENTS_PER_RECORD;
+	memcpy(&tag, h.params.uuid, sizeof(tag));
+	for (uint64_t i = 0; i * per < h.layout.extents; i++) {
+		auto *r = reinterpret_cast<const lks_extent_record *>(&h.meta[h.layout.table_offset + i * sizeof(lks_extent_record)]);
+		if (lks_extent_record_valid(r, static_cast<uint32_t>(i), tag))
+			continue;
+		for (uint64_t e = i * per; e < std::min((i + 1) * per, h.layout.extents); e++)
+			CHECK(lks_extent_bits(h.core, e) == (LKS_EXTENT_HOT | LKS_EXTENT_WRITTEN));
+	}
+}
+
 void use(Host &h, bool serve, bool thick)
 {
 	lks_record r = base_record(serve ? SELF : 2), before = r;
@@ -124,6 +138,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 	if (!err) {
 		CHECK(suspect == (h.core->hot != 0));
 		check_peers(*h.core);
+		check_damaged(h);
 		use(h, flags & SERVE, flags & THICK);
 	}
 	h.tear_down();

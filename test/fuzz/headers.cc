@@ -17,7 +17,7 @@ bool data_length(uint32_t n) { return n >= 512 && n <= 1048576 && n % 512 == 0; 
 
 bool naive_frame(const lks_frame &f)
 {
-	if (f.magic != 0x314b534c || f.type < LKS_ACTIVATE || f.type > LKS_REFUSED)
+	if (f.magic != 0x314b534c || f.type < LKS_ACTIVATE || f.type > LKS_COMPARED)
 		return false;
 	unsigned op = f.flags >> 4;
 	switch (f.type) {
@@ -34,6 +34,8 @@ bool naive_frame(const lks_frame &f)
 	case LKS_SYNC:
 	case LKS_REPLY:
 		return f.flags == 0 && (f.length == 0 || data_length(f.length));
+	case LKS_COMPARE:
+		return (f.flags & ~2u) == 0 && f.length == 0;
 	case LKS_REQ:
 		if ((f.flags & 0x0e) || op < 1 || op > 6)
 			return false;

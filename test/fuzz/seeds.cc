@@ -88,7 +88,7 @@ void add_frame(Seed &s, uint8_t type, uint8_t host, uint8_t fix)
 	if (record)
 		s.add(1, 0, 0);    // the next version, no patch
 	else if (f.length)
-		s.bytes.append(f.length > 4096 ? 4096 : f.length, '\x11');
+		s.bytes.append(16, '\x11');
 }
 
 void frames()
@@ -103,6 +103,12 @@ void frames()
 				s.add(COMPLETE, 0, 0, TICK, 20);
 			}
 			s.write("frames", name + "-type" + std::to_string(type));
+			Seed ranged;
+			ranged.add(state, 1, 0);
+			for (uint8_t host : {0, 1})
+				add_frame(ranged, type, host, RIGHT | IN_RANGE);
+			ranged.add(COMPLETE, 0, 0);
+			ranged.write("frames", name + "-range" + std::to_string(type));
 		}
 		Seed work;
 		work.add(state, 5, 0);
@@ -121,6 +127,26 @@ void frames()
 		work.bytes[1] = 8 | 2;
 		work.bytes[2] = 0;
 		work.write("frames", name + "-thick");
+	}
+	for (uint8_t state : {0, 1, 2, 6}) {    // requests to another host, and its replies
+		Seed client;
+		client.add(state, 1, 0, DOOR, 0, TICK, 10);
+		add_frame(client, LKS_REPLY, 0, RIGHT | LAST_SEQ);
+		for (uint8_t op = 0; op < 5; op++) {
+			client.add(SUBMIT, op, 0).raw("\x10\x00\x00\x00", 4).add(7);
+			for (unsigned sectors : {7u, 9u, 8u, 0u}) {    // too short, too long, right
+				lks_frame reply = typical(LKS_REPLY);
+				reply.seq = 0;
+				reply.length = op ? 0 : sectors * LKS_SECTOR;
+				client.add(FRAME, 0, RIGHT | LAST_SEQ).raw(&reply, sizeof(reply));
+				client.bytes.append(reply.length ? 16 : 0, '\x22');
+				if (op == 0 && sectors < 10 && sectors != 8)    // the link was closed
+					client.add(LINK, 0, TICK, 10);
+			}
+		}
+		add_frame(client, LKS_REFUSED, 0, RIGHT | LAST_SEQ);
+		client.add(TICK, 100, LINK, 0, LINK, 0, TICK, 100, DOOR, 1, DOOR, 2);
+		client.write("frames", "state" + std::to_string(state) + "-replies");
 	}
 	Seed joining;
 	joining.add(5, 1, 0);
