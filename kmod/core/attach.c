@@ -36,7 +36,9 @@ static int read_super(struct lks_vol *v, lks_read_fn read, void *reader)
 	if (found)
 		return found;
 	if (v->sb.vid != v->p.vid || memcmp(v->sb.uuid, v->p.uuid, sizeof(v->sb.uuid)) || v->sb.host != v->p.self ||
-	    v->sb.size != v->p.size || v->sb.block_size != v->p.block_size || !slots_ok(&v->sb))
+	    v->sb.size < v->p.size || v->sb.size < v->note.size || v->sb.size % LKS_META_UNIT || v->sb.size > LKS_SIZE_MAX ||
+	    v->sb.retire > v->sb.retire_end || v->sb.retire_end > v->sb.size || v->sb.retire % LKS_SECTOR ||
+	    v->sb.retire_end % LKS_SECTOR || v->sb.block_size != v->p.block_size || !slots_ok(&v->sb))
 		return -EUCLEAN;
 	return 0;
 }
@@ -166,19 +168,24 @@ int lks_vol_attach(struct lks_vol *v, u64 meta_offset, bool needs_zeroing, lks_r
 	v->now = now_ms > v->now ? now_ms : v->now;
 	v->meta_offset = meta_offset;
 	v->needs_zeroing = needs_zeroing;
-	v->units = (u32)(v->layout.table_bytes / LKS_META_UNIT);
+	v->units = v->units_dirty = 0;
 	v->meta_page = v->ops->alloc(v->ctx, LKS_META_UNIT);
 	v->save_page = v->ops->alloc(v->ctx, LKS_META_UNIT);
+	err = v->meta_page && v->save_page ? read_super(v, read, reader) : -ENOMEM;
+	if (err)
+		goto undo;
+	v->capacity = v->sb.size;
+	v->blocks = LKS_DIV_UP(v->capacity, v->p.block_size);
+	lks_layout_of(v->capacity, v->p.block_size, &v->layout);
+	v->units = (u32)(v->layout.table_bytes / LKS_META_UNIT);
 	v->table = v->ops->alloc(v->ctx, v->layout.table_bytes);
 	v->unit_dirty = v->ops->alloc(v->ctx, v->units);
 	err = -ENOMEM;
-	if (!v->meta_page || !v->save_page || !v->table || !v->unit_dirty)
+	if (!v->table || !v->unit_dirty)
 		goto undo;
 	lks_map_init(v, &v->doubt, v->blocks);
 	lks_map_init(v, &v->inherited, v->blocks);
-	err = read_super(v, read, reader);
-	if (!err)
-		err = read_table(v, read, reader);
+	err = read_table(v, read, reader);
 	if (!err)
 		err = count_extents(v);
 	if (!err)
@@ -192,6 +199,13 @@ int lks_vol_attach(struct lks_vol *v, u64 meta_offset, bool needs_zeroing, lks_r
 	v->promise_ms = LKS_ON(L2) ? now_ms + v->p.lease_ms * (100 + LKS_DRIFT_PERCENT) / 100 : 0;
 	v->failed = v->detaching = v->detached = false;
 	v->detach_step = 0;
+	v->move = v->sb.retire_end ? LKS_MOVE_RETIRING : LKS_MOVE_NONE;
+	v->move_offset = meta_offset;
+	v->retire_at = v->sb.retire;
+	if (v->retire_at < lks_size(v) || v->retire_at < v->note.size)	/* never what may hold data */
+		v->retire_at = lks_size(v) > v->note.size ? lks_size(v) : v->note.size;
+	v->move_saving = v->move_saved = v->move_switch = v->retire_busy = v->retired_saving = false;
+	v->meta_second = v->save_second = false;
 	v->save_clean = false;
 	v->incarnation_found = v->sb.incarnation;
 	*suspect = v->suspect;

@@ -161,7 +161,7 @@ struct lks_ops {
 struct lks_vol_params {
 	u32 vid;
 	u8 uuid[16];
-	u64 size;		/* bytes, a multiple of 4096, at most 64 TiB */
+	u64 size;		/* bytes of the device, a multiple of 4096, at most LKS_SIZE_MAX; the record has the replicas' */
 	u32 block_size;
 	u8 self;		/* this host's id */
 	u8 shared;		/* class */
@@ -237,7 +237,10 @@ int lks_vol_resume(struct lks_vol *v, u64 hold, u64 now_ms);
 int lks_vol_meta_move(struct lks_vol *v, u64 offset, u64 size, u64 now_ms);
 int lks_vol_meta_moved(struct lks_vol *v, u64 offset, u64 now_ms);
 
-/* The volume has this size from now on. -EINVAL: smaller than it is, or more than the replica's metadata can describe. */
+/*
+ * The device has this size from now on: local openers' requests may go so far. What the replicas serve is in the record.
+ * -EINVAL: smaller than it is, or more than the replica's metadata can describe.
+ */
 int lks_vol_resize(struct lks_vol *v, u64 size, u64 now_ms);
 
 /* Starts (again) or stops comparing the members' blocks with the primary's. -ESTALE: this host does not serve. */
@@ -293,7 +296,8 @@ struct lks_vol_status {
 	u8 heir;		/* host of a planned handover under way, 0: none */
 	u64 size, capacity;	/* bytes: of the volume; that the replica's metadata can describe */
 	u64 meta_offset, move_offset;	/* bytes; move_offset 0: no move */
-	bool move_current;
+	bool move_current;	/* both places hold the same */
+	bool retiring;		/* the new place counts; the old one is being zeroed. move_offset is set until that is done */
 	u64 verify_total, verify_done, verify_differ;	/* blocks */
 	u32 npeers;
 	struct lks_peer_status peers[LKS_MAX_REPLICAS];

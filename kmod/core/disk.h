@@ -14,6 +14,9 @@
  * Extent table: a record a sector. A record whose checksum is wrong counts as "every extent hot and written": more is
  * resynced than needed, never less.
  *
+ * A replica that grows has its metadata in two places for a while, and keeps both current; the offset in the log says which
+ * place counts. Once that is the new one, what lies between the data and the new place's volume size becomes zeros.
+ *
  * Dirty map slot i: one bit a block, bit n of byte n/8. Meaningful only while the superblock's slot table names the slot's
  * host and the version since which that host is away; otherwise whatever stands there is garbage.
  */
@@ -25,6 +28,7 @@
 
 #define LKS_DISK_MAGIC 0x31307065747353ffull	/* "\xffStep01" with an s, read as bytes */
 #define LKS_DISK_FORMAT 1
+#define LKS_SIZE_MAX (1ull << 46)		/* bytes of a volume */
 #define LKS_META_UNIT 4096			/* bytes; unit of metadata writes */
 #define LKS_SLOTS 7				/* dirty maps: one for each other replica */
 static_assert_c(LKS_SLOTS == LKS_MAX_REPLICAS - 1);
@@ -41,7 +45,7 @@ struct lks_superblock {
 	u32 vid;
 	u64 sequence;		/* of this copy; +1 with each write */
 	u8 uuid[16];		/* of the volume */
-	u64 size;		/* bytes of data */
+	u64 size;		/* bytes of volume that these metadata are laid out for: what the volume has, or may grow to */
 	u32 block_size;		/* bytes */
 	u8 host;		/* whose replica this is */
 	u8 clean;		/* 1: detached with no extent hot (a hint; the table decides) */
@@ -50,7 +54,8 @@ struct lks_superblock {
 	u64 term;
 	u64 incarnation;
 	struct lks_disk_slot slots[LKS_SLOTS];
-	u8 unused[4096 - 80 - 112 - 4];
+	u64 retire, retire_end;	/* bytes [retire, retire_end) held older metadata and are to become zeros; 0, 0: none */
+	u8 unused[4096 - 80 - 112 - 16 - 4];
 	u32 crc;		/* crc32c of the 4092 bytes before it */
 } __attribute__((packed));
 static_assert_c(sizeof(struct lks_superblock) == LKS_META_UNIT);

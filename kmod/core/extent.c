@@ -172,7 +172,7 @@ static void begin_zeroing(struct lks_vol *v, struct lks_extent *e)
 	e->zero.op = LKS_IO_ZEROES;
 	e->zero.flags = 0;
 	e->zero.offset = at;
-	e->zero.length = (u32)(v->p.size - at < LKS_EXTENT_BYTES ? v->p.size - at : LKS_EXTENT_BYTES);
+	e->zero.length = (u32)(lks_size(v) - at < LKS_EXTENT_BYTES ? lks_size(v) - at : LKS_EXTENT_BYTES);
 	v->ios++;
 	v->ops->submit(v->ctx, &e->zero);
 }

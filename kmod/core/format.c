@@ -160,6 +160,8 @@ int lks_record_check(const struct lks_record *r)
 {
 	u64 seen = 0, insync = 0;
 
+	if (!r->size || r->size % LKS_META_UNIT || r->size > LKS_SIZE_MAX)
+		return -EINVAL;
 	if (!r->version || r->nreplicas > LKS_MAX_REPLICAS || r->nopeners > LKS_MAX_HOSTS || r->flags & ~LKS_RECORD_DRAINED)
 		return -EINVAL;
 	for (u32 i = 0; i < r->nreplicas; i++) {

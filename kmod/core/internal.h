@@ -11,6 +11,7 @@
  *	client.c    local openers' requests
  *	extent.c    hot and written extents, what is in flight in them
  *	meta.c      writing the metadata: activation, cooling, saving, detaching
+ *	grow.c      moving the metadata to where a larger volume has them
  *	attach.c    reading the metadata
  *	map.c       sparse sets of blocks
  *	format.c    wire and disk formats
@@ -72,6 +73,8 @@ void lks_map_get_chunk(const struct lks_map *m, u32 i, void *chunk);
 bool lks_map_leaf_empty(const struct lks_map *m, u32 i);
 bool lks_map_test(const struct lks_map *m, u64 bit);
 bool lks_map_any(const struct lks_map *m, u64 first, u64 n);
+/* Gives m a larger universe; leaves is a zeroed array for it, which m takes, or NULL if it has none to take. */
+void lks_map_grow(struct lks_vol *v, struct lks_map *m, u64 bits, struct lks_leaf *leaves);
 /* First bit set at or after from, or m->bits. */
 u64 lks_map_next(const struct lks_map *m, u64 from);
 
@@ -108,6 +111,7 @@ enum {			/* struct lks_io.kind */
 	LKS_IO_OF_EXTENT,	/* zeroing */
 	LKS_IO_OF_META,
 	LKS_IO_OF_SAVE,
+	LKS_IO_OF_RETIRE,
 };
 
 /* ---- work: whatever goes on with a range of blocks ---- */
@@ -185,6 +189,16 @@ enum {			/* v->todo */
 	LKS_DO_READS = 64,	/* held reads may be answerable */
 };
 
+/* Growing: the metadata move (grow.c) */
+enum lks_move {
+	LKS_MOVE_NONE,
+	LKS_MOVE_WANTED,	/* waits for the next save */
+	LKS_MOVE_COPYING,	/* every write goes to both places; not all of the new one has been written */
+	LKS_MOVE_CURRENT,	/* both places hold the same */
+	LKS_MOVE_RETIRING,	/* the new one counts; what was the old one is being zeroed */
+	LKS_MOVE_RETIRED,	/* ... that is to be saved */
+};
+
 /* Steps of saving the metadata (meta.c) */
 enum lks_save_step {
 	LKS_SAVE_IDLE,
@@ -211,10 +225,18 @@ struct lks_vol {
 	bool attached, admitted, suspect, failed, needs_zeroing;
 	bool detaching, detached;
 	u64 incarnation_found;	/* in the superblock, at attach */
-	u64 blocks;
+	u64 blocks;		/* that maps describe: of the capacity */
 	u32 block_shift;
+	u64 capacity;		/* bytes of volume that the metadata are laid out for (with a replica) */
 	struct lks_layout layout;
 	u64 meta_offset;
+	u8 move;		/* enum lks_move */
+	bool move_saving, move_cleared, move_saved, move_switch, retire_busy, retired_saving;
+	u32 move_unit, move_slot;
+	u64 move_offset, move_size;
+	struct lks_layout move_layout;
+	struct lks_io retire_io;
+	u64 retire_at;		/* RETIRING: zeros up to here */
 	struct lks_peer peers[LKS_SLOTS];
 	struct lks_map doubt;	/* content uncertain since an unclean restart, until resynced (H4) */
 	struct lks_map inherited;	/* unstable in earlier terms (R1..R3) */
@@ -232,6 +254,7 @@ struct lks_vol {
 	void *meta_page, *save_page, *map_page;
 	struct lks_io meta_io;	/* table (activation) */
 	struct lks_io save_io;
+	bool meta_second, save_second;	/* the write under way is the one to the second place */
 	bool meta_busy, save_busy;
 	struct lks_list to_write;	/* extents in LKS_HEATING */
 	struct lks_list in_write;	/* extents in LKS_WRITING */
@@ -312,6 +335,19 @@ static inline u64 lks_insync(const struct lks_record *r)
 		if (r->replicas[i].state == LKS_REPLICA_INSYNC || r->replicas[i].state == LKS_REPLICA_SUSPECT)
 			set |= LKS_BIT(r->replicas[i].host);
 	return set;
+}
+
+/* Bytes of the volume as the record that this replica acts on has it; blocks of that. Never more than the capacity. */
+static inline u64 lks_size(const struct lks_vol *v)
+{
+	u64 size = v->cfg.size ? v->cfg.size : v->p.size;
+
+	return v->attached && size > v->capacity ? v->capacity : size;
+}
+
+static inline u64 lks_data_blocks(const struct lks_vol *v)
+{
+	return LKS_DIV_UP(lks_size(v), v->p.block_size);
 }
 
 static inline bool lks_overlap(const struct lks_work *a, const struct lks_work *b)
@@ -461,10 +497,25 @@ void lks_extent_zeroed(struct lks_vol *v, struct lks_extent *e, int err);
 bool lks_extent_warm(struct lks_vol *v, struct lks_extent *e);	/* H2: must stay hot */
 void lks_extents_free(struct lks_vol *v);
 
+/* grow.c */
+void lks_move_step(struct lks_vol *v);
+/* The part of a save that concerns the second place alone; true: a transfer was started. */
+bool lks_move_save_step(struct lks_vol *v);
+void lks_move_saved(struct lks_vol *v);
+void lks_retire_done(struct lks_vol *v, int err);
+/* Where a write of the metadata goes in the second place; io's offset is that in the first. */
+void lks_move_second(struct lks_vol *v, struct lks_io *io);
+static inline bool lks_doubling(const struct lks_vol *v)
+{
+	return v->move == LKS_MOVE_COPYING || v->move == LKS_MOVE_CURRENT;
+}
+
 /* meta.c */
 void lks_meta_step(struct lks_vol *v);
 void lks_meta_io_done(struct lks_vol *v, struct lks_io *io, int err);
 void lks_save(struct lks_vol *v, bool cold_all);
+/* Prepares save_io to zero a dirty map slot. */
+void lks_zero_slot(struct lks_vol *v, u32 slot);
 void lks_meta_tick(struct lks_vol *v);
 
 #ifdef __cplusplus

@@ -211,6 +211,27 @@ void lks_map_or(struct lks_vol *v, struct lks_map *m, const struct lks_map *from
 	}
 }
 
+void lks_map_grow(struct lks_vol *v, struct lks_map *m, u64 bits, struct lks_leaf *leaves)
+{
+	u32 old = m->nleaves;
+
+	if (m->leaves && leaves) {
+		memcpy(leaves, m->leaves, old * sizeof(*leaves));
+		v->ops->free(v->ctx, m->leaves, old * sizeof(*leaves));
+		m->leaves = leaves;
+	} else if (leaves) {
+		v->ops->free(v->ctx, leaves, LKS_DIV_UP(bits, LKS_LEAF_BITS) * sizeof(*leaves));
+	}
+	m->bits = bits;
+	m->nleaves = (u32)LKS_DIV_UP(bits, LKS_LEAF_BITS);
+	if (m->all)
+		m->set = bits;
+	if (!m->leaves || !old || !m->leaves[old - 1].all)
+		return;
+	m->set += leaf_bits(m, old - 1) - m->leaves[old - 1].set;	/* wholly set: what it has grown by, too */
+	m->leaves[old - 1].set = (u32)leaf_bits(m, old - 1);
+}
+
 u64 lks_map_next(const struct lks_map *m, u64 from)
 {
 	if (m->all)

@@ -103,13 +103,13 @@ int lks_on_map(struct lks_vol *v, u8 host, const struct lks_frame *h, const void
 	u8 kind = h->tag & 0xff, about = h->tag >> 8 & 0xff;
 	struct lks_peer *p = lks_peer_of(v, kind == LKS_MAP_DIRTY ? about : host);
 
-	if (h->tag >> 16 || h->offset % LKS_LEAF_BITS || (h->length && h->offset >= v->blocks))
+	if (h->tag >> 16 || h->offset % LKS_LEAF_BITS)
 		return -EPROTO;
 	if (kind == LKS_MAP_DIRTY) {
 		if (!mine(v, host, h))
 			return 0;
 		v->maps++;
-		if (p && h->length && LKS_ON(D2))
+		if (p && h->length && h->offset < v->blocks && LKS_ON(D2))
 			lks_map_add_chunk(v, &p->dirty, h->offset, bytes);
 		return 0;
 	}
@@ -121,6 +121,8 @@ int lks_on_map(struct lks_vol *v, u8 host, const struct lks_frame *h, const void
 		p->maps = 0;
 	p->maps_term = h->term;
 	p->maps++;
+	if (h->offset >= v->blocks)
+		return 0;	/* the sender's metadata have moved to where a larger volume has them, ours not yet */
 	if (v->role == LKS_ACTIVATING && h->term == v->cfg.term && v->wait & LKS_BIT(host))
 		lks_map_add_chunk(v, &v->inherited, h->offset, bytes);		/* R1 */
 	else {

@@ -16,6 +16,20 @@
 #define SAVE_EVERY_MS 1000u
 #define HOT_CAP 16384u		/* extents; 64 GiB: with more hot, idle ones cool at once */
 
+/*
+ * While the replica grows, every write goes to the first place and then to the second; only then has it been done. A crash in
+ * between leaves the one that counts either with or without it, as ever.
+ */
+static bool second_place(struct lks_vol *v, struct lks_io *io, bool *second)
+{
+	*second = !*second && lks_doubling(v) && io->op != LKS_IO_FLUSH;
+	if (!*second)
+		return false;
+	lks_move_second(v, io);
+	v->ops->submit(v->ctx, io);
+	return true;
+}
+
 static void meta_write(struct lks_vol *v, struct lks_io *io, u64 at, void *page, u8 flags)
 {
 	io->op = LKS_IO_META;
@@ -118,9 +132,25 @@ static void begin_save(struct lks_vol *v)
 	v->prepare = false;
 	choose_cold(v);
 	v->save_cold_all = false;
+	if (v->move == LKS_MOVE_WANTED) {
+		v->move = LKS_MOVE_COPYING;	/* from here on */
+		v->move_saving = true;
+		for (u32 i = 0; i < v->units; i++)
+			v->unit_dirty[i] = 1;
+		v->units_dirty = v->units;
+	}
+	v->retired_saving = v->move == LKS_MOVE_RETIRED;
 	v->saved_ms = v->now;
 	v->save_step = LKS_SAVE_ZERO;
 	v->save_slot = v->save_leaf = 0;
+}
+
+void lks_zero_slot(struct lks_vol *v, u32 slot)
+{
+	v->save_io.op = LKS_IO_ZEROES;
+	v->save_io.flags = 0;
+	v->save_io.offset = v->meta_offset + v->layout.slot_offset + slot * v->layout.slot_bytes;
+	v->save_io.length = (u32)v->layout.slot_bytes;
 }
 
 /* true: a transfer was started */
@@ -131,10 +161,7 @@ static bool zero_slots(struct lks_vol *v)
 
 		if (!away(v, p) || p->slot_zeroed)
 			continue;
-		v->save_io.op = LKS_IO_ZEROES;
-		v->save_io.flags = 0;
-		v->save_io.offset = v->meta_offset + v->layout.slot_offset + v->save_slot * v->layout.slot_bytes;
-		v->save_io.length = (u32)v->layout.slot_bytes;
+		lks_zero_slot(v, v->save_slot);
 		p->slot_zeroed = true;
 		for (u32 i = 0; p->dirty.leaves && i < p->dirty.nleaves; i++)
 			p->dirty.leaves[i].unsaved = p->dirty.leaves[i].set != 0;
@@ -154,7 +181,9 @@ static bool save_leaf(struct lks_vol *v)
 		while (v->save_leaf < p->dirty.nleaves) {
 			u32 i = v->save_leaf++;
 
-			if (p->dirty.leaves ? !p->dirty.leaves[i].unsaved : !p->dirty.all)
+			bool unsaved = p->dirty.leaves ? p->dirty.leaves[i].unsaved : p->dirty.all;
+
+			if (!unsaved && !(v->move_saving && !lks_map_leaf_empty(&p->dirty, i)))
 				continue;
 			if (p->dirty.leaves)
 				p->dirty.leaves[i].unsaved = 0;
@@ -170,7 +199,7 @@ static bool save_leaf(struct lks_vol *v)
 /* A save may name a slot only if the flush has covered its zeroing and its leaves: both were in this save or before. */
 static bool save_super(struct lks_vol *v)
 {
-	bool changed = v->sb_dirty || v->sb.clean != v->save_clean;
+	bool changed = v->sb_dirty || v->move_saving || v->sb.clean != v->save_clean;
 
 	for (u32 i = 0; i < LKS_SLOTS; i++) {
 		struct lks_peer *p = &v->peers[i];
@@ -226,7 +255,7 @@ static bool save_step(struct lks_vol *v)
 {
 	switch (v->save_step) {
 	case LKS_SAVE_ZERO:
-		if (zero_slots(v))
+		if (lks_move_save_step(v) || zero_slots(v))
 			return true;
 		v->save_slot = 0;
 		break;
@@ -250,6 +279,7 @@ static bool save_step(struct lks_vol *v)
 	case LKS_SAVE_TABLE:
 		clear_cold(v);
 		v->save_step = LKS_SAVE_IDLE;
+		lks_move_saved(v);
 		if (v->prepare_running)
 			lks_member_prepared(v);
 		v->prepare_running = false;
@@ -261,7 +291,7 @@ static bool save_step(struct lks_vol *v)
 
 static void detach_step(struct lks_vol *v)
 {
-	bool idle = v->save_step == LKS_SAVE_IDLE && !v->save_busy && !v->meta_busy;
+	bool idle = v->save_step == LKS_SAVE_IDLE && !v->save_busy && !v->meta_busy && !v->retire_busy;
 
 	if (v->ios || !idle || v->detached)
 		return;
@@ -292,6 +322,7 @@ void lks_meta_step(struct lks_vol *v)
 		while (!v->save_busy && v->save_step != LKS_SAVE_IDLE)
 			v->save_busy = save_step(v);
 		table_step(v);	/* a finished save may have left units to write */
+		lks_move_step(v);
 	} else if (!v->save_busy) {
 		v->save_step = LKS_SAVE_IDLE;
 	}
@@ -308,6 +339,11 @@ void lks_save(struct lks_vol *v, bool cold_all)
 
 void lks_meta_io_done(struct lks_vol *v, struct lks_io *io, int err)
 {
+	bool *second = io->kind == LKS_IO_OF_META ? &v->meta_second : &v->save_second;
+
+	if (!err && !v->failed && second_place(v, io, second))
+		return;
+	*second = false;
 	if (io->kind == LKS_IO_OF_META)
 		v->meta_busy = false;
 	else

@@ -66,15 +66,15 @@ void lks_on_activated(struct lks_vol *v, u8 host, const struct lks_frame *h)
 static bool begin_recon(struct lks_vol *v)
 {
 	u64 first = lks_map_next(&v->inherited, v->recon), last = first;
-	u64 per = LKS_EXTENT_BYTES >> v->block_shift, end = v->p.size;
+	u64 per = LKS_EXTENT_BYTES >> v->block_shift, end = lks_size(v), blocks = lks_data_blocks(v);
 	struct lks_extent *e;
 	struct lks_work *w;
 	struct lks_buf *buf;
 	u32 length;
 
-	if (first >= v->blocks)
+	if (first >= blocks)
 		return false;
-	while (last + 1 < v->blocks && (last + 1) / per == first / per && last - first + 1 < RECON_BLOCKS &&
+	while (last + 1 < blocks && (last + 1) / per == first / per && last - first + 1 < RECON_BLOCKS &&
 	       ((last + 2) << v->block_shift) - (first << v->block_shift) <= LKS_REQ_MAX_BYTES &&
 	       lks_map_test(&v->inherited, last + 1))
 		last++;
@@ -122,7 +122,7 @@ void lks_try_activate(struct lks_vol *v)
 	}
 	while (v->recons < RECON_WINDOW && v->role == LKS_ACTIVATING && begin_recon(v))
 		;
-	if (v->role != LKS_ACTIVATING || v->recons || lks_map_next(&v->inherited, v->recon) < v->blocks)
+	if (v->role != LKS_ACTIVATING || v->recons || lks_map_next(&v->inherited, v->recon) < lks_data_blocks(v))
 		return;
 	if (LKS_ON(L1) && !(v->cfg.flags & LKS_RECORD_DRAINED) && v->now < v->promise_ms)
 		return;
@@ -283,7 +283,8 @@ void lks_request(struct lks_vol *v, const struct lks_call *c)
 	};
 	struct lks_work *w = NULL;
 
-	if (v->role == LKS_ACTIVE && (c->term == v->cfg.term || !LKS_ON(X2)))
+	/* A client may know of a larger size before the primary does. */
+	if (v->role == LKS_ACTIVE && (c->term == v->cfg.term || !LKS_ON(X2)) && c->offset + c->length <= lks_size(v))
 		w = lks_work_new(v, kinds[c->op], c->offset, c->length, c->buf);
 	if (!w) {
 		refuse(v, c->req, c->client, c->id, c->session);

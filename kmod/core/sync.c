@@ -82,13 +82,13 @@ static bool begin_copy(struct lks_vol *v, struct lks_peer *p, u64 first)
 
 	if (!e)
 		return false;
-	while (last + 1 < v->blocks && (last + 1) / per == first / per &&
+	while (last + 1 < lks_data_blocks(v) && (last + 1) / per == first / per &&
 	       (last + 2 - first) << v->block_shift <= COPY_BYTES && lks_map_test(&p->dirty, last + 1) &&
 	       lks_map_test(&p->unsure, last + 1) == unsure &&
 	       !lks_blocks_busy(e, last + 1, last + 1))
 		last++;
 	end = (last + 1) << v->block_shift;
-	length = (u32)((end < v->p.size ? end : v->p.size) - (first << v->block_shift));
+	length = (u32)((end < lks_size(v) ? end : lks_size(v)) - (first << v->block_shift));
 	zeros = !(lks_extent_bits(v, e->index) & LKS_EXTENT_WRITTEN);
 	if (!zeros)
 		buf = v->ops->buf_alloc(v->ctx, length);
@@ -154,7 +154,10 @@ static void step_peer(struct lks_vol *v, struct lks_peer *p)
 	while (p->copies < COPY_WINDOW && p->dirty.set) {
 		u64 b = lks_map_next(&p->dirty, p->cursor);
 
-		if (b >= v->blocks) {
+		if (b >= lks_data_blocks(v)) {
+			/* What lies behind the data was only rounded up to (map.c): nobody can have written there. */
+			if (b < v->blocks)
+				lks_map_remove(v, &p->dirty, lks_data_blocks(v), v->blocks - lks_data_blocks(v));
 			if (wrapped)
 				break;
 			wrapped = true;

@@ -24,7 +24,7 @@ int lks_vol_verify(struct lks_vol *v, bool start, bool repair, u64 now_ms)
 		v->verifying = true;
 		v->verify_repair = repair;
 		v->verify_next = v->verify_differ = v->verify_deep = 0;
-		v->verify_end = v->blocks;
+		v->verify_end = lks_data_blocks(v);
 	} else {
 		lks_verify_stop(v);
 	}
@@ -73,8 +73,8 @@ void lks_verify_step(struct lks_vol *v)
 	if ((written(v, extent) || v->verify_deep == extent + 1) && n << v->block_shift > VERIFY_BYTES)
 		n = VERIFY_BYTES >> v->block_shift ? VERIFY_BYTES >> v->block_shift : 1;
 	end = (first + n) << v->block_shift;
-	if (end > v->p.size)
-		end = v->p.size;
+	if (end > lks_size(v))
+		end = lks_size(v);
 	w = lks_work_new(v, LKS_WORK_VERIFY, first << v->block_shift, (u32)(end - (first << v->block_shift)), NULL);
 	if (!w)
 		return;		/* tick tries again */

@@ -176,11 +176,11 @@ void lks_mark_missed(struct lks_vol *v, struct lks_peer *p, u64 first, u64 n)
 /* Every block of every written extent: what a replica misses of which nothing is known. */
 static void add_written(struct lks_vol *v, struct lks_map *m)
 {
-	u64 per = LKS_EXTENT_BYTES >> v->block_shift;
+	u64 per = LKS_EXTENT_BYTES >> v->block_shift, blocks = lks_data_blocks(v);
 
-	for (u64 i = 0; i < v->layout.extents; i++)
+	for (u64 i = 0; i * per < blocks; i++)
 		if (lks_extent_bits(v, i) & LKS_EXTENT_WRITTEN)
-			lks_map_add(v, m, i * per, v->blocks - i * per < per ? v->blocks - i * per : per);
+			lks_map_add(v, m, i * per, blocks - i * per < per ? blocks - i * per : per);
 }
 
 static struct lks_peer *peer_new(struct lks_vol *v, u8 host)
@@ -464,7 +464,7 @@ struct lks_vol *lks_vol_create(const struct lks_vol_params *p, const struct lks_
 {
 	struct lks_vol *v;
 
-	if (!p->size || p->size % LKS_META_UNIT || p->size > 1ull << 46 || p->block_size < LKS_BLOCK_MIN ||
+	if (!p->size || p->size % LKS_META_UNIT || p->size > LKS_SIZE_MAX || p->block_size < LKS_BLOCK_MIN ||
 	    p->block_size > LKS_BLOCK_MAX || p->block_size & (p->block_size - 1) || !p->self || p->self > LKS_MAX_HOSTS)
 		return NULL;
 	v = ops->alloc(ctx, sizeof(*v));
@@ -479,11 +479,10 @@ struct lks_vol *lks_vol_create(const struct lks_vol_params *p, const struct lks_
 	v->p = *p;
 	v->ops = ops;
 	v->ctx = ctx;
-	v->blocks = LKS_DIV_UP(p->size, p->block_size);
 	v->block_shift = (u32)__builtin_ctz(p->block_size);
-	lks_layout_of(p->size, p->block_size, &v->layout);
 	v->meta_io.kind = LKS_IO_OF_META;
 	v->save_io.kind = LKS_IO_OF_SAVE;
+	v->retire_io.kind = LKS_IO_OF_RETIRE;
 	lks_client_init(v);
 	return v;
 }
@@ -577,6 +576,9 @@ void lks_vol_io_done(struct lks_vol *v, struct lks_io *io, int err, u64 now_ms)
 	case LKS_IO_OF_EXTENT:
 		lks_extent_zeroed(v, lks_container(io, struct lks_extent, zero), err);
 		break;
+	case LKS_IO_OF_RETIRE:
+		lks_retire_done(v, err);
+		break;
 	default:
 		lks_meta_io_done(v, io, err);
 	}
@@ -641,9 +643,9 @@ static const struct lks_record *record_in(const struct lks_vol *v, const struct 
 	return r;
 }
 
-static bool range_ok(const struct lks_vol *v, u64 offset, u64 length)
+static bool range_ok(u64 limit, u64 offset, u64 length)
 {
-	if (offset % LKS_SECTOR || !length || length % LKS_SECTOR || offset >= v->p.size || length > v->p.size - offset)
+	if (offset % LKS_SECTOR || !length || length % LKS_SECTOR || offset >= limit || length > limit - offset)
 		return false;
 	return offset / LKS_EXTENT_BYTES == (offset + length - 1) / LKS_EXTENT_BYTES;
 }
@@ -655,15 +657,15 @@ static bool frame_range_ok(const struct lks_vol *v, const struct lks_frame *h)
 
 	switch (h->type) {
 	case LKS_REPL:
-		return range_ok(v, h->offset, h->length ? h->length : h->tag);
+		return range_ok(v->capacity, h->offset, h->length ? h->length : h->tag);
 	case LKS_SYNC:
-		return range_ok(v, h->offset, h->tag) && (!h->length || h->length == h->tag);
+		return range_ok(v->capacity, h->offset, h->tag) && (!h->length || h->length == h->tag);
 	case LKS_COMPARE:
-		return range_ok(v, h->offset, h->tag) && (h->flags & LKS_F_ZEROES || h->tag <= LKS_REQ_MAX_BYTES);
+		return range_ok(v->capacity, h->offset, h->tag) && (h->flags & LKS_F_ZEROES || h->tag <= LKS_REQ_MAX_BYTES);
 	case LKS_REQ:
 		if (op == LKS_OP_FLUSH || op == LKS_OP_OPEN)
 			return true;
-		return range_ok(v, h->offset, h->tag) && (!h->length || h->length == h->tag) &&
+		return range_ok(LKS_SIZE_MAX, h->offset, h->tag) && (!h->length || h->length == h->tag) &&
 		       (op == LKS_OP_ZEROES || op == LKS_OP_DISCARD || h->tag <= LKS_REQ_MAX_BYTES);
 	default:
 		return true;
@@ -765,10 +767,13 @@ int lks_vol_receive(struct lks_vol *v, u8 host, const struct lks_frame *h, struc
 	enter(v, now_ms);
 	if (!(v->links & LKS_BIT(host)))
 		return 0;
-	if (host == v->p.self || h->volume != v->p.vid || !frame_range_ok(v, h))
+	if (host == v->p.self || h->volume != v->p.vid)
 		return -EPROTO;
-	if (for_client(h->type) || (v->attached && v->admitted && !v->failed && !v->detaching))
+	if (for_client(h->type) || (v->attached && v->admitted && !v->failed && !v->detaching)) {
+		if (!frame_range_ok(v, h))
+			return -EPROTO;
 		err = receive(v, host, h, buf, bytes);
+	}
 	lks_run(v);
 	return err;
 }
@@ -840,6 +845,13 @@ void lks_vol_status(const struct lks_vol *v, u64 now_ms, struct lks_vol_status *
 	}
 	s->hold = v->hold;
 	s->heir = v->heir;
+	if (v->attached) {
+		s->capacity = v->capacity;
+		s->meta_offset = v->meta_offset;
+		s->move_offset = v->move ? v->move_offset : 0;
+		s->move_current = v->move == LKS_MOVE_CURRENT;
+		s->retiring = v->move >= LKS_MOVE_RETIRING;
+	}
 	s->verify_total = v->verify_end;
 	s->verify_done = v->verify_next;
 	s->verify_differ = v->verify_differ;

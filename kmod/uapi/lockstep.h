@@ -57,8 +57,9 @@
  *  META_MOVED      VID OFFSET                                        grow, 2: the log names OFFSET: only that one counts now;
  *                                                                    what stood behind the data becomes zeros, then
  *                                                                    EV_META_MOVED with DONE. EINVAL: no such move
- *  RESIZE          VID SIZE                                          grow, 3: device and replica serve SIZE bytes. All
- *                                                                    replicas have moved. EINVAL: smaller, or not moved
+ *  RESIZE          VID SIZE                                          grow, 3: the device has SIZE bytes. The record names
+ *                                                                    that size already, which it may once all replicas
+ *                                                                    have moved (DONE). EINVAL: smaller, or not moved
  *  VERIFY          VID MODE REPAIR(o)                                primary here: MODE 1 starts comparing all members'
  *                                                                    blocks with its own, 0 stops; REPAIR rewrites what
  *                                                                    differs with the primary's content. ESTALE as above
@@ -266,7 +267,7 @@ enum lks_replica_state {
 
 /*
  * The record of truth of one volume, as the log holds it (DESIGN section 3). The same bytes go over netlink and over the
- * wire. Unused entries are zero. Invariants, checked by lks_record_check(): replicas have distinct hosts 1..64; primary is
+ * wire. Unused entries are zero. Invariants, checked by lks_record_check(): size is a multiple of 4096 up to 64 TiB; replicas have distinct hosts 1..64; primary is
  * 0 or an in-sync or suspect replica; since <= version; sessions are distinct and <= session_serial.
  */
 struct lks_record_replica {
@@ -288,6 +289,7 @@ struct lks_record {
 	__u64 term;
 	__u64 incarnation;
 	__u64 session_serial;	/* number of the last open session ever granted; a session not listed is fenced (O1) */
+	__u64 size;		/* bytes of the volume, a multiple of 4096; never less than in a version before */
 	__u32 vid;
 	__u8 primary;		/* host id, 0: none */
 	__u8 flags;		/* LKS_RECORD_* */

@@ -110,6 +110,8 @@ void World::issue(Instance &i)
 		return;
 	}
 	Span span = random.pick(i.volume.windows);
+	if ((span.first + span.count) * SECTOR > i.core->p.size)
+		return;    // the device here has not grown yet
 	if (random.chance(.7)) {    // a part of it
 		uint64_t skip = random.below(span.count);
 		span = {span.first + skip, random.between(1, span.count - skip)};
@@ -117,10 +119,10 @@ void World::issue(Instance &i)
 		span.count = random.between(span.count, 256);
 	}
 	uint64_t extent = LKS_EXTENT_BYTES / SECTOR;
-	span.count = std::min({span.count, i.volume.sectors() - span.first, extent - span.first % extent});
+	span.count = std::min({span.count, i.core->p.size / SECTOR - span.first, extent - span.first % extent});
 	if ((op == LKS_OP_ZEROES || op == LKS_OP_DISCARD) && random.chance(.02)) {
 		span.first = span.first / extent * extent;    // all of the extent
-		span.count = std::min(i.volume.sectors() - span.first, extent);
+		span.count = std::min(i.core->p.size / SECTOR - span.first, extent);
 	}
 	submit_op(i, op, span, op != LKS_OP_READ && random.chance(.1) ? LKS_F_FUA : 0);
 }

@@ -48,6 +48,9 @@ void World::reconcile(Instance &i)
 	if (const lks_record_opener *o = opener_in(v.record(), h.id);
 	    o && i.door == Door::closed && o->session <= h.ended_session[v.vid - 1] && quorum(h))
 		record_close(v, h.id, o->session);
+	if (v.bytes > i.core->p.size && random.chance(.5))
+		if (int err = enter(i, [&](lks_vol *c, uint64_t t) { return lks_vol_resize(c, v.bytes, t); }); err)
+			fail("h%u cannot give the device of volume %u its size: error %d", h.id, v.vid, err);
 	if (!replica)
 		return;
 	if (i.failed) {
@@ -61,6 +64,39 @@ void World::reconcile(Instance &i)
 		attach(i);
 	else if (i.attached && !i.admitted && !i.detaching && quorum(h))
 		admit(i);
+	grow(i);
+}
+
+// One step of growing the replica here, as the log and the kernel want it; the log's part at once, the kernel's by itself.
+void World::grow(Instance &i)
+{
+	Volume &v = i.volume;
+	uint8_t me = i.host.id;
+	if (!v.growing || !i.attached || i.detaching || i.failed)
+		return;
+	struct lks_vol_status s{};
+	lks_vol_status(i.core, clock_ms(i.host), &s);
+	int err = 0;
+	if (s.meta_offset == v.grow_offset[me] && v.moved.count(me)) {
+		if (!s.move_offset && quorum(i.host))
+			v.retired.insert(me);
+		if (v.retired.size() == v.replicas.size() && quorum(i.host))
+			record_grown(v);
+	} else if (s.move_current && v.moved.count(me)) {
+		err = enter(i, [&](lks_vol *c, uint64_t t) { return lks_vol_meta_moved(c, v.grow_offset[me], t); });
+	} else if (s.move_current) {
+		if (quorum(i.host) && random.chance(.3)) {
+			trace("LOG volume %u: the metadata of h%u are at %llu", v.vid, me, (unsigned long long)v.grow_offset[me]);
+			v.moved.insert(me);
+			v.meta_of[me] = v.grow_offset[me];
+			stats[Stat::moves]++;
+		}
+	} else if (!v.moved.count(me)) {
+		uint64_t offset = random.chance(.05) ? 0 : v.grow_offset[me];    // given up, for now
+		err = enter(i, [&](lks_vol *c, uint64_t t) { return lks_vol_meta_move(c, offset, v.grow_to, t); });
+	}
+	if (err)
+		fail("h%u cannot move the metadata of volume %u: error %d", me, v.vid, err);
 }
 
 // S1, S3: what the daemon does first after a restart

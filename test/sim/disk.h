@@ -23,22 +23,40 @@ using MetaSector = std::array<uint8_t, 512>;
 class Disk {
 public:
 	// garbage: sectors never written read as values that no client wrote (a thick volume), otherwise as zeros.
-	Disk(uint64_t data_sectors, uint64_t meta_sectors, bool garbage);
+	Disk(uint64_t sectors, bool garbage);
+	// Metadata may stand in these sectors from now on. Read as data they are garbage, until they are written as data.
+	void add_place(uint64_t first, uint64_t sectors);
+	bool is_meta(uint64_t sector) const { return place_of(sector) != nullptr; }
+	// Do all these sectors lie in one place?
+	bool is_meta(uint64_t first, uint64_t sectors) const;
 
-	uint64_t data_sectors() const { return data.now.size(); }
+	uint64_t sectors() const { return data.now.size(); }
 	uint64_t read(uint64_t sector) const { return data.now[sector]; }
-	const MetaSector &read_meta(uint64_t sector) const { return meta.now[sector]; }
+	const MetaSector &read_meta(uint64_t sector) const { return meta.now[index(sector)]; }
 
 	void write(uint64_t sector, uint64_t value)
 	{
 		data.write(sector, value, ++sequence);
 		chunks[sector / CHUNK] = true;
 	}
-	void write_meta(uint64_t sector, const MetaSector &bytes) { meta.write(sector, bytes, ++sequence); }
+	void write_meta(uint64_t sector, const MetaSector &bytes)
+	{
+		meta.write(index(sector), bytes, ++sequence);
+		write(sector, garbage_of(sector));
+	}
+	void zero_meta(uint64_t sector)
+	{
+		meta.write(index(sector), MetaSector{}, ++sequence);
+		write(sector, 0);
+	}
 
 	// Everything of the sector that was written so far is durable (FUA).
 	void persist(uint64_t sector) { data.persist(sector, ++sequence); }
-	void persist_meta(uint64_t sector) { meta.persist(sector, ++sequence); }
+	void persist_meta(uint64_t sector)
+	{
+		meta.persist(index(sector), ++sequence);
+		persist(sector);
+	}
 
 	// Of a thin pool: does each chunk that the sectors lie in have space of its own already? Discarding gives none back.
 	bool provisioned(uint64_t first, uint64_t count) const;
@@ -53,9 +71,20 @@ public:
 	// The cache never holds more than this many writes: it destages the oldest.
 	void bound(size_t writes);
 
+	static uint64_t garbage_of(uint64_t sector) { return 0xdeadull << 48 | sector; }
+
 private:
 	static constexpr uint64_t CHUNK = 128;    // sectors
 
+	struct Place {
+		uint64_t first, sectors, base;    // base: index of the first in meta
+	};
+	const Place *place_of(uint64_t sector) const;
+	uint64_t index(uint64_t sector) const
+	{
+		const Place *p = place_of(sector);
+		return p->base + sector - p->first;
+	}
 	template <typename T> struct Area {
 		struct Write {
 			uint64_t sequence, sector;
@@ -99,6 +128,8 @@ private:
 	Area<uint64_t> data;
 	Area<MetaSector> meta;
 	std::vector<bool> chunks;                 // by sector / CHUNK: provisioned
+	std::vector<Place> places;
+	bool garbage;
 	uint64_t sequence = 0;
 };
 

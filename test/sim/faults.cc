@@ -32,11 +32,11 @@ void World::faults_step()
 
 void World::fault()
 {
-	enum { CRASH, BLACKOUT, CUT, ONE_WAY, ISOLATE, FAILOVER, TAKE_OVER, BREAK, PAUSE, DISK, DAEMON, LOG, REATTACH, HANDOVER, HOLD, VERIFY, FULL };
+	enum { CRASH, BLACKOUT, CUT, ONE_WAY, ISOLATE, FAILOVER, TAKE_OVER, BREAK, PAUSE, DISK, DAEMON, LOG, REATTACH, HANDOVER, HOLD, VERIFY, FULL, GROW };
 	Host &a = random_host(), &b = *hosts[(a.id + random.below(hosts.size() - 1)) % hosts.size()];
 	Volume &v = random_volume();
 	Time how_long = random.between(5, 150) * STEP;
-	switch (random.weighted({40, 4, 60, 25, 15, 15, 15, 30, 20, 15, 10, 8, 12, 25, 15, 8, 6})) {
+	switch (random.weighted({40, 4, 60, 25, 15, 15, 15, 30, 20, 15, 10, 8, 12, 25, 15, 8, 6, 10})) {
 	case CRASH:
 		crash(a, random.between(5, random.chance(.3) ? 20 : 120) * STEP);
 		break;
@@ -108,6 +108,12 @@ void World::fault()
 	case VERIFY:
 		verify(v, random.chance(.9), random.chance(.5));
 		break;
+	case GROW:
+		if (v.grow_to && !v.growing) {
+			trace("volume %u is to grow to %llu bytes", v.vid, (unsigned long long)v.grow_to);
+			v.growing = true;
+		}
+		break;
 	case HOLD:
 		begin_hold(v, random.between(1, 30) * 100 * MS);
 		break;
@@ -154,7 +160,7 @@ void World::begin_hold(Volume &v, Time timeout)
 		fail("h%u answers a hold with %d", p->host.id, err);
 	if (err)
 		return;
-	v.hold = {number, p->host.id, {}};
+	v.hold = {number, p->host.id, v.windows, {}};
 	stats[Stat::holds]++;
 	// The daemon may be late, or never come back.
 	if (hostile && random.chance(.9))
@@ -179,7 +185,7 @@ void World::copy_held(Volume &v, uint8_t from, uint64_t number)
 		return;
 	std::vector<uint64_t> copy;
 	uint64_t extent = LKS_EXTENT_BYTES / SECTOR;
-	for (const Span &w : v.windows)
+	for (const Span &w : v.hold.windows)
 		for (uint64_t s = w.first; s < w.first + w.count; s++)
 			copy.push_back(extent_bits(i->host, v, s / extent) & LKS_EXTENT_WRITTEN ? i->host.disks[v.vid - 1]->read(s) : 0);
 	v.hold.copies[from] = std::move(copy);
@@ -193,6 +199,7 @@ bool World::end_hold(Volume &v, uint64_t number)
 		return false;
 	int err = enter(*p, [&](lks_vol *c, uint64_t t) { return lks_vol_resume(c, number, t); });
 	auto copies = std::move(v.hold.copies);
+	auto windows = std::move(v.hold.windows);
 	v.hold = {};
 	trace("h%u may go on with volume %u: hold %llu ends with %d, %zu copies", p->host.id, v.vid, (unsigned long long)number, err,
 	      copies.size());
@@ -203,7 +210,7 @@ bool World::end_hold(Volume &v, uint64_t number)
 	for (auto &[h, copy] : copies) {
 		stats[Stat::snapshots]++;
 		size_t k = 0;
-		for (const Span &w : v.windows)
+		for (const Span &w : windows)
 			for (uint64_t s = w.first; s < w.first + w.count; s++, k++) {
 				if (copy[k] != copies.begin()->second[k])
 					fail("Q1 volume %u: the copies of h%u and h%u made in one hold differ in sector %llu", v.vid, h,

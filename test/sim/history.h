@@ -33,6 +33,7 @@ class History {
 public:
 	explicit History(uint64_t sectors) : lists(sectors) {}
 
+	void grow(uint64_t sectors) { lists.resize(sectors); }
 	uint64_t stamp() { return ++now; }
 	uint64_t owner(uint8_t key) const { return key < owners.size() ? owners[key] : 0; }
 	uint64_t incarnation() const { return incarnation_; }

@@ -193,7 +193,11 @@ void World::add_volume()
 	v->shared = profile.shared ? profile.shared == 2 : random.chance(.25);
 	lks_layout_of(v->bytes, v->block_size, &v->layout);
 	v->history = std::make_unique<History>(v->sectors());
+	if (profile.grows ? profile.grows == 2 : random.chance(.3))
+		v->grow_to = v->bytes + random.between(1, 1500) * 4096;
 	uint64_t meta_offset = LKS_ROUND_UP(v->bytes, LKS_META_UNIT) + random.below(3) * LKS_META_UNIT;
+	lks_layout grown{};
+	lks_layout_of(std::max(v->bytes, v->grow_to), v->block_size, &grown);
 
 	std::vector<uint8_t> all;
 	for (auto &h : hosts)
@@ -211,6 +215,7 @@ void World::add_volume()
 	lks_record r{};
 	r.version = r.term = 1;
 	r.vid = v->vid;
+	r.size = v->bytes;
 	r.nreplicas = static_cast<uint8_t>(v->replicas.size());
 	for (size_t i = 0; i < v->replicas.size(); i++) {
 		r.replicas[i].host = v->replicas[i];
@@ -247,14 +252,21 @@ void World::add_volume()
 		if (!std::count(v->replicas.begin(), v->replicas.end(), h->id))
 			continue;
 		sb.host = h->id;
-		auto disk = std::make_unique<Disk>(meta_offset / SECTOR, v->layout.total_bytes / SECTOR, v->thick);
+		uint64_t end = meta_offset + v->layout.total_bytes, next = std::max(v->grow_to, end);
+		next = LKS_ROUND_UP(next, LKS_META_UNIT) + random.below(3) * LKS_META_UNIT;
+		v->meta_of[h->id] = meta_offset;
+		v->grow_offset[h->id] = next;
+		auto disk = std::make_unique<Disk>((v->grow_to ? next + grown.total_bytes : end) / SECTOR, v->thick);
+		disk->add_place(meta_offset / SECTOR, v->layout.total_bytes / SECTOR);
+		if (v->grow_to)
+			disk->add_place(next / SECTOR, grown.total_bytes / SECTOR);
 		alignas(LKS_META_UNIT) uint8_t unit[LKS_META_UNIT];
 		for (uint64_t at = 0; at < v->layout.slot_offset; at += LKS_META_UNIT) {
 			lks_format_unit(&sb, at, unit);
 			for (uint64_t s = 0; s < LKS_META_UNIT / SECTOR; s++) {
 				MetaSector sector;
 				memcpy(sector.data(), unit + s * SECTOR, SECTOR);
-				disk->write_meta(at / SECTOR + s, sector);
+				disk->write_meta((meta_offset + at) / SECTOR + s, sector);
 			}
 		}
 		disk->flush(disk->mark());
@@ -378,9 +390,9 @@ int World::attach(Instance &i)
 	auto read = [](void *reader, u64 offset, void *to, u32 bytes) { return self(reader).world.read_meta(self(reader), offset, to, bytes); };
 	bool suspect = false;
 	uint64_t version = 0, term = 0;
-	const Disk &disk = *i.host.disks[i.volume.vid - 1];
+	uint64_t offset = i.volume.meta_of.at(i.host.id);
 	int err = enter(i, [&](lks_vol *v, uint64_t t) {
-		return lks_vol_attach(v, disk.data_sectors() * SECTOR, i.volume.thick, read, &i, t, &suspect, &version, &term);
+		return lks_vol_attach(v, offset, i.volume.thick, read, &i, t, &suspect, &version, &term);
 	});
 	trace("h%u attaches volume %u: %d%s v%llu/t%llu", i.host.id, i.volume.vid, err, suspect ? " suspect" : "",
 	      (unsigned long long)version, (unsigned long long)term);
@@ -471,6 +483,9 @@ void World::handle(Instance &i, const Instance::Event &e)
 		stats[Stat::verified]++;
 		break;
 	case LKS_EV_META_MOVED:
+		trace("h%u: metadata of volume %u at %llu are %s", i.host.id, i.volume.vid, (unsigned long long)e.info.offset,
+		      e.info.done ? "the only ones" : "current");
+		break;
 	case LKS_EV_STATE:
 		break;
 	}

@@ -301,4 +301,21 @@ void World::record_close(Volume &v, uint8_t host_id, uint64_t session)
 	commit(v, next);
 }
 
+// All replicas have their metadata where a larger volume has them, and zeros where they were.
+void World::record_grown(Volume &v)
+{
+	lks_record next = next_version(v);
+	next.size = v.grow_to;
+	if (!commit(v, next))
+		return;
+	stats[Stat::grown]++;
+	v.windows.push_back({v.sectors() - 8, 16});    // across the old end
+	if (v.grow_to / SECTOR > v.sectors() + 40)
+		v.windows.push_back({v.grow_to / SECTOR - 30, 30});
+	v.bytes = v.grow_to;
+	v.growing = false;
+	v.grow_to = 0;
+	v.history->grow(v.sectors());
+}
+
 }    // namespace lockstep::sim

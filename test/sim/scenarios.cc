@@ -520,6 +520,35 @@ void play_gives_up(World &w)
 	w.settle("at the end");
 }
 
+// A replica's metadata move while clients work; a crash at any time leaves what counts; the new space reads zeros.
+void play_grow(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	uint64_t old_end = s.v.sectors(), end = s.v.grow_to / SECTOR;
+	s.write(4, {old_end - 40, 40});
+	s.write(4, A);
+	w.crash(w.host(3), 20 * SECOND);    // so that a dirty map moves too
+	s.write(4, B);
+	s.v.growing = true;
+	s.await("h1 and h2 have moved", [&] { return s.v.retired.size() == 2; });
+	s.expect(s.v.growing, "the volume does not grow without h3");
+	w.reattach(s.on(2), false);
+	s.write(4, C);
+	s.await("the volume has grown", [&] { return s.v.sectors() == end; });
+	s.await("the device has, too", [&] { return s.on(4).core->p.size == s.v.bytes; });
+	s.read(4, {old_end - 8, 16});
+	s.read(4, {old_end, std::min<uint64_t>(70, end - old_end)});
+	s.write(4, {old_end - 8, 16});
+	s.write(4, {end - 8, 8});
+	s.await("all are in sync", [&] { return s.member(1) && s.member(2) && s.member(3); });
+	s.read(4, {end - 8, 8});
+	s.read(4, B);
+	w.settle("at the end");
+}
+
 }    // namespace
 
 const std::vector<Scenario> &scenarios()
@@ -546,6 +575,7 @@ const std::vector<Scenario> &scenarios()
 		{"verify", "verify finds what differs, and repairs it", play_verify},
 		{"doubt-compared", "what a crash has made doubtful is compared before it is copied", play_doubt_compared},
 		{"gives-up", "requests that wait too long for a primary fail if that is wanted", play_gives_up},
+		{"grow", "a volume grows while clients work and hosts crash", play_grow, 1, 2},
 	};
 	return all;
 }
@@ -554,6 +584,9 @@ std::string run_scenario(const Scenario &s, const Options &options)
 {
 	Profile profile = quiet();
 	profile.shared = s.shared;
+	profile.grows = s.grows;
+	if (s.grows == 2)
+		profile.bytes -= 10 * LKS_META_UNIT;    // in the middle of an extent
 	World world(1, options, profile);
 	world.hostile = world.busy = false;
 	try {

@@ -18,6 +18,7 @@ struct Scenario {
 	const char *what;                        // what it proves, one line
 	void (*play)(World &);
 	unsigned shared = 1;                     // as Profile::shared
+	unsigned grows = 1;                      // as Profile::grows
 };
 
 const std::vector<Scenario> &scenarios();

@@ -41,12 +41,11 @@ void World::submit(Instance &i, lks_io *io)
 		fail("h%u submits a %s without a disk", i.host.id, name);
 	auto t = std::make_unique<Transfer>(Transfer{fresh(), io, *io, 0, {}, {}, {}});
 	Disk &disk = disk_of(i);
-	uint64_t data_bytes = disk.data_sectors() * SECTOR, meta_bytes = i.volume.layout.total_bytes;
 	if (io->op == LKS_IO_META)
 		t->what.length = LKS_META_UNIT;
 	const lks_io &what = t->what;
 	if (io->op == LKS_IO_META) {
-		if (io->offset % LKS_META_UNIT || io->offset < data_bytes || io->offset + LKS_META_UNIT > data_bytes + meta_bytes)
+		if (io->offset % LKS_META_UNIT || !disk.is_meta(io->offset / SECTOR, LKS_META_UNIT / SECTOR))
 			fail("h%u writes metadata at %llu", i.host.id, (unsigned long long)io->offset);
 		t->meta.resize(LKS_META_UNIT / SECTOR);
 		memcpy(t->meta.data(), io->meta, LKS_META_UNIT);
@@ -56,8 +55,11 @@ void World::submit(Instance &i, lks_io *io)
 		t->mark = disk.mark();
 	} else {
 		bool data = io->offset + io->length <= i.volume.bytes;
-		bool slots = io->op == LKS_IO_ZEROES && io->offset >= data_bytes && io->offset + io->length <= data_bytes + meta_bytes;
-		if (!io->length || io->length % SECTOR || io->offset % SECTOR || (!data && !slots))
+		bool slots = io->op == LKS_IO_ZEROES && disk.is_meta(io->offset / SECTOR, io->length / SECTOR);
+		// What held metadata becomes data, after the log has named the new place and before the volume may grow over it.
+		bool retired = io->op == LKS_IO_ZEROES && io->offset >= i.volume.bytes && i.volume.grow_to &&
+			       i.volume.moved.count(i.host.id) && io->offset + io->length <= i.volume.grow_to;
+		if (!io->length || io->length % SECTOR || io->offset % SECTOR || (!data && !slots && !retired))
 			fail("h%u: %s of %u bytes at %llu", i.host.id, name, io->length, (unsigned long long)io->offset);
 		if ((io->op == LKS_IO_READ || io->op == LKS_IO_WRITE) && (!io->buf || io->buf->bytes < io->length))
 			fail("h%u: %s of %u bytes with too small a buffer", i.host.id, name, io->length);
@@ -94,16 +96,18 @@ void World::apply(Instance &i, Transfer &t, bool whole)
 				continue;
 			t.early[k] = true;
 		}
-		if (first >= disk.data_sectors())
-			disk.write_meta(first - disk.data_sectors() + k, t.meta.empty() ? MetaSector{} : t.meta[k]);
+		if (t.what.op == LKS_IO_META)
+			disk.write_meta(first + k, t.meta[k]);
+		else if (t.what.op == LKS_IO_ZEROES && disk.is_meta(first + k))
+			disk.zero_meta(first + k);
 		else
 			disk.write(first + k, t.what.op == LKS_IO_WRITE ? t.data[k] : 0);
 	}
 	if (!whole || !(t.what.flags & LKS_IO_FUA))
 		return;
 	for (uint64_t k = 0; k < n; k++) {
-		if (first >= disk.data_sectors())
-			disk.persist_meta(first - disk.data_sectors() + k);
+		if (t.what.op == LKS_IO_META)
+			disk.persist_meta(first + k);
 		else
 			disk.persist(first + k);
 	}
@@ -172,16 +176,14 @@ void World::power_off_disk(Host &h, Instance &i)
 int World::read_meta(Instance &i, uint64_t offset, void *to, uint32_t bytes)
 {
 	Disk &disk = disk_of(i);
-	uint64_t base = disk.data_sectors() * SECTOR;
-	if (offset < base || offset % LKS_META_UNIT || !bytes || bytes % LKS_META_UNIT ||
-	    offset + bytes > base + i.volume.layout.total_bytes)
+	if (offset % LKS_META_UNIT || !bytes || bytes % LKS_META_UNIT || !disk.is_meta(offset / SECTOR, bytes / SECTOR))
 		fail("h%u reads %u bytes of metadata at %llu", i.host.id, bytes, (unsigned long long)offset);
 	if (spoils(profile.io_errors)) {
 		stats[Stat::io_failures]++;
 		return -EIO;
 	}
 	for (uint64_t k = 0; k < bytes / SECTOR; k++)
-		memcpy(static_cast<uint8_t *>(to) + k * SECTOR, disk.read_meta((offset - base) / SECTOR + k).data(), SECTOR);
+		memcpy(static_cast<uint8_t *>(to) + k * SECTOR, disk.read_meta(offset / SECTOR + k).data(), SECTOR);
 	return 0;
 }
 
@@ -189,7 +191,7 @@ unsigned World::extent_bits(const Host &h, const Volume &v, uint64_t extent) con
 {
 	const Disk &disk = *h.disks[v.vid - 1];
 	uint64_t i = extent % LKS_EXTENTS_PER_RECORD;
-	const MetaSector &sector = disk.read_meta(v.layout.table_offset / SECTOR + extent / LKS_EXTENTS_PER_RECORD);
+	const MetaSector &sector = disk.read_meta((v.meta_of.at(h.id) + v.layout.table_offset) / SECTOR + extent / LKS_EXTENTS_PER_RECORD);
 	return sector[offsetof(lks_extent_record, bits) + i / 4] >> (i % 4 * 2) & (LKS_EXTENT_HOT | LKS_EXTENT_WRITTEN);
 }
 

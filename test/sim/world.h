@@ -53,7 +53,7 @@ struct Violation : std::runtime_error {
 
 #define SIM_STATS(X) \
 	X(seconds) X(events) X(reads) X(writes) X(zeroes) X(discards) X(flushes) X(fua) X(failed_requests) X(fenced) X(opened) \
-	X(frames) X(copies) X(compares) X(spared) X(verifies) X(verified) X(mismatches) X(gave_up) X(crashes) X(blackouts) X(cuts) X(link_losses) X(silent) X(pauses) X(disk_stalls) X(daemon_deaths) \
+	X(frames) X(copies) X(compares) X(spared) X(verifies) X(verified) X(mismatches) X(gave_up) X(moves) X(grown) X(crashes) X(blackouts) X(cuts) X(link_losses) X(silent) X(pauses) X(disk_stalls) X(daemon_deaths) \
 	X(log_outages) X(reattaches) X(versions) X(failovers) X(last_resorts) X(activations) X(incarnations) X(joins) X(removals) \
 	X(handovers) X(holds) X(snapshots) X(suspects) X(clean_attaches) X(table_writes) X(disk_errors) X(damaged_frames) X(full_pools) X(no_space) X(alloc_failures) X(io_failures)
 
@@ -92,6 +92,7 @@ struct Profile {
 	// of the volumes; 0: by chance
 	unsigned replicas;
 	unsigned shared;                 // 1: no, 2: yes
+	unsigned grows;                  // 1: no, 2: yes
 	uint32_t freeze_ms;              // requests give up after that; 0: never
 	uint32_t block_size;
 	uint64_t bytes;
@@ -117,8 +118,15 @@ struct Volume {
 	struct Hold {
 		uint64_t number = 0;             // 0: none is wanted
 		uint8_t host = 0;                // where the primary is
+		std::vector<Span> windows;       // as they were when it began
 		std::map<uint8_t, std::vector<uint64_t>> copies;    // by host: the windows' sectors
 	} hold;
+	// growing, as the daemons do it
+	std::map<uint8_t, uint64_t> meta_of;     // by host: offset of the replica's metadata in the log, bytes
+	std::map<uint8_t, uint64_t> grow_offset; // where it goes
+	uint64_t grow_to = 0;                    // bytes; 0: does not grow
+	bool growing = false;
+	std::set<uint8_t> moved, retired;        // hosts: the log names the new place; the old one is known to be zeros
 	bool damaged = false;                    // behind the core's back: verify may find differences
 
 	uint8_t key_of(uint8_t client) const { return shared ? client : 0; }    // of a session, see History
@@ -312,10 +320,12 @@ struct World {
 	void record_repaired(Volume &v, uint8_t host);
 	void record_open(Volume &v, uint8_t host, uint64_t ended);
 	void record_close(Volume &v, uint8_t host, uint64_t session);
+	void record_grown(Volume &v);
 
 	// ---- daemon.cc
 	void daemon_wakes(Host &h);
 	void reconcile(Instance &i);
+	void grow(Instance &i);
 	void admit(Instance &i);
 	void tell(Host &h, Volume &v);
 

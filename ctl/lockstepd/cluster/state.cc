@@ -257,6 +257,7 @@ lks_record to_record(const Volume &volume)
 	record.term = volume.term;
 	record.incarnation = volume.incarnation;
 	record.session_serial = volume.session_serial;
+	record.size = volume.size_bytes;
 	record.vid = volume.vid;
 	record.primary = volume.primary;
 	record.flags = volume.drained ? LKS_RECORD_DRAINED : 0;

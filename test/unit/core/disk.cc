@@ -191,7 +191,11 @@ TEST_CASE("another volume's, host's or size's metadata are refused")
 	CHECK(refused([](lks_superblock &sb) { sb.vid = 8; }));
 	CHECK(refused([](lks_superblock &sb) { sb.uuid[15] ^= 1; }));
 	CHECK(refused([](lks_superblock &sb) { sb.host = 4; }));
-	CHECK(refused([](lks_superblock &sb) { sb.size += 4096; }));
+	CHECK(refused([](lks_superblock &sb) { sb.size -= 4096; }));
+	CHECK(refused([](lks_superblock &sb) { sb.size += 512; }));
+	CHECK(refused([](lks_superblock &sb) { sb.size = LKS_SIZE_MAX + LKS_META_UNIT; }));
+	CHECK(refused([](lks_superblock &sb) { sb.retire = 4096, sb.retire_end = 512; }));
+	CHECK(refused([](lks_superblock &sb) { sb.retire_end = sb.size + 4096; }));
 	CHECK(refused([](lks_superblock &sb) { sb.block_size = 4096; }));
 	CHECK_FALSE(refused([](lks_superblock &sb) { sb.slots[6] = {.host = 64, .pad = {}, .since = 1}; }));
 	CHECK(refused([](lks_superblock &sb) { sb.slots[6] = {.host = 65, .pad = {}, .since = 1}; }));

@@ -29,6 +29,7 @@ bool accepted(const lks_frame &f) { return lks_frame_check(&f) == 0; }
 lks_record record()
 {
 	lks_record r{};
+	r.size = 1 << 20;
 	r.vid = 1;
 	r.version = 9;
 	r.term = 2;
