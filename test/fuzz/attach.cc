@@ -85,7 +85,7 @@ void check_damaged(const Host &h)
 
 void use(Host &h, bool serve, bool thick)
 {
-	lks_record r = base_record(serve ? SELF : 2), before = r;
+	lks_record r = base_record(serve ? SELF : 2, h.params.size), before = r;
 	r.version = before.version = std::max<uint64_t>(r.version, h.core->sb.version) % (1ull << 62) + 2;
 	r.term = before.term = std::max<uint64_t>(r.term, h.core->sb.term) % (1ull << 62) + 2;
 	r.replicas[1].state = r.replicas[2].state = serve ? LKS_REPLICA_STALE : LKS_REPLICA_INSYNC;

@@ -26,7 +26,7 @@ struct Play {
 	lks_record record;    // the log's
 	bool open = false;
 
-	Play(Input &input, uint64_t size, uint32_t block_size) : in(input), h(size, block_size), record(base_record(2)) {}
+	Play(Input &input, uint64_t size, uint32_t block_size) : in(input), h(size, block_size), record(base_record(2, size)) {}
 
 	int deliver(uint8_t from, const lks_frame &f, const void *payload)
 	{

@@ -82,7 +82,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 		f = sealed;
 	bool right = f.magic == sealed.magic && f.crc == sealed.crc;
 	CHECK(lks_frame_check(&f) == (right && naive_frame(f) ? 0 : -EPROTO));
-	lks_record r = flags & 2 ? base_record(flags >> 2 & 3) : in.take<lks_record>();
+	lks_record r = flags & 2 ? base_record(flags >> 2 & 3, 1 << 20) : in.take<lks_record>();
 	if (flags & 2)
 		for (unsigned n = 0; !in.empty() && n < 100; n++) {
 			size_t at = in.take<uint16_t>() % sizeof(r);

@@ -315,9 +315,10 @@ struct Host {
 };
 
 // Replicas on h1 (this host), h2, h3 and h4, the last one stale; openers on h1 and h5.
-inline lks_record base_record(uint8_t primary)
+inline lks_record base_record(uint8_t primary, uint64_t size)
 {
 	lks_record r{};
+	r.size = size;
 	r.version = 10;
 	r.term = 3;
 	r.vid = 7;

@@ -365,6 +365,27 @@ static void parse_replicas(struct lks_record *r, char *list)
 	}
 }
 
+static uint64_t size_in_dump;
+
+static void note_size(const struct nlmsghdr *h)
+{
+	struct attrs a;
+
+	parse((const char *)NLMSG_DATA(h) + GENL_HDRLEN, (int)(h->nlmsg_len - NLMSG_LENGTH(GENL_HDRLEN)), &a);
+	if (a.a[LKS_A_SIZE])
+		size_in_dump = number(a.a[LKS_A_SIZE]);
+}
+
+/* What the volume was added with: a record names its size. */
+static uint64_t size_of(uint32_t vid)
+{
+	struct nlmsghdr *h = start(family, LKS_CMD_GET, NLM_F_DUMP);
+
+	put_u32(h, LKS_A_VID, vid);
+	call(note_size);
+	return size_in_dump;
+}
+
 static void config(char **a, bool admit)
 {
 	struct lks_record r = { .vid = (uint32_t)strtoul(a[0], NULL, 0), .version = strtoull(a[1], NULL, 0),
@@ -373,6 +394,7 @@ static void config(char **a, bool admit)
 	char *save, *word;
 
 	parse_replicas(&r, a[5]);
+	r.size = size_of(r.vid);
 	for (word = strcmp(a[6], "-") ? strtok_r(a[6], ",", &save) : NULL; word; word = strtok_r(NULL, ",", &save)) {
 		struct lks_record_opener *o = &r.openers[r.nopeners++ % LKS_MAX_HOSTS];
 		char *session = strchr(word, ':');
@@ -525,6 +547,7 @@ static void decide_alone(uint32_t vid, char *replicas)
 	struct lks_record r = { .version = 1, .vid = vid };
 
 	parse_replicas(&r, replicas);
+	r.size = size_of(vid);
 	set_config(&r, true);
 	events(0, decide, &r);
 }
