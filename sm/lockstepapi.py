@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# The API of lockstepd for the storage driver and the plugin: HTTP and JSON over the daemon's unix socket on this host, one
+# request a connection. All routes that sm/ uses are in this file (docs/openapi.yaml describes them).
+#
+# Errors are exceptions with the daemon's own sentence, ready to be shown to a user:
+#   Unreachable  the daemon of this host does not run or does not answer: what was asked may or may not have been done
+#   Missing      the request names something that is not there
+#   Unsupported  this version of the daemon has no such route
+#   NoSpace, InUse, Forbidden, ApiError  the rest, by the daemon's status and code
+#
+# Python 3.6, the standard library only: it runs in dom0, before xapi is up too.
+import errno
+import http.client
+import json
+import os
+import socket
+import time
+from urllib.parse import quote
+
+SOCKET = '/run/lockstep/lockstepd.sock'
+DEVICES = '/dev/lockstep'
+READ_TIMEOUT_S = 30
+CHANGE_TIMEOUT_S = 180      # the daemon gives up by itself after 60 s, and undoes what it did
+COPY_TIMEOUT_S = 24 * 3600  # calls that copy data
+
+# enum Status of ctl/lib/error.h
+USAGE, NOT_FOUND, FORBIDDEN, FAILED = 2, 3, 5, 10
+
+CHANGED_BLOCK_BYTES = 64 * 1024
+
+
+class ApiError(Exception):
+    def __init__(self, message, status=FAILED, code=None):
+        Exception.__init__(self, message)
+        self.status = status
+        self.code = code
+
+
+class Unreachable(ApiError):
+    pass
+
+
+class Missing(ApiError):
+    pass
+
+
+class Unsupported(ApiError):
+    pass
+
+
+class Forbidden(ApiError):
+    pass
+
+
+class NoSpace(Forbidden):
+    pass
+
+
+class InUse(Forbidden):
+    pass
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path, timeout_s):
+        http.client.HTTPConnection.__init__(self, 'localhost', timeout=timeout_s)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+def _error(method, path, body):
+    try:
+        answer = json.loads(body.decode('utf-8'))
+        message, status = answer['message'], int(answer['status'])
+    except (ValueError, KeyError, TypeError):
+        return ApiError('lockstepd answered %s %s with what is no error of its API' % (method, path))
+    code = answer.get('code')
+    if code == 'unsupported' or (status == NOT_FOUND and message.startswith('the API has no ')):
+        return Unsupported('the lockstepd of this host cannot do this yet (%s): update it' % message, status, code)
+    kinds = {'no_space': NoSpace, 'in_use': InUse, 'not_found': Missing}
+    by_status = {NOT_FOUND: Missing, FORBIDDEN: Forbidden}
+    return kinds.get(code, by_status.get(status, ApiError))(message, status, code)
+
+
+class Api(object):
+    """A client of the daemon on this host. It holds no state and no connection."""
+
+    def __init__(self, path=None):
+        # The variable is for tests: xapi gives its drivers an environment of its own.
+        self.path = path or os.environ.get('LOCKSTEP_SOCKET') or SOCKET
+
+    def call(self, method, path, body=None, timeout_s=None):
+        if timeout_s is None:
+            timeout_s = READ_TIMEOUT_S if method == 'GET' else CHANGE_TIMEOUT_S
+        connection = _Connection(self.path, timeout_s)
+        try:
+            data = None if body is None else json.dumps(body).encode('utf-8')
+            connection.request(method, '/v1' + path, data, {'Content-Type': 'application/json'} if data else {})
+            response = connection.getresponse()
+            answer = response.read()
+        except socket.timeout:
+            raise Unreachable('lockstepd of this host did not answer %s %s within %d s' % (method, path, timeout_s))
+        except (OSError, http.client.HTTPException) as e:
+            if getattr(e, 'errno', None) in (errno.ENOENT, errno.ECONNREFUSED):
+                raise Unreachable('lockstepd does not run on this host: start it with `systemctl start lockstepd`')
+            raise Unreachable('lockstepd of this host cannot be asked (%s %s): %s' % (method, path, e or type(e).__name__))
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise _error(method, path, answer)
+        try:
+            result = json.loads(answer.decode('utf-8')) if answer else {}
+        except ValueError:
+            raise ApiError('lockstepd answered %s %s with what is no JSON' % (method, path))
+        return result
+
+    # ---- reading ----
+
+    def status(self, volume=None, consistent=False):
+        query = []
+        if volume is not None:
+            query.append('volume=' + quote(volume, safe=''))
+        if consistent:
+            query.append('consistent=true')
+        answer = self.call('GET', '/status' + ('?' + '&'.join(query) if query else ''))
+        if consistent and answer.get('consistent') is not True:
+            raise Unsupported('the lockstepd of this host cannot answer authoritatively: update it')
+        return answer
+
+    def cluster_status(self, consistent=False):
+        """The status of a cluster; an error if this host is in none, or cannot say anything about it yet."""
+        answer = self.status(consistent=consistent)
+        self._must_know(answer)
+        return answer
+
+    def volume(self, name):
+        """One volume, as in the status; Missing if there is none that is not being deleted."""
+        for volume in self.status(volume=name).get('volumes', []):
+            if volume['name'] == name and volume['phase'] != 'deleting':
+                return volume
+        raise Missing('there is no volume named ' + name, NOT_FOUND)
+
+    def wait_for(self, name, holds, timeout_s):
+        """The volume once holds(volume) is true; None after the time-out. Does not poll: the daemon says when something changed."""
+        end = time.monotonic() + timeout_s
+        index = 0
+        while True:
+            left_ms = int((end - time.monotonic()) * 1000)
+            answer = self.call('GET', '/wait?index=%d&ms=%d' % (index, max(0, min(left_ms, 10000)) if index else 0))
+            self._must_know(answer)
+            for volume in answer['volumes']:
+                if volume['name'] == name and volume['phase'] != 'deleting':
+                    if holds(volume):
+                        return volume
+                    break
+            else:
+                raise Missing('there is no volume named ' + name, NOT_FOUND)
+            if left_ms <= 0:
+                return None
+            index = answer['applied']
+
+    @staticmethod
+    def _must_know(answer):
+        cluster = answer.get('cluster')
+        if not cluster or not cluster.get('uuid'):
+            raise Forbidden(answer.get('message') or 'this host is in no cluster', FORBIDDEN)
+
+    # ---- cluster, hosts, pools ----
+
+    def init(self, name):
+        return self.call('POST', '/cluster/init', {'name': name})
+
+    def token(self):
+        return self.call('POST', '/cluster/token', {})['token']
+
+    def join(self, token, address):
+        return self.call('POST', '/cluster/join', {'token': token, 'address': address})
+
+    def pool_create(self, name, vg, thin=None, host=None):
+        body = {'name': name, 'vg': vg}
+        if thin:
+            body['thin'] = thin
+        if host:
+            body['host'] = host
+        return self.call('POST', '/pools', body)
+
+    def pool_delete(self, name, host):
+        return self.call('DELETE', '/pools/%s/%s' % (quote(name, safe=''), quote(host, safe='')))
+
+    def host_evacuate(self, host):
+        """Begins it; the status tells when the host is empty."""
+        return self.call('POST', '/hosts/%s/evacuate' % quote(host, safe=''), {})
+
+    def host_restore(self, host):
+        return self.call('POST', '/hosts/%s/restore' % quote(host, safe=''), {})
+
+    def host_remove(self, host):
+        return self.call('POST', '/hosts/%s/remove' % quote(host, safe=''), {})
+
+    def host_addresses(self, host, addresses):
+        return self.call('PATCH', '/hosts/' + quote(host, safe=''), {'addresses': addresses})
+
+    # ---- groups ----
+
+    def group_create(self, name, pool, redundancy, labels):
+        return self.call('POST', '/groups', {'name': name, 'pool': pool, 'redundancy': redundancy, 'labels': labels})
+
+    def group_label(self, name, labels):
+        return self.call('PATCH', '/groups/' + quote(name, safe=''), {'labels': labels})
+
+    def group_delete(self, name):
+        return self.call('DELETE', '/groups/' + quote(name, safe=''))
+
+    # ---- volumes ----
+
+    @staticmethod
+    def _volume_path(name, verb=''):
+        return '/volumes/' + quote(name, safe='') + verb
+
+    def volume_create(self, name, size_bytes, group, labels, **options):
+        body = {'name': name, 'uuid': name, 'size_bytes': size_bytes, 'group': group, 'labels': labels}
+        body.update(options)
+        return self.call('POST', '/volumes', body)
+
+    def volume_label(self, name, labels):
+        return self.call('PATCH', self._volume_path(name), {'labels': labels})
+
+    def volume_delete(self, name):
+        return self.call('DELETE', self._volume_path(name))
+
+    def resize(self, name, size_bytes):
+        return self.call('POST', self._volume_path(name, '/resize'), {'size_bytes': size_bytes})
+
+    def clone(self, name, clone, group, labels):
+        return self.call('POST', self._volume_path(name, '/clone'), {'name': clone, 'uuid': clone, 'group': group, 'labels': labels})
+
+    def compose(self, name, parent):
+        return self.call('POST', self._volume_path(name, '/compose'), {'parent': parent}, COPY_TIMEOUT_S)
+
+    # ---- snapshots: each belongs to a volume, which may be gone; "since" and "to" are names of snapshots, None: the volume now ----
+
+    def find(self, name):
+        """The volume or snapshot of this name: (volume, None) or (None, snapshot). Missing if there is neither."""
+        try:
+            return self.volume(name), None
+        except Missing:
+            for snapshot in self.cluster_status().get('snapshots', ()):
+                if snapshot['name'] == name and snapshot['phase'] == 'ready':
+                    return None, snapshot
+            raise
+
+    @staticmethod
+    def _snapshot_path(snapshot, verb=''):
+        return '/volumes/%s/snapshots/%s%s' % (quote(snapshot['volume'], safe=''), quote(snapshot['name'], safe=''), verb)
+
+    def snapshot_create(self, volume, name, labels):
+        return self.call('POST', self._volume_path(volume, '/snapshots'), {'name': name, 'uuid': name, 'labels': labels})
+
+    def snapshot_label(self, snapshot, labels):
+        return self.call('PATCH', self._snapshot_path(snapshot), {'labels': labels})
+
+    def snapshot_delete(self, snapshot):
+        return self.call('DELETE', self._snapshot_path(snapshot))
+
+    def snapshot_restore(self, snapshot, name, group, labels, **options):
+        body = {'name': name, 'group': group, 'labels': labels}
+        body.update(options)
+        return self.call('POST', self._snapshot_path(snapshot, '/restore'), body)
+
+    def destroy_data(self, snapshot):
+        return self.call('POST', self._snapshot_path(snapshot, '/destroy-data'), {})
+
+    def diff(self, volume, since, to=None):
+        query = '/diff?from=' + quote(since, safe='') + ('&to=' + quote(to, safe='') if to else '')
+        return self.call('GET', self._volume_path(volume, query), None, CHANGE_TIMEOUT_S)
+
+
+def openers(volume):
+    """Names of the hosts that have the volume open for writing."""
+    if 'openers' in volume:
+        return [o['host'] if isinstance(o, dict) else o for o in volume['openers']]
+    return [volume['opener']] if volume.get('opener') else []
+
+
+def capacity(pools, redundancy):
+    """Bytes a group of this redundancy can hold and holds, as XOSTOR counts: smallest pool x pools / redundancy, and what
+    the fullest pools hold already, not multiplied by the redundancy."""
+    if not pools:
+        return 0, 0
+    size = min(p['size_bytes'] for p in pools) * len(pools) // redundancy
+    used = sum(p['size_bytes'] - p['free_bytes'] for p in pools) // redundancy
+    return size, min(used, size)
