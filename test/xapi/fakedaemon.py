@@ -1,0 +1,546 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Stand-in for the daemons of one cluster: an HTTP server on a unix socket a host, one state behind them all. It answers as
+# lockstepd does (contract.py holds it to docs/openapi.yaml) and keeps the rules that matter to a storage driver: space, names,
+# one writer, quorum, tombstones. Volumes hold real bytes, a block a list entry, so that snapshots, clones and differences can be
+# checked. Routes can be switched off (without=) to be a daemon of an earlier version.
+#
+# The device of a volume is a block device node without a driver: enough for who only looks whether it is there. Opens are
+# counted by the routes /test/open and /test/close, which the stand-in of tapdisk calls.
+import base64
+import json
+import os
+import re
+import socketserver
+import stat
+import threading
+import time
+import urllib.parse
+import uuid
+from http.server import BaseHTTPRequestHandler
+
+from contract import Contract
+
+MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
+BLOCK = 64 * 1024
+MAX_VOLUME_BYTES = 64 * TIB
+NO_DRIVER = os.makedev(240, 0)
+
+
+class Refused(Exception):
+    HTTP = {2: 400, 3: 404, 5: 409, 10: 503}
+
+    def __init__(self, status, message, code=None):
+        Exception.__init__(self, message)
+        self.status, self.code = status, code
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+class Host(object):
+    def __init__(self, name, number):
+        self.name, self.id = name, number
+        self.uuid = str(uuid.uuid4())
+        self.online = self.joined = True
+        self.vgs = {}                       # (vg, thin or None) -> size: what LVM has, known to the cluster or not
+        self.module_error = ''
+
+
+class Cluster(object):
+    """names: hosts; all are members unless formed=False. Every host has the thin pool vg0/thin of 100 GiB."""
+
+    def __init__(self, folder, names, formed=True, pools=True, without=()):
+        self.folder = folder
+        self.contract = Contract()
+        self.drift = []
+        self.without = set(without)
+        self.lock = threading.RLock()
+        self.moved = threading.Condition(self.lock)
+        self.hosts = {n: Host(n, i + 1) for i, n in enumerate(names)}
+        self.uuid = str(uuid.uuid4()) if formed else ''
+        self.pools, self.groups, self.volumes, self.snapshots = {}, {}, {}, {}
+        self.tokens = set()
+        self.applied, self.next_vid = 1, 1
+        self.quorum = True
+        self.close_delay_s = 0
+        self.before = self.after = None     # hooks: (host, method, path) around each request
+        self.requests = []
+        self.servers = {}
+        for host in self.hosts.values():
+            host.joined = formed
+            if pools:
+                host.vgs[('vg0', 'thin')] = 100 * GIB
+                if formed:
+                    self.pools[('vg0-thin', host.name)] = ('vg0', 'thin')
+            os.makedirs(self.devices(host.name))
+            self.start(host.name)
+
+    def devices(self, host):
+        return os.path.join(self.folder, host, 'devices')
+
+    def socket(self, host):
+        return os.path.join(self.folder, host, 'sock')
+
+    def start(self, name):
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = 'HTTP/1.1'
+            cluster, host = self, self.hosts[name]
+
+            def log_message(self, *_):
+                pass
+
+            def address_string(self):
+                return ''
+
+            def handle_any(self):
+                self.cluster.handle(self)
+            do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = handle_any
+
+        server = Server(self.socket(name), Handler)
+        threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True).start()
+        self.servers[name] = server
+
+    def stop(self, name):
+        server = self.servers.pop(name, None)
+        if server:
+            server.shutdown()
+            server.server_close()
+            os.unlink(self.socket(name))
+
+    def close(self):
+        for name in list(self.servers):
+            self.stop(name)
+
+    # ---- one request ----
+
+    def handle(self, handler):
+        url = urllib.parse.urlsplit(handler.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        length = int(handler.headers.get('Content-Length') or 0)
+        body = json.loads(handler.rfile.read(length).decode()) if length else {}
+        method, host = handler.command, handler.host
+        if url.path.startswith('/test/'):
+            return self.reply(handler, 200, self.opens(host, url.path[6:], body))
+        path = re.sub('^/v1', '', url.path)
+        self.requests.append((host.name, method, path))
+        if self.before:
+            self.before(host.name, method, path)
+        try:
+            self.contract.check_request(method, path, query, body)
+            status, answer = self.carry_out(host, method, path, query, body)
+            self.contract.check_answer(method, path, status, answer)
+        except AssertionError as e:
+            self.drift.append(str(e))
+            status, answer = 503, {'status': 10, 'message': 'drift: %s' % e}
+        if self.after:
+            self.after(host.name, method, path)
+        self.reply(handler, status, answer)
+
+    @staticmethod
+    def reply(handler, status, answer):
+        data = json.dumps(answer).encode()
+        try:
+            handler.send_response(status)
+            handler.send_header('Content-Type', 'application/json')
+            handler.send_header('Content-Length', str(len(data)))
+            handler.end_headers()
+            handler.wfile.write(data)
+        except (BrokenPipeError, ConnectionResetError):
+            pass    # who asked has been killed
+
+    def carry_out(self, host, method, path, query, body):
+        table = [
+            ('GET', '/status', self.get_status), ('GET', '/wait', self.get_wait),
+            ('POST', '/cluster/init', self.init), ('POST', '/cluster/join', self.join), ('POST', '/cluster/token', self.token),
+            ('POST', '/pools', self.pool_create), ('DELETE', '/pools/([^/]+)/([^/]+)', self.pool_delete),
+            ('PATCH', '/hosts/([^/]+)', self.host_patch), ('POST', '/hosts/([^/]+)/evacuate', self.evacuate),
+            ('POST', '/hosts/([^/]+)/restore', self.host_restore),
+            ('POST', '/hosts/([^/]+)/remove', self.host_remove),
+            ('POST', '/groups', self.group_create), ('PATCH', '/groups/([^/]+)', self.group_patch),
+            ('DELETE', '/groups/([^/]+)', self.group_delete),
+            ('POST', '/volumes', self.volume_create), ('PATCH', '/volumes/([^/]+)', self.volume_patch),
+            ('DELETE', '/volumes/([^/]+)', self.volume_delete), ('POST', '/volumes/([^/]+)/resize', self.resize),
+            ('POST', '/volumes/([^/]+)/snapshots', self.snapshot_create), ('POST', '/volumes/([^/]+)/clone', self.clone),
+            ('PATCH', '/volumes/([^/]+)/snapshots/([^/]+)', self.snapshot_patch),
+            ('DELETE', '/volumes/([^/]+)/snapshots/([^/]+)', self.snapshot_delete),
+            ('POST', '/volumes/([^/]+)/snapshots/([^/]+)/restore', self.restore),
+            ('POST', '/volumes/([^/]+)/snapshots/([^/]+)/destroy-data', self.destroy_data),
+            ('POST', '/volumes/([^/]+)/compose', self.compose), ('GET', '/volumes/([^/]+)/diff', self.diff),
+        ]
+        for verb, pattern, function in table:
+            match = re.fullmatch(pattern, path)
+            if verb == method and match and '%s %s' % (verb, pattern) not in self.without:
+                break
+        else:
+            return 404, {'status': 3, 'message': 'the API has no %s /v1%s' % (method, path)}
+        try:
+            with self.lock:
+                names = [urllib.parse.unquote(g) for g in match.groups()]
+                if method != 'GET':
+                    self.must_change(host, path)
+                answer = function(host, *names, **({'query': query} if method == 'GET' else {'body': body}))
+                if method != 'GET':
+                    self.applied += 1
+                    self.moved.notify_all()
+                return 200, answer
+        except Refused as e:
+            answer = {'status': e.status, 'message': str(e)}
+            if e.code and 'code' not in self.without:
+                answer['code'] = e.code
+            return Refused.HTTP[e.status], answer
+
+    def must_change(self, host, path):
+        if path in ('/cluster/init', '/cluster/join'):
+            return
+        if not host.joined:
+            raise Refused(5, 'host %s is in no cluster yet: run `lockstep cluster init`' % host.name)
+        if not self.quorum:
+            raise Refused(10, 'no quorum: nothing can be changed until more hosts are back', 'no_quorum')
+
+    # ---- status ----
+
+    def get_status(self, host, query):
+        if query.get('consistent'):
+            self.must_change(host, '')
+        answer = self.status(host)
+        if query.get('consistent'):
+            answer['consistent'] = True
+        if 'volume' in query:
+            answer['volumes'] = [v for v in answer['volumes'] if v['name'] == query['volume']]
+            if not answer['volumes']:
+                raise Refused(3, 'there is no volume named %s' % query['volume'])
+        return answer
+
+    def get_wait(self, host, query):
+        end = time.monotonic() + int(query.get('ms', 1000)) / 1000
+        while self.applied <= int(query.get('index', 0)) and time.monotonic() < end:
+            self.moved.wait(end - time.monotonic())
+        return self.status(host)
+
+    def status(self, host):
+        base = {'applied': self.applied, 'this_host': host.name, 'module_error': host.module_error, 'cluster': None, 'hosts': [],
+                'pools': [], 'groups': [], 'volumes': []}
+        if not host.joined:
+            base['message'] = 'no cluster yet: run `lockstep cluster init` or `lockstep cluster join ADDRESS`'
+            return base
+        members = [h for h in self.hosts.values() if h.joined]
+        base['cluster'] = {'name': 'lockstep', 'uuid': self.uuid, 'leader': members[0].name if self.quorum else None, 'quorum': self.quorum}
+        base['hosts'] = [{'id': h.id, 'name': h.name, 'uuid': h.uuid, 'addresses': getattr(h, 'addresses', ['10.0.0.%d' % h.id]), 'port': 7788,
+                          'status': 'online' if h.online else 'offline', 'since_ms': 1, 'level': 1} for h in members]
+        base['pools'] = [self.pool_status(name, on) for name, on in sorted(self.pools)]
+        base['groups'] = [dict(g, labels=dict(g['labels'])) for _, g in sorted(self.groups.items())]
+        base['volumes'] = [self.volume_status(v) for _, v in sorted(self.volumes.items())]
+        if 'snapshots' not in self.without:
+            base['snapshots'] = [self.snapshot_status(s) for _, s in sorted(self.snapshots.items())]
+        return base
+
+    def snapshot_status(self, s):
+        return {'name': s['name'], 'uuid': s['uuid'], 'volume': s['volume'], 'group': s['group'], 'labels': dict(s['labels']),
+                'size_bytes': s['size_bytes'], 'created_ms': 1, 'phase': 'ready', 'allocated_bytes': self.allocated(s)}
+
+    def pool_status(self, name, on):
+        vg, thin = self.pools[(name, on)]
+        size = self.hosts[on].vgs[(vg, thin)]
+        promised = sum(v['size_bytes'] for v in self.volumes.values() if on in v['hosts'])
+        used = sum(self.allocated(v) for v in self.volumes.values() if on in v['hosts'])
+        limit = size * 2 if thin else size
+        return {'name': name, 'host': on, 'kind': 'thin' if thin else 'thick', 'vg': vg, 'thin_lv': thin or '', 'size_bytes': size,
+                'free_bytes': max(0, size - (used if thin else promised)), 'reserved_bytes': promised,
+                'available_bytes': max(0, limit - promised)}
+
+    @staticmethod
+    def allocated(volume):
+        return len(volume['blocks']) * BLOCK
+
+    def volume_status(self, v):
+        answer = {
+            'name': v['name'], 'uuid': v['uuid'], 'vid': v['vid'], 'minor': v['vid'], 'device': '/dev/lockstep/' + v['name'],
+            'size_bytes': v['size_bytes'], 'block_size': 16384, 'redundancy': len(v['hosts']), 'class': v['class'],
+            'group': v['group'] or None, 'labels': dict(v['labels']), 'phase': 'ready', 'health': 'ok', 'reason': '',
+            'primary': v['hosts'][0], 'opener': sorted(v['writers'])[0] if v['writers'] else None,
+            'record': {'version': 1, 'term': 1, 'incarnation': 0, 'session_serial': 0},
+            'devices': [h.name for h in self.hosts.values() if h.joined and h.online],
+            'replicas': [{'host': h, 'pool': v['pool'], 'lv_path': '', 'md_offset': v['size_bytes'], 'state': 'insync',
+                          'online': self.hosts[h].online, 'since_version': 1, 'dirty_bytes': 0, 'sync_percent': 100.0, 'rate_bytes_s': None,
+                          'eta_s': None} for h in v['hosts']]}
+        extra = {'openers': sorted(v['writers']), 'allocated_bytes': self.allocated(v)}
+        answer.update({k: x for k, x in extra.items() if k not in self.without})
+        if v.get('obstacle'):
+            answer['changes'] = {'obstacle': v['obstacle']}
+        return answer
+
+    # ---- cluster, hosts, pools ----
+
+    def init(self, host, body):
+        if host.joined:
+            raise Refused(5, 'host %s is in a cluster already' % host.name)
+        self.uuid, host.joined = str(uuid.uuid4()), True
+        return {}
+
+    def token(self, host, body):
+        token = 'lks1' + os.urandom(38).hex()
+        self.tokens.add(token)
+        return {'token': token, 'end_ms': 1}
+
+    def join(self, host, body):
+        if host.joined:
+            raise Refused(5, 'host %s is in a cluster already' % host.name)
+        if body['token'] not in self.tokens:
+            raise Refused(5, 'the token is not known, has been used or has expired: make another one')
+        self.tokens.remove(body['token'])
+        host.joined = True
+        self.make_devices()
+        return {'cluster': 'lockstep'}
+
+    def pool_create(self, host, body):
+        on = self.hosts[body.get('host', host.name)]
+        place = (body['vg'], body.get('thin'))
+        if place not in on.vgs:
+            raise Refused(3, 'host %s has no %s' % (on.name, '/'.join(filter(None, place))))
+        self.pools[(body['name'], on.name)] = place
+        return {'host': on.name}
+
+    def pool_delete(self, host, name, on, body):
+        if self.pools.pop((name, on), None) is None:
+            raise Refused(3, 'host %s has no pool named %s' % (on, name))
+        return {}
+
+    def host_patch(self, host, name, body):
+        self.hosts[name].addresses = body['addresses']
+        return {}
+
+    def evacuate(self, host, name, body):
+        self.hosts[name].evacuating = True
+        threading.Timer(0.2, self.move_replicas, (name,)).start()
+        return {'name': name}
+
+    def move_replicas(self, name):
+        """What the leader does meanwhile."""
+        with self.lock:
+            for v in self.volumes.values():
+                if name in v['hosts']:
+                    others = [on for (pool, on) in sorted(self.pools) if pool == v['pool'] and on not in v['hosts'] and self.hosts[on].online]
+                    if others:
+                        v['hosts'][v['hosts'].index(name)] = others[0]
+                    else:
+                        v['obstacle'] = 'no other host has room'
+            self.applied += 1
+            self.moved.notify_all()
+
+    def host_restore(self, host, name, body):
+        self.hosts[name].evacuating = False
+        return {'name': name}
+
+    def host_remove(self, host, name, body):
+        if any(name in v['hosts'] for v in self.volumes.values()):
+            raise Refused(5, 'host %s holds replicas: evacuate it first' % name)
+        self.hosts[name].joined = False
+        for key in [k for k in self.pools if k[1] == name]:
+            del self.pools[key]
+        return {}
+
+    # ---- groups ----
+
+    def merge(self, labels, changes):
+        for key, value in changes.items():
+            if value is None:
+                labels.pop(key, None)
+            else:
+                labels[key] = value
+                if len(value.encode()) > 1024:
+                    raise Refused(2, 'the label %s is too long' % key)
+
+    def group_create(self, host, body):
+        known = self.groups.get(body['name'])
+        if known and (known['pool'], known['redundancy']) != (body['pool'], body['redundancy']):
+            raise Refused(5, 'there is a group named %s already' % body['name'], 'exists')
+        if not known:
+            self.groups[body['name']] = {'name': body['name'], 'pool': body['pool'], 'redundancy': body['redundancy'], 'labels': body['labels']}
+        return {'name': body['name'], 'pool': body['pool']}
+
+    def group_of(self, name):
+        if name not in self.groups:
+            raise Refused(3, 'there is no group named ' + name)
+        return self.groups[name]
+
+    def group_patch(self, host, name, body):
+        self.merge(self.group_of(name)['labels'], body['labels'])
+        return {'name': name}
+
+    def group_delete(self, host, name, body):
+        self.group_of(name)
+        for v in list(self.volumes.values()) + list(self.snapshots.values()):
+            if v['group'] == name:
+                raise Refused(5, 'group %s cannot be deleted: volume %s is in it' % (name, v['name']), 'in_use')
+        del self.groups[name]
+        return {'name': name}
+
+    # ---- volumes ----
+
+    def volume_of(self, name):
+        if name not in self.volumes:
+            raise Refused(3, 'there is no volume named ' + name)
+        return self.volumes[name]
+
+    def make_devices(self):
+        for host in self.hosts.values():
+            for name in self.volumes:
+                path = os.path.join(self.devices(host.name), name)
+                if host.joined and host.online and not os.path.exists(path):
+                    os.mknod(path, stat.S_IFBLK | 0o600, NO_DRIVER)
+
+    def volume_create(self, host, body):
+        group = self.group_of(body['group'])
+        size, redundancy, name = body['size_bytes'], body.get('redundancy', group['redundancy']), body['name']
+        if name in self.volumes:
+            raise Refused(5, 'there is a volume named %s already' % name, 'exists')
+        if not size or size % 4096 or size > MAX_VOLUME_BYTES:
+            raise Refused(2, 'volume %s: its size is above the limit of 64 TiB, or no multiple of 4096' % name)
+        pools = [p for p in (self.pool_status(*k) for k in sorted(self.pools) if k[0] == group['pool']) if self.hosts[p['host']].online]
+        room = sorted((p for p in pools if p['available_bytes'] >= size), key=lambda p: (-p['available_bytes'], p['host']))
+        if len(room) < redundancy:
+            raise Refused(5, 'volume %s cannot be placed on %d hosts: %d have room for it' % (name, redundancy, len(room)),
+                          'no_space' if len(pools) >= redundancy else None)
+        shared = 'shared' not in self.without and (body.get('class') == 'shared' or body.get('shared'))
+        volume = {'name': name, 'uuid': body.get('uuid', str(uuid.uuid4())), 'vid': self.next_vid, 'size_bytes': size, 'pool': group['pool'],
+                  'group': body['group'], 'labels': {}, 'class': 'shared' if shared else 'exclusive', 'hosts': [p['host'] for p in room[:redundancy]],
+                  'writers': {}, 'readers': {}, 'blocks': {}, 'born': {}}
+        return self.add(volume, body)
+
+    def add(self, volume, body):
+        self.merge(volume['labels'], body.get('labels', {}))
+        self.next_vid += 1
+        self.volumes[volume['name']] = volume
+        self.make_devices()
+        return {'name': volume['name'], 'uuid': volume['uuid'], 'vid': volume['vid'], 'device': '/dev/lockstep/' + volume['name'],
+                'hosts': volume['hosts']}
+
+    def volume_patch(self, host, name, body):
+        self.merge(self.volume_of(name)['labels'], body['labels'])
+        return {'name': name}
+
+    def volume_delete(self, host, name, body):
+        v = self.volume_of(name)
+        if v['writers'] or v['readers']:
+            raise Refused(5, 'volume %s is open on host %s: close it there before deleting it' % (name, sorted({**v['writers'], **v['readers']})[0]),
+                          'in_use')
+        del self.volumes[name]
+        for h in self.hosts:
+            path = os.path.join(self.devices(h), name)
+            if os.path.exists(path):
+                os.unlink(path)
+        return {'name': name, 'vid': v['vid'], 'pending_hosts': []}
+
+    def resize(self, host, name, body):
+        v = self.volume_of(name)
+        if body['size_bytes'] < v['size_bytes']:
+            raise Refused(5, 'volume %s cannot shrink' % name)
+        if body['size_bytes'] > MAX_VOLUME_BYTES:
+            raise Refused(2, 'volume %s: its size is above the limit of 64 TiB' % name)
+        more = body['size_bytes'] - v['size_bytes']
+        if any(self.pool_status(v['pool'], h)['available_bytes'] < more for h in v['hosts']):
+            raise Refused(5, 'volume %s cannot grow: no room on its hosts' % name, 'no_space')
+        v['size_bytes'] = body['size_bytes']
+        return {'name': name, 'size_bytes': v['size_bytes']}
+
+    # ---- snapshots ----
+
+    def snapshot_of(self, volume, name):
+        s = self.snapshots.get(name)
+        if not s or s['volume'] != volume:
+            raise Refused(3, 'volume %s has no snapshot named %s' % (volume, name))
+        return s
+
+    def snapshot_create(self, host, name, body):
+        v = self.volume_of(name)
+        if body['name'] in self.snapshots:
+            raise Refused(5, 'volume %s has a snapshot named %s already' % (name, body['name']), 'exists')
+        s = {'name': body['name'], 'uuid': body['uuid'], 'volume': name, 'group': v['group'], 'labels': {}, 'size_bytes': v['size_bytes'],
+             'blocks': dict(v['blocks']), 'hosts': list(v['hosts']), 'pool': v['pool'], 'class': v['class'], 'destroyed': False}
+        self.merge(s['labels'], body.get('labels', {}))
+        self.snapshots[s['name']] = s
+        return {'name': s['name']}
+
+    def snapshot_patch(self, host, volume, name, body):
+        self.merge(self.snapshot_of(volume, name)['labels'], body['labels'])
+        return {'name': name}
+
+    def snapshot_delete(self, host, volume, name, body):
+        self.snapshot_of(volume, name)
+        del self.snapshots[name]
+        return {'name': name}
+
+    def derive(self, source, body):
+        if body['name'] in self.volumes:
+            raise Refused(5, 'there is a volume named %s already' % body['name'], 'exists')
+        self.group_of(body['group'])
+        return self.add({
+            'name': body['name'], 'uuid': body.get('uuid', str(uuid.uuid4())), 'vid': self.next_vid, 'size_bytes': source['size_bytes'],
+            'pool': source['pool'], 'group': body['group'], 'labels': {}, 'class': source['class'], 'hosts': list(source['hosts']), 'writers': {},
+            'readers': {}, 'blocks': dict(source['blocks']), 'born': dict(source['blocks'])}, body)
+
+    def restore(self, host, volume, name, body):
+        s = self.snapshot_of(volume, name)
+        if s['destroyed']:
+            raise Refused(5, 'the data of snapshot %s have been destroyed' % name)
+        return self.derive(s, body)
+
+    def clone(self, host, name, body):
+        return self.derive(self.volume_of(name), body)
+
+    def compose(self, host, name, body):
+        leaf, parent = self.volume_of(name), self.volume_of(body['parent'])
+        written = {k: x for k, x in leaf['blocks'].items() if leaf['born'].get(k) != x}
+        leaf['blocks'] = dict(parent['blocks'])
+        leaf['blocks'].update(written)
+        return {'name': name}
+
+    def destroy_data(self, host, volume, name, body):
+        self.snapshot_of(volume, name)['destroyed'] = True
+        return {'name': name}
+
+    def diff(self, host, name, query):
+        old = self.snapshot_of(name, query['from'])['blocks']
+        to = self.snapshot_of(name, query['to']) if 'to' in query else self.volume_of(name)
+        new, size = to['blocks'], to['size_bytes']
+        bitmap = bytearray(-(-(-(-size // BLOCK)) // 8))
+        for block in set(new) | set(old):
+            if new.get(block) != old.get(block):
+                bitmap[block // 8] |= 0x80 >> block % 8
+        return {'size_bytes': size, 'block_bytes': BLOCK, 'bitmap': base64.b64encode(bytes(bitmap)).decode()}
+
+    def write(self, name, block, value):
+        """What a guest would do."""
+        with self.lock:
+            assert self.volumes[name]['writers']
+            self.volumes[name]['blocks'][block] = value
+
+    # ---- opens ----
+
+    def opens(self, host, verb, body):
+        with self.lock:
+            v = self.volumes.get(body['volume'])
+            if not v:
+                return {'error': 'No such device'}
+            if verb == 'open':
+                if body['write'] and v['class'] != 'shared' and set(v['writers']) - {host.name}:
+                    return {'error': 'Device or resource busy'}
+                v['writers' if body['write'] else 'readers'][host.name] = True
+            elif self.close_delay_s:
+                threading.Timer(self.close_delay_s, self.closed, (v, host.name)).start()
+                return {'error': ''}
+            else:
+                self.closed(v, host.name)
+            self.applied += 1
+            self.moved.notify_all()
+            return {'error': ''}
+
+    def closed(self, v, name):
+        with self.lock:
+            v['writers'].pop(name, None)
+            v['readers'].pop(name, None)
+            self.applied += 1
+            self.moved.notify_all()

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# The plugin, called as xapi calls it.
+import json
+import os
+import subprocess
+import xmlrpc.client
+
+import pytest
+
+from conftest import CONFIG
+from fakexapi import XenError, method_call, ref
+
+GIB = 1 << 30
+GROUP = {'groupName': 'vg0/thin'}
+
+
+def failed(*says):
+    return pytest.raises(XenError, match='(?s)' + '.*'.join(says))
+
+
+def call(world, function, args=None, host=0):
+    return world.xapi.call_plugin(world.hosts[host], 'lockstep-manager', function, dict(GROUP if args is None else args))
+
+
+def test_every_function_of_the_contract_is_there(installed):
+    with open(os.path.join(installed[1], 'lockstep-manager')) as f:
+        text = f.read()
+    for name in ('addHost', 'removeHost', 'hasControllerRunning', 'getOpeners', 'getDrbdOpeners', 'listVolumes', 'listDrbdVolumes', 'destroyVolume',
+                 'destroyDrbdVolume', 'destroyVolumes', 'destroyDrbdVolumes', 'healthCheck', 'createNodeInterface', 'modifyNodeInterface',
+                 'destroyNodeInterface', 'listNodeInterfaces', 'getNodePreferredInterface', 'setNodePreferredInterface', 'prepareSr'):
+        assert "'%s':" % name in text
+
+
+def test_protocol(world, installed):
+    with failed('UNKNOWN_XENAPI_PLUGIN_FUNCTION', 'explode'):
+        call(world, 'explode')
+    with failed('XENAPI_PLUGIN_FAILURE', 'listVolumes', 'the argument groupName or volume_group is missing'):
+        call(world, 'listVolumes', {})
+    world.cluster.stop('alpha')
+    with failed('XENAPI_PLUGIN_FAILURE', 'lockstepd does not run on this host'):
+        call(world, 'hasControllerRunning')
+    out = subprocess.run([os.path.join(installed[1], 'lockstep-manager'), method_call('hasControllerRunning', [ref(), {}])],
+                         env=world.xapi.env(world.hosts[0]), stdout=subprocess.PIPE)
+    assert out.returncode == 0 and set(xmlrpc.client.loads(out.stdout.decode())[0][0]) == {'Status', 'ErrorDescription'}
+
+
+def test_looking(world, sr):
+    assert [call(world, 'hasControllerRunning', host=h) for h in (0, 1, 2)] == ['True', 'False', 'False']
+    vdi = world.xapi.vdi_create(sr, GIB)
+    minor = list(world.cluster.volumes.values())[0]['vid']
+    for function in ('listVolumes', 'listDrbdVolumes'):
+        for key in ('groupName', 'volume_group'):
+            assert json.loads(call(world, function, {key: 'vg0/thin'})) == {'vg0/thin': [minor]}
+    assert json.loads(call(world, 'listVolumes', {'groupName': 'vg1'})) == {'vg1': []}
+    uuid = world.xapi.db['VDI'][vdi]['uuid']
+    assert json.loads(call(world, 'getOpeners', {'volumeName': uuid})) == {}
+    with failed('there is no volume named x'):
+        call(world, 'getDrbdOpeners', {'resourceName': 'x', 'volume': '0'})
+
+
+def test_openers_are_found_in_proc(world, sr):
+    vdi = world.xapi.vdi_create(sr, GIB)
+    uuid = world.xapi.db['VDI'][vdi]['uuid']
+    path = os.path.join(world.cluster.devices('alpha'), uuid)
+    os.unlink(path)
+    os.symlink('/dev/zero', path)    # a device that can be opened
+    holder = subprocess.Popen(['/bin/sleep', '1000'], stdin=open('/dev/zero'))
+    try:
+        found = json.loads(call(world, 'getDrbdOpeners', {'resourceName': uuid, 'volume': '0'}))
+        assert found[str(holder.pid)]['process-name'] == 'sleep' and 0 <= int(found[str(holder.pid)]['open-duration']) < 3600000
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_health(world, sr):
+    vdi = world.xapi.vdi_create(sr, GIB)
+    world.xapi.plug(vdi, world.hosts[2])
+    uuid = world.xapi.db['VDI'][vdi]['uuid']
+    health = json.loads(call(world, 'healthCheck'))
+    assert health['errors'] == [] and health['nodes'] == {n: 'ONLINE' for n in world.names}
+    assert health['storage-pools']['alpha'][0]['capacity'] == 100 * GIB
+    nodes = health['resources'][uuid]['nodes']
+    assert [nodes[n]['diskful'] for n in world.names] == [True, True, False] and nodes['gamma']['in-use']
+    assert nodes['alpha']['volumes'][0]['disk-state'] == 'UpToDate'
+    world.cluster.hosts['beta'].online = False
+    world.cluster.quorum = False
+    errors = json.loads(call(world, 'healthCheck'))['errors']
+    assert {'code': 0x1000000 | 0x20000, 'name': 'beta', 'status': 'OFFLINE'} in errors
+    assert any('no quorum' in e.get('message', '') for e in errors)
+    assert {'code': 0x1000000 | 0x40000, 'node': 'beta', 'resource': uuid, 'number': 0, 'state': 'DUnknown'} in errors
+    world.cluster.stop('alpha')
+    assert 'lockstepd does not run' in json.loads(call(world, 'healthCheck'))['errors'][0]['message']    # never fails as a whole
+
+
+def add_delta(world):
+    """A fourth host joins the pool."""
+    import fakedaemon
+    host = fakedaemon.Host('delta', 4)
+    host.joined = False
+    host.vgs[('vg0', 'thin')] = 100 * GIB
+    world.cluster.hosts['delta'] = host
+    world.xapi.add_host('delta')
+    os.makedirs(world.cluster.devices('delta'))
+    world.cluster.start('delta')
+    world.names = world.names + ['delta']
+    world.hosts.append(world.xapi.host_named('delta'))
+
+
+def pbds_of(world, host):
+    return [r for r in world.xapi.db['PBD'].values() if r['host'] == world.hosts[host]]
+
+
+def test_add_and_remove_a_host(world, sr):
+    add_delta(world)
+    assert call(world, 'addHost', host=3) == 'True'
+    assert call(world, 'addHost', host=3) == 'True'    # again changes nothing
+    [pbd] = pbds_of(world, 3)
+    assert pbd['currently_attached'] and pbd['device_config'] == CONFIG
+    assert ('vg0-thin', 'delta') in world.cluster.pools
+    vdi = world.xapi.vdi_create(sr, GIB)
+    world.cluster.volumes[world.xapi.db['VDI'][vdi]['uuid']]['hosts'] = ['alpha', 'delta']
+    world.xapi.plug(vdi, world.hosts[3])
+    with failed('is open on host delta: move its VM'):
+        call(world, 'removeHost', host=3)
+    world.xapi.unplug(vdi, world.hosts[3])
+    assert pbds_of(world, 3)[0]['currently_attached']
+    assert call(world, 'removeHost', host=3) == 'True'
+    assert pbds_of(world, 3) == [] and not world.cluster.hosts['delta'].joined
+    assert world.cluster.volumes[world.xapi.db['VDI'][vdi]['uuid']]['hosts'] == ['alpha', 'beta']    # drained first
+
+
+def test_remove_the_master(world, sr):
+    assert call(world, 'removeHost', host=0) == 'True'
+    assert not world.cluster.hosts['alpha'].joined
+
+
+@pytest.mark.parametrize('trouble', ['no disks', 'plug fails', 'other cluster', 'join fails'])
+def test_add_host_is_undone(world, sr, trouble):
+    add_delta(world)
+    delta = world.cluster.hosts['delta']
+    if trouble == 'no disks':
+        delta.vgs.clear()
+        says = 'prepare its disks with the argument disks='
+    elif trouble == 'plug fails':
+        delta.module_error = 'the kernel module lockstep is not loaded'
+        says = 'module lockstep is not loaded'
+    elif trouble == 'join fails':
+        world.cluster.join = None
+        says = ''
+    else:
+        delta.joined = True
+        status = world.cluster.status
+        world.cluster.status = lambda host: dict(status(host), cluster=dict(status(host)['cluster'], uuid='another')) if host is delta else status(host)
+        says = 'remove it there first'
+    with failed(says):
+        call(world, 'addHost', host=3)
+    assert pbds_of(world, 3) == [] and ('vg0-thin', 'delta') not in world.cluster.pools
+    assert delta.joined == (trouble == 'other cluster')
+
+
+def test_remove_needs_room_and_a_daemon_that_can(make_world, world, sr):
+    world.xapi.vdi_create(sr, GIB)
+    for name in ('beta', 'gamma'):
+        world.cluster.hosts[name].online = False
+    with failed('host alpha cannot be emptied: volume .*: no other host has room'):
+        call(world, 'removeHost')
+    assert not world.cluster.hosts['alpha'].evacuating
+    assert pbds_of(world, 0)[0]['currently_attached'] and world.cluster.hosts['alpha'].joined
+    old = make_world(without=['POST /hosts/([^/]+)/evacuate'])
+    old.create()
+    with failed('cannot do this yet'):
+        call(old, 'removeHost')
+    assert pbds_of(old, 0)[0]['currently_attached']
+
+
+def test_destroying_what_xapi_has_forgotten(world, sr):
+    x = world.xapi
+    vdi = x.vdi_create(sr, GIB)
+    uuid = x.db['VDI'][vdi]['uuid']
+    minor = str(world.cluster.volumes[uuid]['vid'])
+    with failed('is a VDI of SR', 'xe vdi-destroy'):
+        call(world, 'destroyDrbdVolume', {'minor': minor})
+    with failed('is known to xapi'):
+        call(world, 'destroyVolumes')
+    x.plug(vdi, world.hosts[0])
+    with failed('is open on host alpha'):
+        call(world, 'destroyVolume', {'minor': minor, 'force': 'true'})
+    x.unplug(vdi, world.hosts[0])
+    x.vdi_create(sr, GIB)
+    x.sr_forget(sr)
+    assert call(world, 'destroyDrbdVolume', {'minor': minor}) == 'True'
+    with failed('no volume with the name or minor'):
+        call(world, 'destroyVolume', {'minor': minor})
+    assert call(world, 'destroyDrbdVolumes', {'volume_group': 'vg0/thin'}) == 'True'
+    assert not world.cluster.volumes and not world.cluster.groups
+
+
+def test_interfaces(world, sr):
+    x = world.xapi
+    x.db['PIF'][ref()] = {'uuid': 'pif-1', 'IP': '10.9.0.1'}
+    x.db['PIF'][ref()] = {'uuid': 'pif-2', 'IP': ''}
+    args = dict(GROUP, hostname='beta')
+    assert json.loads(call(world, 'listNodeInterfaces', args)) == {'default': {'address': '10.0.0.2', 'active': True}}
+    assert call(world, 'createNodeInterface', dict(args, name='storage', pifUuid='pif-1')) == 'True'
+    assert call(world, 'createNodeInterface', dict(args, name='storage', pifUuid='pif-1')) == 'True'
+    with failed('has no IP address'):
+        call(world, 'createNodeInterface', dict(args, name='x', pifUuid='pif-2'))
+    listed = json.loads(call(world, 'listNodeInterfaces', args))
+    assert listed['storage'] == {'address': '10.9.0.1', 'active': False} and len(listed) == 2
+    assert call(world, 'setNodePreferredInterface', dict(args, name='storage')) == 'True'
+    assert call(world, 'getNodePreferredInterface', args) == 'storage'
+    assert world.cluster.hosts['beta'].addresses == ['10.9.0.1', '10.0.0.2']
+    assert call(world, 'destroyNodeInterface', dict(args, name='10.0.0.2')) == 'True'
+    with failed('is the only interface of host beta'):
+        call(world, 'destroyNodeInterface', dict(args, name='storage'))
+    with failed('has no interface named nope'):
+        call(world, 'modifyNodeInterface', dict(args, name='nope', pifUuid='pif-1'))
+    with failed('no host named omega'):
+        call(world, 'listNodeInterfaces', dict(GROUP, hostname='omega'))
