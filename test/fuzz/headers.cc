@@ -48,6 +48,8 @@ bool naive_record(const lks_record &r)
 {
 	std::set<unsigned> hosts, members;
 	std::set<uint64_t> sessions;
+	if (r.size < 4096 || r.size % 4096 || r.size > 64ull << 40)
+		return false;
 	if (r.version == 0 || r.nreplicas > LKS_MAX_REPLICAS || r.nopeners > LKS_MAX_HOSTS || r.flags > 1)
 		return false;
 	for (unsigned i = 0; i < r.nreplicas; i++) {

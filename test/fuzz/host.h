@@ -88,6 +88,7 @@ struct Host {
 	std::deque<lks_io *> transfers;
 	std::deque<Request> requests;
 	bool detached = false, disk_error = false;
+	bool too_small = false;                  // something behind the end of the device was wanted
 	uint16_t offered = 0;                    // session id in the last ATTACH that was sent
 	uint64_t sent = 0;
 
@@ -145,6 +146,10 @@ struct Host {
 		auto it = transfers.begin() + static_cast<long>(which % transfers.size());
 		lks_io *io = *it;
 		transfers.erase(it);
+		if (outside(*io)) {
+			too_small = true;
+			err = -EIO;
+		}
 		if (!err && io->op == LKS_IO_META)
 			memcpy(&meta[io->offset - meta_offset], io->meta, LKS_META_UNIT);
 		if (!err && io->op == LKS_IO_ZEROES && io->offset >= params.size)
@@ -201,14 +206,25 @@ struct Host {
 	{
 		Host &h = of(reader);
 		CHECK(bytes && bytes % LKS_META_UNIT == 0 && at % LKS_META_UNIT == 0);
-		CHECK(at >= h.meta_offset && at + bytes <= h.meta_offset + h.meta.size());
+		CHECK(at >= h.meta_offset);
+		if (at + bytes > h.meta_offset + h.meta.size()) {    // the superblock names a larger size than there is space for
+			h.too_small = true;
+			return -EIO;
+		}
 		memcpy(to, &h.meta[at - h.meta_offset], bytes);
 		return 0;
 	}
 
-	void check_transfer(const lks_io &io) const
+	// Behind the end of the device: carried out with an error.
+	bool outside(const lks_io &io) const
 	{
-		uint64_t end = meta_offset + meta.size();
+		return io.offset >= meta_offset && io.op != LKS_IO_FLUSH &&
+		       io.offset + (io.op == LKS_IO_META ? LKS_META_UNIT : io.length) > meta_offset + meta.size();
+	}
+
+	void check_transfer(const lks_io &io)
+	{
+		uint64_t end = meta_offset + core->layout.total_bytes;
 		switch (io.op) {
 		case LKS_IO_FLUSH:
 			return;
@@ -225,6 +241,8 @@ struct Host {
 			CHECK(io.length && io.length % LKS_SECTOR == 0 && io.offset % LKS_SECTOR == 0);
 			if (io.op == LKS_IO_ZEROES && io.offset >= meta_offset)
 				CHECK(io.offset + io.length <= end);
+			else if (io.op == LKS_IO_ZEROES)    // old metadata among the data are zeroed when they are not needed any more
+				CHECK(io.offset + io.length <= core->capacity);
 			else
 				CHECK(io.offset + io.length <= params.size);
 			return;

@@ -553,7 +553,7 @@ void play_grow(World &w)
 
 const std::vector<Scenario> &scenarios()
 {
-	static const std::vector<Scenario> all = {
+	static const std::vector<Scenario> own = {
 		{"path", "a client without a replica writes, reads, flushes, discards and zeroes", play_path},
 		{"failover", "what had completed survives the primary's crash, what had not goes on, the crashed host joins again", play_failover},
 		{"member-lost", "a write waits for a lost member until a version without it is committed (W3)", play_member_lost},
@@ -577,6 +577,11 @@ const std::vector<Scenario> &scenarios()
 		{"gives-up", "requests that wait too long for a primary fail if that is wanted", play_gives_up},
 		{"grow", "a volume grows while clients work and hosts crash", play_grow, 1, 2},
 	};
+	static const std::vector<Scenario> all = [] {
+		std::vector<Scenario> both = own;
+		both.insert(both.end(), catalogue().begin(), catalogue().end());
+		return both;
+	}();
 	return all;
 }
 

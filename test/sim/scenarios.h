@@ -21,7 +21,8 @@ struct Scenario {
 	unsigned grows = 1;                      // as Profile::grows
 };
 
-const std::vector<Scenario> &scenarios();
+const std::vector<Scenario> &scenarios();    // all, those of the catalogue included
+const std::vector<Scenario> &catalogue();
 // Empty, or what went wrong.
 std::string run_scenario(const Scenario &s, const Options &options);
 
