@@ -5,10 +5,11 @@
 #	make sim-asan [SEEDS=n] [FIRST=s]  the simulation with ASan and UBSan, on JOBS processes
 #	make sim-breaks [SEEDS=n]          each rule switched off once, for n (3000) seeds at most; a table of the seeds needed
 #	make fuzz [FUZZ_SECONDS=n]         hostile bytes from peers and disks, n (30) seconds for each target; needs clang
+#	make coverage [SEEDS=n]            lines of kmod/core that simulation (n seeds, 1000) and unit tests reach, and those they do not
 
 ASAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-.PHONY: sim-asan sim-breaks fuzz
+.PHONY: sim-asan sim-breaks fuzz coverage
 
 # ---- simulation with sanitizers ----
 
@@ -57,4 +58,30 @@ $B/fuzz-o/%.o: %.c
 	@mkdir -p $(@D)
 	$(CLANG) $(CFLAGS) -O1 $(FUZZ) -c -o $@ $<
 
--include $(shell find $B/sim-asan-o $B/fuzz-o -name '*.d' 2>/dev/null)
+# ---- coverage ----
+
+# The core as the product has it: without the switches of the rules, which only a broken one would reach.
+cov_core_o := $(core_c:%.c=$B/cov-o/%.o)
+cov_unit_o := $(patsubst %.cc,$B/test-o/%.o,$(wildcard test/unit/core/*.cc))
+COV_SEEDS := $(or $(SEEDS),1000)
+
+coverage: $B/cov-sim $B/cov-unit
+	find $B/cov-o -name '*.gcda' -delete
+	$B/cov-unit | tail -2
+	$B/cov-sim --scenario all | tail -1
+	$B/cov-sim --first 1 --seeds $(COV_SEEDS) | tail -1
+	$B/cov-sim --first 1 --seeds $(COV_SEEDS) --alloc-failures 5 | tail -1
+	$B/cov-sim --first 1 --seeds $(COV_SEEDS) --io-errors 2 | tail -1
+	test/coverage $B/cov-o $(core_c)
+
+$B/cov-sim: $(sim_cc:%.cc=$B/sim-o/%.o) $(cov_core_o)
+	$(CXX) --coverage -o $@ $^ -pthread
+
+$B/cov-unit: $(cov_unit_o) $(cov_core_o)
+	$(CXX) --coverage -o $@ $^ -lCatch2Main -lCatch2 -pthread
+
+$B/cov-o/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -O0 --coverage -c -o $@ $<
+
+-include $(shell find $B/sim-asan-o $B/fuzz-o $B/cov-o -name '*.d' 2>/dev/null)

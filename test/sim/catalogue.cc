@@ -410,14 +410,14 @@ void play_teardown_alone(World &w)
 	Script s(w);
 	s.ready();
 	s.promote(1, {2, 3});
-	s.open(4);
-	write_all(s, 4, 0, 10);
+	s.open(1);
+	write_all(s, 1, 0, 10);
 	w.crash(w.host(3), 100 * SECOND);
-	write_all(s, 4, 0, 10);
+	write_all(s, 1, 0, 10);
 	for (uint8_t h : {1, 2, 4})
 		s.isolate(h, 100 * SECOND, false);
 	for (unsigned i = 0; i < 20; i++)
-		s.begin(4, LKS_OP_WRITE, place(i));
+		s.begin(1, LKS_OP_WRITE, place(i));
 	s.pass(20 * MS);
 	for (uint8_t h : {2, 1}) {
 		Time begun = w.now;
@@ -425,8 +425,8 @@ void play_teardown_alone(World &w)
 		s.await("it is detached", [&] { return !s.on(h).detaching; });
 		s.expect(w.now - begun < 2 * SECOND, "without waiting for a peer");
 	}
-	w.enter(s.on(4), [](lks_vol *v, uint64_t t) { lks_vol_abort(v, -EIO, t); });
-	s.await("its requests have ended", [&] { return s.on(4).ops.empty(); });
+	w.enter(s.on(1), [](lks_vol *v, uint64_t t) { lks_vol_abort(v, -EIO, t); });
+	s.await("its requests have ended", [&] { return s.on(1).ops.empty(); });
 	w.settle("at the end");
 }
 
@@ -502,8 +502,8 @@ std::unique_ptr<Disk> formatted_disk(Volume &v, uint8_t host)
 }
 
 // Gives host an empty replica, as the daemon does when a disk or a host was replaced: other metadata, another number in the
-// record.
-void new_replica(Script &s, uint8_t host)
+// record. heard: the primary learns of each step, not only of both together.
+void new_replica(Script &s, uint8_t host, bool heard)
 {
 	World &w = s.w;
 	Volume &v = s.v;
@@ -514,8 +514,11 @@ void new_replica(Script &s, uint8_t host)
 			next.replicas[n++] = next.replicas[i];
 	memset(&next.replicas[n], 0, sizeof(next.replicas[n]));
 	next.nreplicas = static_cast<uint8_t>(n);
-	if (n < v.record().nreplicas)
+	if (n < v.record().nreplicas) {
 		s.expect(w.commit(v, next), "the old replica is removed");
+		if (heard)
+			s.await("the primary has heard", [&] { return s.on(v.record().primary).core->cfg.version == v.record().version; });
+	}
 	next = w.next_version(v);
 	lks_record_replica &r = next.replicas[next.nreplicas++];
 	r.host = host;
@@ -535,13 +538,15 @@ void play_replica_replaced(World &w)
 	s.promote(1, {2, 3});
 	s.open(4);
 	write_all(s, 4, 0, 20);
-	w.crash(w.host(3), 5 * SECOND);
-	write_all(s, 4, 3, 2);
-	removed(s, 3);
-	s.pass(2 * SECOND);    // its dirty map is saved
-	new_replica(s, 3);
-	joined(s, 3);
-	read_all(s, 4, 20);
+	for (bool heard : {true, false}) {
+		w.crash(w.host(3), 5 * SECOND);
+		write_all(s, 4, 3, 2);
+		removed(s, 3);
+		s.pass(2 * SECOND);    // its dirty map is saved
+		new_replica(s, 3, heard);
+		joined(s, 3);
+		read_all(s, 4, 20);
+	}
 	w.settle("at the end");
 }
 
@@ -558,7 +563,7 @@ void play_replica_added(World &w)
 	s.await("it is back", [&] { return s.on(1).attached && s.on(1).core->admitted; });
 	s.promote(2, {3});
 	joined(s, 1);
-	new_replica(s, 4);
+	new_replica(s, 4, true);
 	joined(s, 4);
 	w.crash(w.host(1), 60 * SECOND);
 	w.crash(w.host(2), 60 * SECOND);
