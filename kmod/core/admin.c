@@ -34,7 +34,7 @@ int lks_vol_hand_over(struct lks_vol *v, u8 to, u64 now_ms)
 		return -EINVAL;		/* one recorded as suspect would not take it (S4) */
 	if (v->hold)
 		return -EBUSY;
-	v->now = now_ms > v->now ? now_ms : v->now;
+	lks_enter(v, now_ms);
 	v->heir = to;
 	if (LKS_ON(M1))
 		v->role = LKS_DRAINING;
@@ -69,7 +69,7 @@ int lks_vol_quiesce(struct lks_vol *v, u64 hold, u32 timeout_ms, u64 now_ms)
 		return -ESTALE;
 	if (!hold || (v->hold && v->hold != hold))
 		return hold ? -EBUSY : -EINVAL;
-	v->now = now_ms > v->now ? now_ms : v->now;
+	lks_enter(v, now_ms);
 	if (!v->hold) {
 		v->hold_until_ms = v->now + timeout_ms;
 		lks_event(v, LKS_EV_STATE, 0);
@@ -87,7 +87,7 @@ int lks_vol_resume(struct lks_vol *v, u64 hold, u64 now_ms)
 
 	if (!hold || v->hold != hold)
 		return -ESTALE;
-	v->now = now_ms > v->now ? now_ms : v->now;
+	lks_enter(v, now_ms);
 	if (LKS_ON(Q1))
 		unbroken = unbroken && lks_may_read(v);
 	v->hold = 0;

@@ -165,7 +165,7 @@ int lks_vol_attach(struct lks_vol *v, u64 meta_offset, bool needs_zeroing, lks_r
 		lks_attach_undo(v);
 	v->attached = false;
 	memset(&v->cfg, 0, sizeof(v->cfg));
-	v->now = now_ms > v->now ? now_ms : v->now;
+	lks_enter(v, now_ms);
 	v->meta_offset = meta_offset;
 	v->needs_zeroing = needs_zeroing;
 	v->units = v->units_dirty = 0;

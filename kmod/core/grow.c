@@ -38,7 +38,7 @@ int lks_vol_meta_move(struct lks_vol *v, u64 offset, u64 size, u64 now_ms)
 {
 	if (!v->attached || v->failed || v->detaching)
 		return -EINVAL;
-	v->now = now_ms > v->now ? now_ms : v->now;
+	lks_enter(v, now_ms);
 	if (!offset) {
 		if (v->move <= LKS_MOVE_CURRENT) {
 			v->move = LKS_MOVE_NONE;
@@ -73,7 +73,7 @@ int lks_vol_meta_moved(struct lks_vol *v, u64 offset, u64 now_ms)
 {
 	if (!v->attached || v->failed || v->detaching)
 		return -EINVAL;
-	v->now = now_ms > v->now ? now_ms : v->now;
+	lks_enter(v, now_ms);
 	if (offset == v->meta_offset) {
 		if (!v->move) {
 			v->move_offset = offset;
@@ -91,7 +91,7 @@ int lks_vol_meta_moved(struct lks_vol *v, u64 offset, u64 now_ms)
 
 int lks_vol_resize(struct lks_vol *v, u64 size, u64 now_ms)
 {
-	v->now = now_ms > v->now ? now_ms : v->now;
+	lks_enter(v, now_ms);
 	if (size < v->p.size || size % LKS_META_UNIT || size > LKS_SIZE_MAX || (v->attached && size > v->capacity))
 		return -EINVAL;
 	v->p.size = size;

@@ -359,6 +359,8 @@ static inline bool lks_overlap(const struct lks_work *a, const struct lks_work *
 void lks_todo(struct lks_vol *v, u32 what);
 /* Does what has become possible: the end of every entry point. */
 void lks_run(struct lks_vol *v);
+/* The beginning of every entry point. */
+void lks_enter(struct lks_vol *v, u64 now_ms);
 const struct lks_record_replica *lks_replica_of(const struct lks_record *r, u8 host);
 struct lks_peer *lks_peer_of(struct lks_vol *v, u8 host);
 void lks_mark_missed(struct lks_vol *v, struct lks_peer *p, u64 first, u64 n);

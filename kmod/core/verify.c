@@ -19,7 +19,7 @@ int lks_vol_verify(struct lks_vol *v, bool start, bool repair, u64 now_ms)
 {
 	if (v->role != LKS_ACTIVE)
 		return -ESTALE;
-	v->now = now_ms > v->now ? now_ms : v->now;
+	lks_enter(v, now_ms);
 	if (start) {
 		v->verifying = true;
 		v->verify_repair = repair;

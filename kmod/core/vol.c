@@ -439,7 +439,7 @@ void lks_run(struct lks_vol *v)
 	}
 }
 
-static void enter(struct lks_vol *v, u64 now_ms)
+void lks_enter(struct lks_vol *v, u64 now_ms)
 {
 	v->now = now_ms > v->now ? now_ms : v->now;
 	/* X1: a volume created anew must not take replies to its predecessor's requests that come over the same link */
@@ -497,7 +497,7 @@ void lks_vol_destroy(struct lks_vol *v)
 
 void lks_vol_detach(struct lks_vol *v, u64 now_ms)
 {
-	enter(v, now_ms);
+	lks_enter(v, now_ms);
 	if (!v->attached || v->detaching)
 		return;
 	if (v->session_host)
@@ -513,7 +513,7 @@ void lks_vol_detach(struct lks_vol *v, u64 now_ms)
 
 int lks_vol_config(struct lks_vol *v, const struct lks_record *r, bool admit, u64 now_ms)
 {
-	enter(v, now_ms);
+	lks_enter(v, now_ms);
 	if (r->vid != v->p.vid)
 		return -EINVAL;
 	if (r->version > v->note.version) {
@@ -568,7 +568,7 @@ static void work_io_done(struct lks_vol *v, struct lks_work *w, int err)
 
 void lks_vol_io_done(struct lks_vol *v, struct lks_io *io, int err, u64 now_ms)
 {
-	enter(v, now_ms);
+	lks_enter(v, now_ms);
 	switch (io->kind) {
 	case LKS_IO_OF_WORK:
 		work_io_done(v, lks_container(io, struct lks_work, io), err);
@@ -589,7 +589,7 @@ void lks_vol_link_up(struct lks_vol *v, u8 host, u64 now_ms)
 {
 	struct lks_peer *p = lks_peer_of(v, host);
 
-	enter(v, now_ms);
+	lks_enter(v, now_ms);
 	v->links |= LKS_BIT(host);
 	if (p)
 		p->maps = 0;
@@ -599,7 +599,7 @@ void lks_vol_link_up(struct lks_vol *v, u8 host, u64 now_ms)
 
 void lks_vol_link_lost(struct lks_vol *v, u8 host, u64 now_ms)
 {
-	enter(v, now_ms);
+	lks_enter(v, now_ms);
 	if (!(v->links & LKS_BIT(host)))
 		return;
 	v->links &= ~LKS_BIT(host);
@@ -612,14 +612,14 @@ void lks_vol_link_lost(struct lks_vol *v, u8 host, u64 now_ms)
 
 void lks_vol_tune(struct lks_vol *v, const struct lks_vol_tune *t, u64 now_ms)
 {
-	enter(v, now_ms);
+	lks_enter(v, now_ms);
 	v->tune = *t;
 	lks_run(v);
 }
 
 void lks_vol_tick(struct lks_vol *v, u64 now_ms)
 {
-	enter(v, now_ms);
+	lks_enter(v, now_ms);
 	if (v->attached && !v->failed && !v->detaching) {
 		lks_meta_tick(v);
 		if (v->role == LKS_IDLE)
@@ -764,7 +764,7 @@ int lks_vol_receive(struct lks_vol *v, u8 host, const struct lks_frame *h, struc
 {
 	int err = 0;
 
-	enter(v, now_ms);
+	lks_enter(v, now_ms);
 	if (!(v->links & LKS_BIT(host)))
 		return 0;
 	if (host == v->p.self || h->volume != v->p.vid)
@@ -782,28 +782,28 @@ int lks_vol_receive(struct lks_vol *v, u8 host, const struct lks_frame *h, struc
 
 void lks_vol_open(struct lks_vol *v, u64 now_ms)
 {
-	enter(v, now_ms);
+	lks_enter(v, now_ms);
 	lks_client_open(v);
 	lks_run(v);
 }
 
 void lks_vol_close(struct lks_vol *v, u64 now_ms)
 {
-	enter(v, now_ms);
+	lks_enter(v, now_ms);
 	lks_client_close(v);
 	lks_run(v);
 }
 
 void lks_vol_submit(struct lks_vol *v, struct lks_req *req, u64 now_ms)
 {
-	enter(v, now_ms);
+	lks_enter(v, now_ms);
 	lks_client_submit(v, req);
 	lks_run(v);
 }
 
 void lks_vol_abort(struct lks_vol *v, int err, u64 now_ms)
 {
-	enter(v, now_ms);
+	lks_enter(v, now_ms);
 	lks_client_abort(v, err);
 	lks_run(v);
 }
