@@ -313,6 +313,7 @@ struct lks_vol {
 	u64 verify_next, verify_end, verify_differ;	/* blocks */
 	u64 verify_deep;	/* this extent minus 1 is compared block by block though it was never written here */
 	struct lks_vol_tune tune;
+	u64 sync_us;		/* when resync has used up what it may read (tune.sync_rate_kib) */
 
 	/* the client */
 	struct lks_list reqs;

@@ -351,7 +351,7 @@ void World::create(Instance &i)
 		return;
 	}
 	trace("h%u creates volume %u", i.host.id, p.vid);
-	if (struct lks_vol_tune tune{.freeze_ms = profile.freeze_ms, .sync_rate_kib = 0}; tune.freeze_ms)
+	if (struct lks_vol_tune tune{profile.freeze_ms, profile.sync_rate_kib}; tune.freeze_ms || tune.sync_rate_kib)
 		enter(i, [&](lks_vol *v, uint64_t t) { lks_vol_tune(v, &tune, t); });
 	i.attach_after = now + random.below(200) * MS;
 	for (auto &other : hosts) {

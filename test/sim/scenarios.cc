@@ -520,6 +520,27 @@ void play_gives_up(World &w)
 	w.settle("at the end");
 }
 
+// Resync keeps below its ceiling, and does not fall far below it either.
+void play_sync_rate(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	w.crash(w.host(3), 2 * SECOND);
+	s.write(4, A);
+	for (uint64_t at = 0; at < 8192; at += 512)    // 4 MiB
+		s.write(4, {at, 512});
+	struct lks_vol_tune tune{0, 1024};
+	w.enter(s.on(1), [&](lks_vol *v, uint64_t t) { lks_vol_tune(v, &tune, t); });
+	s.await("the resync of h3 begins", [&] { return s.on(1).core->syncing != 0; });
+	Time begun = w.now;
+	s.await("h3 is a member again", [&] { return s.member(3); });
+	s.expect(w.now - begun > 3500 * MS, "4 MiB at 1 MiB a second take their time");
+	s.expect(w.now - begun < 6 * SECOND, "and not much more");
+	w.settle("at the end");
+}
+
 // A replica's metadata move while clients work; a crash at any time leaves what counts; the new space reads zeros.
 void play_grow(World &w)
 {
@@ -575,6 +596,7 @@ const std::vector<Scenario> &scenarios()
 		{"verify", "verify finds what differs, and repairs it", play_verify},
 		{"doubt-compared", "what a crash has made doubtful is compared before it is copied", play_doubt_compared},
 		{"gives-up", "requests that wait too long for a primary fail if that is wanted", play_gives_up},
+		{"sync-rate", "resync keeps to its ceiling", play_sync_rate},
 		{"grow", "a volume grows while clients work and hosts crash", play_grow, 1, 2},
 	};
 	static const std::vector<Scenario> all = [] {
