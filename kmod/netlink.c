@@ -567,7 +567,7 @@ static int put_volume(struct sk_buff *skb, struct lks_volume *v)
 	err = put_flag(skb, LKS_A_HAS_DEVICE, v->disk);
 	err = err ?: nla_put_u32(skb, LKS_A_OPENERS, v->openers);
 	err = err ?: nla_put_u32(skb, LKS_A_WRITERS, v->writers);
-	err = err ?: nla_put_u32(skb, LKS_A_OPEN_WAITERS, v->open_waiters);
+	err = err ?: nla_put_u32(skb, LKS_A_OPEN_WAITERS, v->open_waiters + v->waking);
 	err = err ?: put_u64(skb, LKS_A_SESSION_ENDED, v->session_ended);
 	err = err ?: nla_put_u32(skb, LKS_A_FREEZE_MS, v->tune.freeze_ms);
 	err = err ?: nla_put_u32(skb, LKS_A_SYNC_RATE, v->tune.sync_rate_kib);

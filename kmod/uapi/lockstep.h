@@ -194,7 +194,7 @@ enum lks_attr {
 	LKS_A_HAS_DEVICE,	/* flag */
 	LKS_A_OPENERS,		/* u32: open file descriptions of the device, read-only ones included */
 	LKS_A_WRITERS,		/* u32: those that may write */
-	LKS_A_OPEN_WAITERS,	/* u32: processes waiting in open() */
+	LKS_A_OPEN_WAITERS,	/* u32: processes waiting in open(); +1 if a read waits for somebody to become primary */
 	LKS_A_HAS_REPLICA,	/* flag; then also PATH, OFFSET, SUSPECT: */
 	LKS_A_ADMITTED,		/* flag: ADMIT was given */
 	LKS_A_FAILED,		/* flag: the backing device failed */
