@@ -104,17 +104,18 @@ static int open_state(struct lks_volume *v, u32 refusals)
 /* v->lock is held, and let go meanwhile. */
 static int wait_for_session(struct lks_volume *v, u32 refusals)
 {
-	u32 freeze_ms = v->tune.freeze_ms, news;
-	bool freezes = freeze_ms && freeze_ms < open_timeout_ms;
-	unsigned long deadline = jiffies + msecs_to_jiffies(freezes ? freeze_ms : open_timeout_ms);
+	unsigned long begin = jiffies;
 	int state;
 
 	while (!(state = open_state(v, refusals))) {
+		bool freezes = v->tune.freeze_ms && v->tune.freeze_ms < open_timeout_ms;
+		unsigned long deadline = begin + msecs_to_jiffies(freezes ? v->tune.freeze_ms : open_timeout_ms);
+		u32 news = v->open_news;
+
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		if (time_after_eq(jiffies, deadline))
 			return freezes ? -EIO : -ETIMEDOUT;
-		news = v->open_news;
 		lks_volume_unlock(v, true);
 		lks_event_open(v->vid);
 		wait_event_killable_timeout(v->wait, READ_ONCE(v->open_news) != news,

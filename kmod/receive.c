@@ -5,6 +5,9 @@
  * It waits for the socket and for memory (which holds the peer back), never for a disk: what the core then wants from the
  * disk is submitted by the volume's worker. Frames for a volume that is not here (yet, or any more) are read and dropped.
  * A frame that is wrong in any way closes the link.
+ *
+ * On a socket with kTLS the kernel says of what comes what kind of record it was in. Anything but data ends the lane: an
+ * alert is the peer's farewell, and there is nobody here to answer a handshake message (a change of keys).
  */
 #include <linux/kthread.h>
 #include <linux/sched/mm.h>
@@ -14,7 +17,9 @@
 #include "host.h"
 #include "volume.h"
 
+/* ends of a lane that are no errors of the socket */
 #define END 1		/* the peer has closed the connection, between frames */
+#define HANDSHAKE 2	/* a record of TLS that is for user space */
 
 static bool should_stop(void *lane)
 {
@@ -25,14 +30,26 @@ static int receive_all(struct lks_lane *lane, struct iov_iter *iter)
 {
 	size_t bytes = iov_iter_count(iter);
 	struct msghdr msg = { .msg_iter = *iter, .msg_flags = MSG_WAITALL | MSG_NOSIGNAL };
+	struct lks_tls_control control;
 
 	while (msg_data_left(&msg)) {
-		int n = sock_recvmsg(lane->sock, &msg, MSG_WAITALL | MSG_NOSIGNAL);
+		bool begun = msg_data_left(&msg) != bytes;
+		int n;
 
+		lks_tls_ask(&msg, &control);
+		n = sock_recvmsg(lane->sock, &msg, MSG_WAITALL | MSG_NOSIGNAL);
 		if (n < 0)
 			return n;
-		if (!n)
-			return msg_data_left(&msg) == bytes ? END : -ECONNRESET;
+		switch (lks_tls_type(&msg, &control)) {
+		case LKS_TLS_DATA:
+			if (n)
+				break;
+			fallthrough;
+		case LKS_TLS_ALERT:
+			return begun ? -ECONNRESET : END;
+		default:
+			return HANDSHAKE;
+		}
 	}
 	return 0;
 }
@@ -122,6 +139,10 @@ static const char *reason_of(int err)
 	switch (err) {
 	case END:
 		return "the peer closed it";
+	case HANDSHAKE:
+		return "the peer wanted to change the keys of TLS";
+	case -EBADMSG:
+		return "what came over TLS was not what the peer sent";
 	case -EPROTO:
 		return "the peer sent a wrong frame";
 	case -ENOMEM:

@@ -43,6 +43,41 @@ static inline void lks_no_task_frag(struct sock *sk)
 #endif
 }
 
+/* The kind of TLS record that bytes came in; a socket without kTLS has only data. */
+#define LKS_TLS_ALERT 21
+#define LKS_TLS_DATA 23
+
+#ifdef LKS_HAVE_msg_control
+#include <uapi/linux/tls.h>
+
+struct lks_tls_control {
+	struct cmsghdr header;
+	u8 type;
+} __aligned(8);
+
+/* Before each sock_recvmsg() */
+static inline void lks_tls_ask(struct msghdr *msg, struct lks_tls_control *control)
+{
+	memset(control, 0, sizeof(*control));
+	msg->msg_control = control;
+	msg->msg_controllen = sizeof(*control);
+	msg->msg_control_is_user = false;
+}
+
+/* ... and after it */
+static inline u8 lks_tls_type(const struct msghdr *msg, const struct lks_tls_control *control)
+{
+	if (msg->msg_controllen == sizeof(*control) || control->header.cmsg_level != SOL_TLS ||
+	    control->header.cmsg_type != TLS_GET_RECORD_TYPE)
+		return LKS_TLS_DATA;
+	return *(const u8 *)CMSG_DATA(&control->header);
+}
+#else
+struct lks_tls_control { };
+static inline void lks_tls_ask(struct msghdr *msg, struct lks_tls_control *control) { }
+static inline u8 lks_tls_type(const struct msghdr *msg, const struct lks_tls_control *control) { return LKS_TLS_DATA; }
+#endif
+
 /* ---- generic netlink ---- */
 
 #ifndef LKS_HAVE_genl_small_ops

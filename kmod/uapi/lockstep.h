@@ -267,7 +267,8 @@ enum lks_replica_state {
 
 /*
  * The record of truth of one volume, as the log holds it (DESIGN section 3). The same bytes go over netlink and over the
- * wire. Unused entries are zero. Invariants, checked by lks_record_check(): size is a multiple of 4096 up to 64 TiB; replicas have distinct hosts 1..64; primary is
+ * wire. Unused entries are zero. Invariants, checked by lks_record_check(): size is a multiple of 4096 up to 64 TiB;
+ * replicas have distinct hosts 1..64; primary is
  * 0 or an in-sync or suspect replica; since <= version; sessions are distinct and <= session_serial.
  */
 struct lks_record_replica {
