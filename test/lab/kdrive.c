@@ -4,14 +4,17 @@
  * module out and for scenarios that want nothing but the module. Prints the kernel's own message when a command fails.
  *
  *   kdrive host-set HOST               peer-set HOST           peer-del HOST            tune LEASE_MS
- *   kdrive listen HOST LINK PORT [LANES]        accepts LANES (1) connections on PORT and hands them over
- *   kdrive connect HOST LINK ADDRESS PORT [LANES]
+ *   kdrive listen HOST LINK PORT [LANES [tls]]  accepts LANES (1) connections on PORT and hands them over; tls: with keys
+ *   kdrive connect HOST LINK ADDRESS PORT [LANES [tls]]                                           that everybody knows
  *   kdrive format PATH VID SIZE OFFSET HOST     metadata of a new replica of a volume whose UUID is derived from VID
- *   kdrive volume-add VID NAME MINOR SIZE       volume-del VID
+ *   kdrive volume-add VID NAME MINOR SIZE [shared]                                       volume-del VID
  *   kdrive attach VID PATH OFFSET [thin]        detach VID
- *   kdrive config VID VERSION TERM PRIMARY SERIAL REPLICAS OPENERS [admit]
+ *   kdrive config VID VERSION TERM PRIMARY SERIAL REPLICAS OPENERS [admit | SIZE]       SIZE: if the volume has grown
  *        REPLICAS: HOST:STATE[:SINCE],...  with STATE insync, suspect, stale or failed;  OPENERS: HOST:SESSION,... or -
- *   kdrive device-add VID              device-del VID          refuse VID ERRNO
+ *   kdrive device-add VID              device-del VID          refuse VID ERRNO          abort VID
+ *   kdrive handover VID HOST           quiesce VID HOLD TIMEOUT_MS                        resume VID HOLD
+ *   kdrive meta-move VID OFFSET SIZE   meta-moved VID OFFSET   resize VID SIZE
+ *   kdrive verify VID MODE             volume-tune VID FREEZE_MS [SYNC_RATE]
  *   kdrive get [VID]                   the dump                events [SECONDS]         what the kernel tells
  *   kdrive auto VID REPLICAS           decides alone, until killed: grants opens to the first replica's host, where it must
  *                                      run and which it makes the primary, and commits what the primary proposes
@@ -23,7 +26,9 @@
 #include <fcntl.h>
 #include <linux/genetlink.h>
 #include <linux/netlink.h>
+#include <linux/tls.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -35,6 +40,7 @@
 #include "../../kmod/core/format.c"
 
 #define ROOM 65536
+#define ATTRS 128
 
 static int fd;
 static uint16_t family;
@@ -87,8 +93,9 @@ static void put_u64(struct nlmsghdr *h, uint16_t type, uint64_t v) { put(h, type
 static void put_string(struct nlmsghdr *h, uint16_t type, const char *s) { put(h, type, s, strlen(s) + 1); }
 
 struct attrs {
-	const struct nlattr *a[64];
+	const struct nlattr *a[ATTRS];
 };
+_Static_assert(LKS_A_COUNT <= ATTRS, "attributes");
 
 static void parse(const void *data, int bytes, struct attrs *to)
 {
@@ -98,7 +105,7 @@ static void parse(const void *data, int bytes, struct attrs *to)
 	while (bytes >= NLA_HDRLEN && a->nla_len >= NLA_HDRLEN && a->nla_len <= bytes) {
 		unsigned int type = a->nla_type & NLA_TYPE_MASK, step = NLA_ALIGN(a->nla_len);
 
-		if (type < 64)
+		if (type < ATTRS)
 			to->a[type] = a;
 		bytes -= (int)step;
 		a = (const struct nlattr *)((const char *)a + step);
@@ -176,7 +183,7 @@ static void found_family(const struct nlmsghdr *h)
 	if (!a.a[CTRL_ATTR_MCAST_GROUPS])
 		return;
 	parse(data_of(a.a[CTRL_ATTR_MCAST_GROUPS]), length_of(a.a[CTRL_ATTR_MCAST_GROUPS]), &groups);
-	for (int i = 0; i < 64; i++)
+	for (int i = 0; i < ATTRS; i++)
 		if (groups.a[i]) {
 			parse(data_of(groups.a[i]), length_of(groups.a[i]), &group);
 			events_group = (uint32_t)number(group.a[CTRL_ATTR_MCAST_GRP_ID]);
@@ -209,7 +216,8 @@ static const char *const names[LKS_CMD_COUNT] = {
 	[LKS_CMD_REPLICA_ATTACH] = "attached", [LKS_CMD_VOLUME] = "volume", [LKS_CMD_PEER] = "peer",
 	[LKS_CMD_EV_PROPOSE] = "propose", [LKS_CMD_EV_OPEN] = "open", [LKS_CMD_EV_CLOSE] = "close",
 	[LKS_CMD_EV_LINK_DOWN] = "link-down", [LKS_CMD_EV_SILENT] = "silent", [LKS_CMD_EV_DISK_ERROR] = "disk-error",
-	[LKS_CMD_EV_STATE] = "state",
+	[LKS_CMD_EV_STATE] = "state", [LKS_CMD_EV_QUIESCED] = "quiesced", [LKS_CMD_EV_UNQUIESCED] = "unquiesced",
+	[LKS_CMD_EV_META_MOVED] = "meta-moved", [LKS_CMD_EV_MISMATCH] = "mismatch", [LKS_CMD_EV_VERIFIED] = "verified",
 };
 
 static const struct { uint8_t attr; char kind; const char *name; } fields[] = {
@@ -225,7 +233,12 @@ static const struct { uint8_t attr; char kind; const char *name; } fields[] = {
 	{ LKS_A_NOTED_VERSION, 'n', "noted" }, { LKS_A_SESSION_WITH, 'n', "session-with" }, { LKS_A_SESSION, 'n', "session" },
 	{ LKS_A_SESSION_ENDED, 'n', "session-ended" }, { LKS_A_PENDING, 'n', "pending" }, { LKS_A_OLDEST_MS, 'n', "oldest-ms" },
 	{ LKS_A_HOT_EXTENTS, 'n', "hot" }, { LKS_A_WRITTEN_EXTENTS, 'n', "written" }, { LKS_A_SYNC_STATE, 'n', "sync" },
-	{ LKS_A_DIRTY_BLOCKS, 'n', "dirty" },
+	{ LKS_A_DIRTY_BLOCKS, 'n', "dirty" }, { LKS_A_HOLD, 'n', "hold" }, { LKS_A_DONE, 'f', "done" },
+	{ LKS_A_REPAIR, 'f', "repair" }, { LKS_A_AT, 'n', "at" }, { LKS_A_LENGTH, 'n', "length" },
+	{ LKS_A_FREEZE_MS, 'n', "freeze-ms" }, { LKS_A_SYNC_RATE, 'n', "sync-rate" }, { LKS_A_CAPACITY, 'n', "capacity" },
+	{ LKS_A_MOVE_OFFSET, 'n', "move" }, { LKS_A_MOVE_CURRENT, 'f', "move-current" },
+	{ LKS_A_VERIFY_TOTAL, 'n', "verify-total" }, { LKS_A_VERIFY_DONE, 'n', "verify-done" },
+	{ LKS_A_VERIFY_DIFFER, 'n', "verify-differ" }, { LKS_A_HANDOVER_TO, 'n', "heir" },
 };
 
 static void show_attrs(const struct attrs *a)
@@ -386,15 +399,16 @@ static uint64_t size_of(uint32_t vid)
 	return size_in_dump;
 }
 
-static void config(char **a, bool admit)
+static void config(char **a, const char *last)
 {
+	bool admit = last && !strcmp(last, "admit");
 	struct lks_record r = { .vid = (uint32_t)strtoul(a[0], NULL, 0), .version = strtoull(a[1], NULL, 0),
 				.term = strtoull(a[2], NULL, 0), .primary = (uint8_t)atoi(a[3]),
 				.session_serial = strtoull(a[4], NULL, 0) };
 	char *save, *word;
 
 	parse_replicas(&r, a[5]);
-	r.size = size_of(r.vid);
+	r.size = last && !admit ? strtoull(last, NULL, 0) : size_of(r.vid);
 	for (word = strcmp(a[6], "-") ? strtok_r(a[6], ",", &save) : NULL; word; word = strtok_r(NULL, ",", &save)) {
 		struct lks_record_opener *o = &r.openers[r.nopeners++ % LKS_MAX_HOSTS];
 		char *session = strchr(word, ':');
@@ -405,6 +419,21 @@ static void config(char **a, bool admit)
 		o->session = strtoull(session + 1, NULL, 0);
 	}
 	set_config(&r, admit);
+}
+
+/* Keys for both directions, as a handshake would have agreed on them. */
+static void set_keys(int sock, bool dialled)
+{
+	struct tls12_crypto_info_aes_gcm_128 keys = { .info = { TLS_1_3_VERSION, TLS_CIPHER_AES_GCM_128 }, .salt = "salt" };
+
+	if (setsockopt(sock, IPPROTO_TCP, TCP_ULP, "tls", sizeof("tls")))
+		die("kTLS: %s", strerror(errno));
+	memset(keys.key, dialled ? 'd' : 'a', sizeof(keys.key));
+	if (setsockopt(sock, SOL_TLS, TLS_TX, &keys, sizeof(keys)))
+		die("kTLS, sending: %s", strerror(errno));
+	memset(keys.key, dialled ? 'a' : 'd', sizeof(keys.key));
+	if (setsockopt(sock, SOL_TLS, TLS_RX, &keys, sizeof(keys)))
+		die("kTLS, receiving: %s", strerror(errno));
 }
 
 static void add_lane(uint8_t host, uint64_t link, int lane, int lanes, int sock)
@@ -420,7 +449,7 @@ static void add_lane(uint8_t host, uint64_t link, int lane, int lanes, int sock)
 	close(sock);
 }
 
-static void do_listen(uint8_t host, uint64_t link, int port, int lanes)
+static void do_listen(uint8_t host, uint64_t link, int port, int lanes, bool tls)
 {
 	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
 	int one = 1, sock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -434,11 +463,13 @@ static void do_listen(uint8_t host, uint64_t link, int port, int lanes)
 
 		if (lane < 0 || read(lane, &index, 1) != 1)
 			die("accept: %s", strerror(errno));
+		if (tls)
+			set_keys(lane, false);
 		add_lane(host, link, index, lanes, lane);
 	}
 }
 
-static void do_connect(uint8_t host, uint64_t link, const char *address, int port, int lanes)
+static void do_connect(uint8_t host, uint64_t link, const char *address, int port, int lanes, bool tls)
 {
 	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
 
@@ -459,6 +490,8 @@ static void do_connect(uint8_t host, uint64_t link, const char *address, int por
 		}
 		if (write(sock, &index, 1) != 1)
 			die("write: %s", strerror(errno));
+		if (tls)
+			set_keys(sock, true);
 		add_lane(host, link, i, lanes, sock);
 	}
 }
@@ -558,23 +591,38 @@ static int usage(void)
 	return 2;
 }
 
-static int one_number(const char *c, char **a)
+/* Commands whose arguments are numbers. */
+static int numbers(const char *c, char **a, int n)
 {
-	static const struct { const char *name; uint8_t cmd, attr, bytes; } commands[] = {
-		{ "host-set", LKS_CMD_HOST_SET, LKS_A_HOST, 1 }, { "peer-set", LKS_CMD_PEER_SET, LKS_A_HOST, 1 },
-		{ "peer-del", LKS_CMD_PEER_DEL, LKS_A_HOST, 1 }, { "tune", LKS_CMD_TUNE, LKS_A_LEASE_MS, 4 },
-		{ "volume-del", LKS_CMD_VOLUME_DEL, LKS_A_VID, 4 }, { "detach", LKS_CMD_REPLICA_DETACH, LKS_A_VID, 4 },
-		{ "device-add", LKS_CMD_DEVICE_ADD, LKS_A_VID, 4 }, { "device-del", LKS_CMD_DEVICE_DEL, LKS_A_VID, 4 },
+	static const struct { const char *name; uint8_t cmd, least, attrs[3]; } commands[] = {
+		{ "host-set", LKS_CMD_HOST_SET, 1, { LKS_A_HOST } }, { "peer-set", LKS_CMD_PEER_SET, 1, { LKS_A_HOST } },
+		{ "peer-del", LKS_CMD_PEER_DEL, 1, { LKS_A_HOST } }, { "tune", LKS_CMD_TUNE, 1, { LKS_A_LEASE_MS } },
+		{ "volume-del", LKS_CMD_VOLUME_DEL, 1, { LKS_A_VID } }, { "detach", LKS_CMD_REPLICA_DETACH, 1, { LKS_A_VID } },
+		{ "device-add", LKS_CMD_DEVICE_ADD, 1, { LKS_A_VID } }, { "device-del", LKS_CMD_DEVICE_DEL, 1, { LKS_A_VID } },
+		{ "abort", LKS_CMD_ABORT, 1, { LKS_A_VID } }, { "handover", LKS_CMD_HANDOVER, 2, { LKS_A_VID, LKS_A_HOST } },
+		{ "quiesce", LKS_CMD_QUIESCE, 3, { LKS_A_VID, LKS_A_HOLD, LKS_A_TIMEOUT_MS } },
+		{ "resume", LKS_CMD_RESUME, 2, { LKS_A_VID, LKS_A_HOLD } },
+		{ "meta-move", LKS_CMD_META_MOVE, 3, { LKS_A_VID, LKS_A_OFFSET, LKS_A_SIZE } },
+		{ "meta-moved", LKS_CMD_META_MOVED, 2, { LKS_A_VID, LKS_A_OFFSET } },
+		{ "resize", LKS_CMD_RESIZE, 2, { LKS_A_VID, LKS_A_SIZE } },
+		{ "verify", LKS_CMD_VERIFY, 2, { LKS_A_VID, LKS_A_MODE } },
+		{ "volume-tune", LKS_CMD_VOLUME_TUNE, 2, { LKS_A_VID, LKS_A_FREEZE_MS, LKS_A_SYNC_RATE } },
 	};
 
 	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
-		uint32_t value = (uint32_t)strtoul(a[0], NULL, 0);
 		struct nlmsghdr *h;
 
-		if (strcmp(c, commands[i].name))
+		if (strcmp(c, commands[i].name) || n < commands[i].least || n > 3)
 			continue;
 		h = command(commands[i].cmd);
-		put(h, commands[i].attr, &value, commands[i].bytes);
+		for (int k = 0; k < n && commands[i].attrs[k]; k++) {
+			uint64_t value = strtoull(a[k], NULL, 0);
+			uint8_t attr = commands[i].attrs[k];
+			bool small = attr == LKS_A_HOST || attr == LKS_A_MODE;
+			bool big = attr == LKS_A_OFFSET || attr == LKS_A_SIZE || attr == LKS_A_HOLD;
+
+			put(h, attr, &value, small ? 1 : big ? 8 : 4);
+		}
 		call(NULL);
 		return 0;
 	}
@@ -602,11 +650,11 @@ int main(int argc, char **argv)
 		events(n ? atoi(a[0]) : 0, show_event, NULL);
 	} else if (!strcmp(c, "auto") && n == 2) {
 		decide_alone((uint32_t)strtoul(a[0], NULL, 0), a[1]);
-	} else if (!strcmp(c, "listen") && (n == 3 || n == 4)) {
-		do_listen((uint8_t)atoi(a[0]), strtoull(a[1], NULL, 0), atoi(a[2]), n == 4 ? atoi(a[3]) : 1);
-	} else if (!strcmp(c, "connect") && (n == 4 || n == 5)) {
-		do_connect((uint8_t)atoi(a[0]), strtoull(a[1], NULL, 0), a[2], atoi(a[3]), n == 5 ? atoi(a[4]) : 1);
-	} else if (!strcmp(c, "volume-add") && n == 4) {
+	} else if (!strcmp(c, "listen") && n >= 3 && n <= 5) {
+		do_listen((uint8_t)atoi(a[0]), strtoull(a[1], NULL, 0), atoi(a[2]), n > 3 ? atoi(a[3]) : 1, n == 5);
+	} else if (!strcmp(c, "connect") && n >= 4 && n <= 6) {
+		do_connect((uint8_t)atoi(a[0]), strtoull(a[1], NULL, 0), a[2], atoi(a[3]), n > 4 ? atoi(a[4]) : 1, n == 6);
+	} else if (!strcmp(c, "volume-add") && (n == 4 || n == 5)) {
 		uint8_t uuid[16];
 
 		uuid_of((uint32_t)strtoul(a[0], NULL, 0), uuid);
@@ -617,7 +665,7 @@ int main(int argc, char **argv)
 		put_u32(h, LKS_A_MINOR, strtoul(a[2], NULL, 0));
 		put_u64(h, LKS_A_SIZE, strtoull(a[3], NULL, 0));
 		put_u32(h, LKS_A_BLOCK_SIZE, LKS_BLOCK_DEFAULT);
-		put_u8(h, LKS_A_CLASS, LKS_EXCLUSIVE);
+		put_u8(h, LKS_A_CLASS, n == 5 ? LKS_SHARED : LKS_EXCLUSIVE);
 		call(NULL);
 	} else if (!strcmp(c, "attach") && (n == 3 || n == 4)) {
 		h = command(LKS_CMD_REPLICA_ATTACH);
@@ -635,11 +683,9 @@ int main(int argc, char **argv)
 		put(h, LKS_A_ERROR, &error, sizeof(error));
 		call(NULL);
 	} else if (!strcmp(c, "config") && (n == 7 || n == 8)) {
-		config(a, n == 8);
-	} else if (n == 1) {
-		return one_number(c, a);
+		config(a, n == 8 ? a[7] : NULL);
 	} else {
-		return usage();
+		return numbers(c, a, n);
 	}
 	return 0;
 }

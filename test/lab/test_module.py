@@ -40,16 +40,17 @@ def volume(host, vid=1):
     return {}
 
 
-def digest(host):
-    return host.out(f'dd if=/dev/vdb bs=1M count={SIZE >> 20} iflag=direct 2>/dev/null | sha256sum')
+def digest(host, disk='/dev/vdb'):
+    return host.out(f'dd if={disk} bs=1M count={SIZE >> 20} iflag=direct 2>/dev/null | sha256sum')
 
 
-def start(host, number, thin=''):
+def start(host, number, thin='', size=SIZE, shared='', disk='/dev/vdb', lease_ms=3000):
     host.run('modprobe lockstep')
+    kdrive(host, f'tune {lease_ms}')
     kdrive(host, f'host-set {number}')
-    kdrive(host, f'format /dev/vdb 1 {SIZE} {SIZE} {number}')
-    kdrive(host, f'volume-add 1 v1 0 {SIZE}')
-    assert 'suspect=0' in kdrive(host, f'attach 1 /dev/vdb {SIZE} {thin}')
+    kdrive(host, f'format {disk} 1 {size} {size} {number}')
+    kdrive(host, f'volume-add 1 v1 0 {size} {shared}')
+    assert 'suspect=0' in kdrive(host, f'attach 1 {disk} {size} {thin}')
 
 
 def stop(host):
@@ -65,9 +66,9 @@ def auto(host, replicas):
     return p
 
 
-def connect(a, b, link):
-    listening = b.start(f'/lab/kdrive listen 1 {link} 7788 4')
-    kdrive(a, f'connect 2 {link} {b.networks_address("storage")} 7788 4')
+def connect(a, b, link, tls=''):
+    listening = b.start(f'/lab/kdrive listen 1 {link} 7788 4 {tls}')
+    kdrive(a, f'connect 2 {link} {b.networks_address("storage")} 7788 4 {tls}')
     listening.wait(20)
     for host in (a, b):
         wait(lambda: f'link={link} lanes=4 up' in kdrive(host, 'get'), 10, 'the link to be up')
@@ -184,4 +185,221 @@ def test_module_pair(lab):
     b.kill()
     kdrive(a, 'detach 1', timeout=20)
     kdrive(a, 'peer-del 2', timeout=20)
+    stop(a)
+
+
+def mount_debugging(host):
+    for kind, where in (('debugfs', 'debug'), ('tracefs', 'tracing')):
+        host.run(f'grep -q " /sys/kernel/{where} " /proc/mounts || mount -t {kind} {kind} /sys/kernel/{where}')
+
+
+def pair(lab, size=SIZE, shared='', tls='', lease_ms=3000, **options):
+    """Two hosts with a replica and the device each, linked."""
+    a, b = lab.boot(2, **options)
+    for host, number in ((a, 1), (b, 2)):
+        start(host, number, 'thin', size, shared, lease_ms=lease_ms)
+        kdrive(host, f'peer-set {3 - number}')
+        kdrive(host, 'device-add 1')
+        if tls:
+            host.run('modprobe aesni_intel', check=False)		# or it crawls
+    connect(a, b, 100, tls)
+    return a, b
+
+
+def test_module_io(lab):
+    """Requests of all kinds, sizes and alignments, on disks with small and with large sectors; and what the host says of them."""
+    a, = lab.boot(1)
+    for disk, seed in (('/dev/vdb', 1), ('/dev/loop0', 2)):
+        if disk == '/dev/loop0':
+            a.run('modprobe loop && losetup --sector-size 4096 --direct-io=on /dev/loop0 /dev/vdb')
+            assert a.out('cat /sys/block/loop0/queue/logical_block_size') == '4096'
+        start(a, 1, disk=disk)
+        kdrive(a, 'device-add 1')
+        decider = auto(a, '1:insync')
+        queue = dict(line.split() for line in a.out(
+            'cd /sys/block/lockstep0/queue; for f in logical_block_size physical_block_size max_hw_sectors_kb fua '
+            'discard_granularity discard_zeroes_data rotational; do echo $f $(cat $f); done').splitlines())
+        assert queue['logical_block_size'] == '512' and queue['physical_block_size'] == '4096', queue
+        assert queue['max_hw_sectors_kb'] == '1024' and queue['fua'] == '1' and queue['rotational'] == '0', queue
+        said = a.run(f'/lab/blockio random /dev/lockstep/v1 20 {seed}', timeout=200).out
+        counts = {k: int(n) for k, n in re.findall(r'([\w-]+)=(\d+)', said)}
+        assert len(counts) == 8 and all(counts.values()), said
+        assert a.out('sha256sum </dev/lockstep/v1') == digest(a, disk)
+        stat = [int(n) for n in a.out('cat /sys/block/lockstep0/stat').split()]
+        assert stat[0] and stat[4] and stat[8] == 0 and stat[11], f'reads, writes, none in flight, discards: {stat}'
+
+        mount_debugging(a)
+        a.run('echo 1 >/sys/kernel/tracing/events/lockstep/enable')
+        holding = a.start('/lab/blockio hold /dev/lockstep/v1 w')
+        wait(lambda: b'open' in bytes(holding.out), 20, 'the device to be open')
+        openers = a.out('cat /sys/kernel/debug/lockstep/volumes/v1/openers')
+        assert re.search(r'writer pid=\d+ command=blockio ', openers) and '1 openers, 1 writers' in openers, openers
+        assert 'role: serving' in a.out('cat /sys/kernel/debug/lockstep/volumes/v1/replica')
+        assert a.out('cat /sys/kernel/debug/lockstep/volumes/v1/requests').startswith('0 more; 0 bytes')
+        a.run('dd if=/dev/zero of=/dev/lockstep/v1 bs=4096 count=4 oflag=direct')
+        holding.close_input()
+        holding.wait(20)
+        trace = a.out('grep -o "lockstep_[a-z]*" /sys/kernel/tracing/trace | sort | uniq -c')
+        assert all(f'lockstep_{what}' in trace for what in ('request', 'complete', 'config')), trace
+        a.run('echo 0 >/sys/kernel/tracing/events/lockstep/enable')
+        wait(lambda: volume(a)['writers'] == '0', 20, 'the device to be closed')
+        decider.stop()
+        stop(a)
+
+
+def test_module_frozen(lab):
+    """Who waits for a primary that does not come is failed on demand or after a time, and nothing stands in a teardown's way."""
+    a, = lab.boot(1)
+    start(a, 1)
+    kdrive(a, 'device-add 1')
+
+    # Nobody grants an open: a second one does not wait behind it, a reader comes in, and ABORT ends them.
+    first = a.start('/lab/blockio hold /dev/lockstep/v1 w')
+    second = a.start('/lab/blockio hold /dev/lockstep/v1 w')
+    wait(lambda: volume(a)['waiters'] == '2', 20, 'two opens to wait at the same time')
+    reader = a.start('/lab/blockio hold /dev/lockstep/v1 r')
+    wait(lambda: b'open' in bytes(reader.out), 10, 'the reader to come in')
+    refused(a, 'device-del 1', 'Device or resource busy')
+    kdrive(a, 'abort 1')
+    assert 'Input/output error' in first.wait(10).err and 'Input/output error' in second.wait(10).err
+    reader.close_input()
+    reader.wait(10)
+    kdrive(a, 'volume-tune 1 1000')
+    before = a.out('cut -d" " -f1 /proc/uptime')
+    assert 'Input/output error' in a.run('/lab/blockio hold /dev/lockstep/v1 w', check=False).err
+    assert float(a.out('cut -d" " -f1 /proc/uptime')) - float(before) < 8, 'FREEZE_MS bounds an open, too'
+    kdrive(a, 'volume-tune 1 0')
+
+    # The primary moves to a host that never comes.
+    decider = auto(a, '1:insync')
+    a.run('dd if=/dev/zero of=/dev/lockstep/v1 bs=1M count=4 oflag=direct')
+    holding = a.start('/lab/blockio hold /dev/lockstep/v1 w')
+    wait(lambda: b'open' in bytes(holding.out), 20, 'the device to be open')
+    state = volume(a)
+    decider.stop()
+    version, term, session = int(state['noted']), int(state['term']), state['session']
+    assert session != '0'
+    kdrive(a, f'config 1 {version + 1} {term + 1} 2 {session} 1:insync,2:insync 1:{session}')
+    mount_debugging(a)
+    writing = a.start('dd if=/dev/zero of=/dev/lockstep/v1 bs=4096 count=1 oflag=direct conv=notrunc')
+    requests = lambda: a.out('cat /sys/kernel/debug/lockstep/volumes/v1/requests')
+    wait(lambda: 'write offset=0 length=4096' in requests() or volume(a)['waiters'] != '0', 20, 'the write or its open to wait')
+    kdrive(a, 'abort 1')
+    assert 'Input/output error' in writing.wait(20).err
+
+    # What is written through the page cache: closing would wait for ever.
+    a.allow('Buffer I/O error on dev lockstep0')
+    dirty = a.start('exec 9<>/dev/lockstep/v1 && dd if=/dev/zero bs=64k count=8 >&9; read x')
+    kdrive(a, 'volume-tune 1 500')
+    dirty.close_input()
+    holding.close_input()
+    holding.wait(60)
+    dirty.wait(60)
+    wait(lambda: volume(a)['openers'] == '0', 60, 'the device to be closed')
+    stop(a)
+
+
+def test_module_tls(lab):
+    """Lanes with kTLS carry the same; one that the peer closes, or that brings what is no data, ends the link."""
+    # emulated hosts are slow to answer while they encrypt; that is not what this is about
+    a, b = pair(lab, tls='tls', lease_ms=8000)
+    kdrive(b, 'config 1 1 0 0 0 1:insync,2:insync - admit')
+    decider = auto(a, '1:insync,2:insync')
+    a.run(f'{FIO} {VERIFY} --io_size=6M', timeout=300)
+    kdrive(b, 'config 1 2 1 1 1 1:insync,2:insync -')
+    part = 'dd if=/dev/lockstep/v1 bs=1M count=4 iflag=direct 2>/dev/null | sha256sum'
+    assert b.out(part, timeout=120) == a.out(part)
+    wait(lambda: volume(a)['writers'] == '0', 20, 'the device to be closed')
+    assert digest(a) == digest(b)
+    assert int(volume(a)['peers'][0]['dirty']) == 0, 'the other replica was never lost'
+    decider.stop()
+    kdrive(b, 'peer-del 1')
+    wait(lambda: 'link=100' not in kdrive(a, 'get'), 20, 'the link to end')
+    kdrive(a, 'peer-del 2')
+    for host in (a, b):
+        stop(host)
+
+
+def _test_module_pressure(lab):
+    """Swap on the replicated device of a host that runs out of memory: it goes on, and everything it swapped out is right."""
+    size = 128 << 20
+    a, b = pair(lab, size, lease_ms=8000, memory_mb=320)
+    kdrive(b, 'config 1 1 0 0 0 1:insync,2:insync - admit')
+    decider = auto(a, '1:insync,2:insync')
+    a.run('/lab/memhog swap /dev/lockstep/v1')
+    free = int(a.out("awk '$1 == \"MemAvailable:\" { print $2 }' /proc/meminfo")) >> 10
+    a.run(f'/lab/memhog fill {free + 70} 2', timeout=400)
+    swapped = int(a.out("awk '$1 == \"pswpout\" { print $2 }' /proc/vmstat"))
+    assert swapped > 5000, f'only {swapped} pages were swapped out'
+    a.run('/lab/memhog unswap /dev/lockstep/v1', timeout=120)
+    wait(lambda: volume(a)['writers'] == '0', 20, 'the device to be closed')
+    assert int(volume(a)['peers'][0]['dirty']) == 0, 'the other replica was never lost'
+    decider.stop()
+    same = [h.out(f'dd if=/dev/vdb bs=1M count={size >> 20} iflag=direct 2>/dev/null | sha256sum') for h in (a, b)]
+    assert same[0] == same[1]
+
+
+def test_module_shared(lab):
+    """A volume of class shared: two hosts write it at once, in many short opens, as XAPI does with its statefile."""
+    a, b = pair(lab, shared='shared')
+    lines = lambda: [int(h.out('dmesg | grep -c lockstep:')) for h in (a, b)]
+    for host in (a, b):
+        kdrive(host, 'config 1 1 0 0 0 1:insync,2:insync - admit')
+    for host in (a, b):
+        kdrive(host, 'config 1 2 1 1 2 1:insync,2:insync 1:1,2:2')
+    holding = [host.start('/lab/blockio hold /dev/lockstep/v1 w') for host in (a, b)]
+    for h in holding:
+        wait(lambda: b'open' in bytes(h.out), 20, 'the device to be open')
+    before = lines()
+    both = [a.start('/lab/blockio shared /dev/lockstep/v1 1 300'), b.start('/lab/blockio shared /dev/lockstep/v1 2 300')]
+    assert [p.wait(200).status for p in both] == [0, 0]
+    assert lines() == before, 'an open is not worth a line in the log'
+    for host in (a, b):
+        assert host.out('dd if=/dev/lockstep/v1 iflag=direct bs=4096 skip=1 count=2 2>/dev/null | od -An -tx8 -w4096 -v | cut -c2-17') \
+            == '000000010000012c\n000000020000012c', 'each sees what the other wrote last'
+    for h in holding:
+        h.close_input()
+        h.wait(20)
+    assert digest(a) == digest(b)
+
+
+def test_module_grow(lab):
+    """A volume grows while it is open: its metadata move behind the new end, then the device is larger; nothing is lost."""
+    grown = 96 << 20
+    a, = lab.boot(1)
+    start(a, 1)
+    kdrive(a, 'device-add 1')
+    decider = auto(a, '1:insync')
+    a.run(f'dd if=/dev/urandom of=/dev/lockstep/v1 bs=1M count={SIZE >> 20} oflag=direct')
+    before = digest(a)
+    holding = a.start('/lab/blockio hold /dev/lockstep/v1 w')
+    wait(lambda: b'open' in bytes(holding.out), 20, 'the device to be open')
+    decider.stop()
+    state = volume(a)
+    refused(a, f'resize 1 {grown}', 'Invalid argument')
+    refused(a, f'meta-move 1 {1 << 40} {grown}', 'File too large')
+    refused(a, f'meta-move 1 {grown - 4096} {grown}', 'Invalid argument')
+    kdrive(a, f'meta-move 1 {grown} {grown}')
+    wait(lambda: 'move-current' in volume(a), 30, 'the metadata to stand in both places')
+    refused(a, f'meta-move 1 {2 * grown} {grown}', 'Device or resource busy')
+    kdrive(a, f'meta-moved 1 {grown}')
+    wait(lambda: 'move' not in volume(a), 60, 'what stood behind the data to be zeros')
+    assert volume(a)['offset'] == str(grown) and int(volume(a)['capacity']) >= grown
+    kdrive(a, f'config 1 {int(state["noted"]) + 1} {state["term"]} 1 {state["session"]} 1:insync 1:{state["session"]} {grown}')
+    kdrive(a, f'resize 1 {grown}')
+    kdrive(a, f'resize 1 {grown}')
+    refused(a, f'resize 1 {SIZE}', 'Invalid argument')
+    assert a.out('blockdev --getsize64 /dev/lockstep/v1') == volume(a)['size'] == str(grown)
+    a.run(f'cmp -n {grown - SIZE} /dev/zero /dev/lockstep/v1 0 {SIZE}')
+    a.run('dd if=/dev/urandom of=/dev/lockstep/v1 bs=1M seek=80 count=16 oflag=direct conv=notrunc')
+    after = a.out('sha256sum </dev/lockstep/v1')
+    assert digest(a) == before
+    holding.close_input()
+    holding.wait(20)
+    wait(lambda: volume(a)['openers'] == '0', 20, 'the device to be closed')
+    for verb in ('device-del', 'detach', 'volume-del'):
+        kdrive(a, f'{verb} 1')
+    kdrive(a, f'volume-add 1 v1 0 {grown}')
+    assert 'suspect=0' in kdrive(a, f'attach 1 /dev/vdb {grown}')
+    assert a.out(f'dd if=/dev/vdb bs=1M count={grown >> 20} iflag=direct 2>/dev/null | sha256sum') == after
     stop(a)
