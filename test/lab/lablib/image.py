@@ -44,7 +44,8 @@ STATE_BYTES = 192 << 20
 def product():
     """Files of the product that exist now: [(source, path in the image)]."""
     found = [(TOP / s, d) for s, d in PRODUCT.items() if (TOP / s).exists()]
-    modules = [TOP / p for p in MODULE_PLACES if (TOP / p).exists()]
+    places = [kernel.OTHER / 'lockstep.ko'] if kernel.OTHER else [TOP / p for p in MODULE_PLACES]
+    modules = [p for p in places if p.exists()]
     if modules:
         newest = max(modules, key=lambda p: p.stat().st_mtime)
         found.append((newest, f'lib/modules/{kernel.release()}/extra/lockstep.ko'))
@@ -106,7 +107,7 @@ def place(source, root, target=None, strip=False):
 
 
 def modules():
-    base = Path(f'/lib/modules/{kernel.release()}')
+    base = kernel.ROOT / f'lib/modules/{kernel.release()}'
     names = list(MODULES)
     for folder in MODULE_FOLDERS:
         names += [p.name.split('.ko')[0] for p in (base / folder).rglob('*.ko*')]
@@ -145,10 +146,10 @@ def stage(root):
         if Path(path).exists():
             place(path, root)
     for m in modules():
-        place(m, root)
-    base = Path(f'/lib/modules/{kernel.release()}')
+        place(m, root, m.relative_to(kernel.ROOT))
+    base = Path(f'lib/modules/{kernel.release()}')
     for name in ('modules.builtin', 'modules.builtin.modinfo', 'modules.order'):
-        place(base / name, root)
+        place(kernel.ROOT / base / name, root, base / name)
     for source, target in ours + tools():
         place(source, root, target, strip=target.endswith(('.ko', 'lockstepd', 'lockstep')))
     for script in ('boot', 'service'):

@@ -12,8 +12,11 @@ holds for one boot of the machine.
 import functools, gzip, lzma, os, shutil, struct, subprocess, tempfile
 from pathlib import Path
 
-from .paths import BUILD, GUEST, LabError
+from .paths import BUILD, GUEST, TOP, LabError
 
+# LAB_KERNEL: a suite whose kernel scripts/kernels --image has fetched; otherwise the machine's own
+OTHER = TOP / 'build/kernels' / os.environ['LAB_KERNEL'] if os.environ.get('LAB_KERNEL') else None
+ROOT = OTHER / 'image' if OTHER else Path('/')
 PROBE_SECONDS = 10
 PROBE_WORD = b'LAB-PROBE-OK'
 BOOT_MODULES = ('virtio_pci', 'virtio_blk', 'virtio_console', 'virtio_net', 'virtio_rng', 'ext4', 'crc32c_generic',
@@ -23,10 +26,10 @@ BOOT_MODULES = ('virtio_pci', 'virtio_blk', 'virtio_console', 'virtio_net', 'vir
 @functools.cache
 def release():
     """Version of the newest installed kernel that has modules, as in `uname -r`."""
-    found = [p.name for p in Path('/lib/modules').iterdir() if (p / 'modules.dep').exists()
-             and Path(f'/boot/vmlinuz-{p.name}').exists()]
+    found = [p.name for p in (ROOT / 'lib/modules').glob('*') if (p / 'modules.dep').exists()
+             and (ROOT / f'boot/vmlinuz-{p.name}').exists()]
     if not found:
-        raise LabError('no kernel found in /boot and /lib/modules: run scripts/setup')
+        raise LabError(f'no kernel found in {ROOT}: run scripts/setup, or scripts/kernels --image')
     return max(found, key=lambda r: [int(n) for n in ''.join(c if c.isdigit() else ' ' for c in r).split()])
 
 
@@ -52,7 +55,7 @@ def decompress(data):
 
 def vmlinux():
     """Path of the decompressed kernel; made on first use."""
-    source = Path(f'/boot/vmlinuz-{release()}')
+    source = ROOT / f'boot/vmlinuz-{release()}'
     made = BUILD / f'vmlinux-{release()}'
     if newer(made, source):
         return made
@@ -77,7 +80,7 @@ def dependencies():
     """modules.dep: module name -> (path below /lib/modules/RELEASE, names it needs)."""
     deps = {}
     name = lambda path: Path(path).name.split('.ko')[0].replace('-', '_')
-    for line in Path(f'/lib/modules/{release()}/modules.dep').read_text().splitlines():
+    for line in (ROOT / f'lib/modules/{release()}/modules.dep').read_text().splitlines():
         path, _, needs = line.partition(':')
         deps[name(path)] = (path, [name(n) for n in needs.split()])
     return deps
@@ -95,7 +98,7 @@ def with_dependencies(names):
             order.append(deps[n][0])
     for n in names:
         visit(n)
-    return [Path(f'/lib/modules/{release()}') / p for p in order]
+    return [ROOT / f'lib/modules/{release()}' / p for p in order]
 
 
 def cpio(folder, made):
