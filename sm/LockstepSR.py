@@ -27,6 +27,7 @@ import datetime
 import fcntl
 import json
 import os
+import re
 import stat
 import time
 import xmlrpc.client
@@ -46,8 +47,10 @@ except ImportError as e:
 CAPABILITIES = [
     'ATOMIC_PAUSE', 'SR_PROBE', 'SR_UPDATE', 'THIN_PROVISIONING', 'LARGE_VDI',
     'VDI_CREATE', 'VDI_DELETE', 'VDI_INTRODUCE', 'VDI_UPDATE', 'VDI_ATTACH', 'VDI_DETACH', 'VDI_ACTIVATE', 'VDI_DEACTIVATE',
-    'VDI_CLONE', 'VDI_SNAPSHOT', 'VDI_MIRROR', 'VDI_RESIZE', 'VDI_RESIZE_ONLINE', 'VDI_GENERATE_CONFIG', 'VDI_CONFIG_CBT',
+    'VDI_CLONE', 'VDI_SNAPSHOT', 'VDI_MIRROR', 'VDI_RESIZE', 'VDI_RESIZE_ONLINE', 'VDI_GENERATE_CONFIG',
 ]
+# VDI_CONFIG_CBT is written below but not offered before lockstepd can tell which blocks differ: xapi then refuses it in one line, where a
+# backup would find out half way.
 
 CONFIGURATION = [
     ['group-name', 'volume group of the hosts, or volume_group/thin_pool'],
@@ -85,6 +88,7 @@ VIEW_OF, VIEW_USER, DROPPING = 'xapi.view-of', 'xapi.view-user.', 'xapi.dropping
 VIEW = '.view'
 VIEW_TRIES = 20
 LABEL_BYTES = 1024
+IS_UUID = re.compile('[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')    # others in the group are an administrator's
 
 
 def text_label(text):
@@ -192,7 +196,7 @@ class LockstepSR(SR.SR):
         """Volumes and snapshots of this SR, views included."""
         uuid = uuid or self.uuid
         return ([v for v in status['volumes'] if v.get('group') == uuid and v['phase'] != 'deleting'] +
-                [s for s in status.get('snapshots', ()) if s.get('group') == uuid and s['phase'] == 'ready'])
+                [s for s in status.get('snapshots', ()) if s.get('group') == uuid and s['phase'] == 'ready' and not s.get('temporary')])
 
     @contextlib.contextmanager
     def _lock(self, mode):
@@ -339,7 +343,7 @@ class LockstepSR(SR.SR):
                 for volume in volumes:
                     if VIEW_OF in volume['labels']:
                         self._drop_view(volume)
-                    elif volume['phase'] == 'ready' and not self._remove_wreckage(volume):
+                    elif volume['phase'] == 'ready' and IS_UUID.match(volume['name']) and not self._remove_wreckage(volume):
                         vdi = self.vdi(volume['name'])
                         vdi.take(volume)
                         self.vdis[vdi.location] = vdi
@@ -556,7 +560,7 @@ class LockstepVDI(VDI.VDI):
         status = self.api.cluster_status()
         group = self.sr._group(status)
         hosts = {p['host'] for p in status['pools'] if p['name'] == group['pool']}
-        return {'class': 'shared', 'shared': True, 'redundancy': max(group['redundancy'], min(HA_REPLICAS, len(hosts)))}
+        return {'class': 'shared', 'redundancy': max(group['redundancy'], min(HA_REPLICAS, len(hosts)))}
 
     def _make_sized(self, make, size, otherwise):
         """Calls make(); tells a refusal for lack of space, or for a size no pool could hold, from others."""

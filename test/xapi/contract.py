@@ -29,7 +29,7 @@ AWAITED_ROUTES = {
 }
 # Properties, by where they are: a route's request, or a schema.
 AWAITED_PROPERTIES = {
-    'POST /volumes': {'class', 'shared'},
+    'POST /volumes': {'class'},
     'Error': {'code'},
     'Status': {'snapshots'},
     'Volume': {'openers', 'allocated_bytes', 'changes'},

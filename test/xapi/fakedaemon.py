@@ -63,7 +63,7 @@ class Cluster(object):
         self.uuid = str(uuid.uuid4()) if formed else ''
         self.pools, self.groups, self.volumes, self.snapshots = {}, {}, {}, {}
         self.tokens = set()
-        self.applied, self.next_vid = 1, 1
+        self.applied, self.next_vid, self.next_sid = 1, 1, 0
         self.quorum = True
         self.close_delay_s = 0
         self.before = self.after = None     # hooks: (host, method, path) around each request
@@ -126,8 +126,9 @@ class Cluster(object):
             return self.reply(handler, 200, self.opens(host, url.path[6:], body))
         path = re.sub('^/v1', '', url.path)
         self.requests.append((host.name, method, path))
-        if self.before:
-            self.before(host.name, method, path)
+        if self.before and self.before(host.name, method, path) == 'dies':
+            handler.close_connection = True
+            return
         try:
             self.contract.check_request(method, path, query, body)
             status, answer = self.carry_out(host, method, path, query, body)
@@ -135,8 +136,9 @@ class Cluster(object):
         except AssertionError as e:
             self.drift.append(str(e))
             status, answer = 503, {'status': 10, 'message': 'drift: %s' % e}
-        if self.after:
-            self.after(host.name, method, path)
+        if self.after and self.after(host.name, method, path) == 'dies':
+            handler.close_connection = True
+            return
         self.reply(handler, status, answer)
 
     @staticmethod
@@ -238,8 +240,9 @@ class Cluster(object):
         return base
 
     def snapshot_status(self, s):
-        return {'name': s['name'], 'uuid': s['uuid'], 'volume': s['volume'], 'group': s['group'], 'labels': dict(s['labels']),
-                'size_bytes': s['size_bytes'], 'created_ms': 1, 'phase': 'ready', 'allocated_bytes': self.allocated(s)}
+        return {'name': s['name'], 'uuid': s['uuid'], 'sid': s['sid'], 'set': s['sid'], 'volume': s['volume'], 'volume_uuid': s['volume_uuid'],
+                'group': s['group'], 'labels': dict(s['labels']), 'size_bytes': s['size_bytes'], 'created_ms': 1, 'phase': 'ready',
+                'temporary': False, 'hosts': s['hosts']}
 
     def pool_status(self, name, on):
         vg, thin = self.pools[(name, on)]
@@ -404,7 +407,7 @@ class Cluster(object):
         if len(room) < redundancy:
             raise Refused(5, 'volume %s cannot be placed on %d hosts: %d have room for it' % (name, redundancy, len(room)),
                           'no_space' if len(pools) >= redundancy else None)
-        shared = 'shared' not in self.without and (body.get('class') == 'shared' or body.get('shared'))
+        shared = 'shared' not in self.without and body.get('class') == 'shared'
         volume = {'name': name, 'uuid': body.get('uuid', str(uuid.uuid4())), 'vid': self.next_vid, 'size_bytes': size, 'pool': group['pool'],
                   'group': body['group'], 'labels': {}, 'class': 'shared' if shared else 'exclusive', 'hosts': [p['host'] for p in room[:redundancy]],
                   'writers': {}, 'readers': {}, 'blocks': {}, 'born': {}}
@@ -458,20 +461,21 @@ class Cluster(object):
         v = self.volume_of(name)
         if body['name'] in self.snapshots:
             raise Refused(5, 'volume %s has a snapshot named %s already' % (name, body['name']), 'exists')
-        s = {'name': body['name'], 'uuid': body['uuid'], 'volume': name, 'group': v['group'], 'labels': {}, 'size_bytes': v['size_bytes'],
+        self.next_sid += 1
+        s = {'name': body['name'], 'uuid': body['uuid'], 'sid': self.next_sid, 'volume': name, 'volume_uuid': v['uuid'], 'group': v['group'], 'labels': {}, 'size_bytes': v['size_bytes'],
              'blocks': dict(v['blocks']), 'hosts': list(v['hosts']), 'pool': v['pool'], 'class': v['class'], 'destroyed': False}
         self.merge(s['labels'], body.get('labels', {}))
         self.snapshots[s['name']] = s
-        return {'name': s['name']}
+        return self.snapshot_status(s)
 
     def snapshot_patch(self, host, volume, name, body):
         self.merge(self.snapshot_of(volume, name)['labels'], body['labels'])
-        return {'name': name}
+        return {'volume': volume, 'name': name}
 
     def snapshot_delete(self, host, volume, name, body):
-        self.snapshot_of(volume, name)
+        sid = self.snapshot_of(volume, name)['sid']
         del self.snapshots[name]
-        return {'name': name}
+        return {'sid': sid, 'pending_hosts': []}
 
     def derive(self, source, body):
         if body['name'] in self.volumes:

@@ -216,6 +216,49 @@ def test_killed_at_each_step(make_world, case):
             run.after(done)
 
 
+class Daemon(object):
+    """Dies at the nth change that it is asked for, before it is made or before it is answered; and is there again at once."""
+
+    def __init__(self, world):
+        self.count, self.at, self.phase = 0, None, None
+        world.cluster.before = lambda host, method, path: self.step(method, 'before')
+        world.cluster.after = lambda host, method, path: self.step(method, 'after')
+
+    def step(self, method, phase):
+        if method == 'GET':
+            return None
+        self.count += phase == 'before'
+        return 'dies' if (self.at, self.phase) == (self.count, phase) else None
+
+    def arm(self, at, phase):
+        self.count, self.at, self.phase = 0, at, phase
+
+
+@pytest.mark.parametrize('case', [Create, Delete, Snapshot, Clone, Resize], ids=lambda c: c.__name__)
+def test_the_daemon_dies_at_each_change(world, sr, case):
+    daemon = Daemon(world)
+    run = case(world, sr)
+    daemon.arm(None, None)
+    run.call()
+    changes = daemon.count
+    assert changes >= 1
+    for n in range(1, changes + 1):
+        for phase in ('before', 'after'):
+            clear(world, sr)
+            run = case(world, sr)
+            daemon.arm(n, phase)
+            try:
+                run.call()
+                done = True
+            except XenError as e:
+                done = False
+                assert 'cannot be asked' in str(e)
+            daemon.arm(None, None)
+            settle(run)
+            world.consistent(sr)
+            run.after(done)
+
+
 def clear(world, sr):
     """No disks, in the cluster or in xapi."""
     for table in (world.cluster.volumes, world.cluster.snapshots):

@@ -239,9 +239,12 @@ def test_volumes_of_others_are_left_alone(world, sr):
     other = {'name': 'other', 'pool': 'vg0-thin', 'redundancy': 1, 'labels': {}}
     world.cluster.groups['other'] = other
     world.cluster.volume_create(None, {'name': 'theirs', 'size_bytes': 4096, 'group': 'other', 'labels': {}})
+    mine = world.xapi.db['SR'][sr]['uuid']
+    world.cluster.volume_create(None, {'name': 'by-hand', 'size_bytes': 4096, 'group': mine, 'labels': {}})    # in the SR's group, by an administrator
     world.xapi.sr_scan(sr)
-    world.consistent(sr)
-    assert 'theirs' in world.cluster.volumes
+    assert not world.xapi.vdis(sr) and {'theirs', 'by-hand'} <= set(world.cluster.volumes)
+    with failed('SR_NOT_EMPTY', 'such as by-hand'):
+        world.xapi.sr_destroy(sr)
 
 
 def test_restart_of_the_toolstack_and_another_master(world, sr):
