@@ -107,7 +107,8 @@ class Contract(object):
         pattern, operation, shared = self.route(method, path)
         if not operation:
             return
-        known = {p['name'] for p in operation.get('parameters', []) + shared if p['in'] == 'query'}
+        parameters = [self.resolve(p)[0] for p in operation.get('parameters', []) + shared]
+        known = {p['name'] for p in parameters if p['in'] == 'query'}
         if set(query) - known:
             raise Drift('%s %s has no parameter %s' % (method, pattern, set(query) - known))
         wanted, _ = self.resolve(operation.get('requestBody', {}))
