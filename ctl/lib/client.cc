@@ -96,6 +96,14 @@ Result<json> Client::post(const std::string &path, const json &body, unsigned ti
 	return result_of(connection(socket_, timeout_s).Post(path, text, "application/json"), timeout_s);
 }
 
+Result<json> Client::patch(const std::string &path, const json &body, unsigned timeout_s) const
+{
+	if (Done can = reachable(); !can)
+		return can.error();
+	std::string text = body.dump(-1, ' ', false, json::error_handler_t::replace);
+	return result_of(connection(socket_, timeout_s).Patch(path, text, "application/json"), timeout_s);
+}
+
 Result<json> Client::del(const std::string &path, unsigned timeout_s) const
 {
 	if (Done can = reachable(); !can)

@@ -59,6 +59,7 @@ int run(const std::vector<std::string> &args, Context &context)
 	add_cluster(app, context, action);
 	add_volume(app, context, action);
 	add_status(app, context, action);
+	add_snapshot(app, context, action);
 	try {
 		std::vector<std::string> reversed(args.rbegin(), args.rend());    // CLI11 takes them from the back
 		app.parse(reversed);

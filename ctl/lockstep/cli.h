@@ -25,6 +25,7 @@ struct Context {
 	std::string socket = DEFAULT_SOCKET;
 	bool is_root = true;
 	std::function<uint64_t()> now_ms = {};  // Unix time
+	bool terminal = false;                  // out is one
 	Client client() const { return Client(socket); }
 };
 
@@ -34,6 +35,8 @@ using Action = std::function<Done()>;
 void add_cluster(CLI::App &app, Context &context, Action &action);
 void add_volume(CLI::App &app, Context &context, Action &action);
 void add_status(CLI::App &app, Context &context, Action &action);
+void add_serving(CLI::App &app, CLI::App &volume, Context &context, Action &action);    // volumes in use
+void add_snapshot(CLI::App &app, Context &context, Action &action);
 
 // args: without the program's name. Returns the exit status.
 int run(const std::vector<std::string> &args, Context &context);

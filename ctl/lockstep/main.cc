@@ -15,6 +15,7 @@ int main(int argc, char **argv)
 	std::signal(SIGPIPE, SIG_DFL);    // `lockstep status | head` ends quietly
 	lockstep::cli::Context context{std::cout, std::cerr};
 	context.is_root = geteuid() == 0;
+	context.terminal = isatty(STDOUT_FILENO);
 	context.now_ms = [] {
 		using namespace std::chrono;
 		return uint64_t(duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count());

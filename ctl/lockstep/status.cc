@@ -66,7 +66,7 @@ std::string replica_text(const json &r)
 void volume_rows(Table &table, const json &v)
 {
 	std::vector<std::string> row = {shown(v["name"]),    shown(v["health"]), format_bytes(v["size_bytes"]),
-					shown(v["primary"]), shown(v["opener"])};
+					shown(v["primary"]), v["openers"].empty() ? "-" : joined(v["openers"])};
 	for (const json &r : v["replicas"]) {
 		row.push_back(replica_text(r));
 		table.row(row);
@@ -91,6 +91,13 @@ std::string problems(const json &status)
 		if (v["health"] != "ok")
 			add(fmt::format("volume {} is {}{}", shown(v["name"]), shown(v["health"]),
 					shown(v["reason"]) == "-" ? "" : ": " + shown(v["reason"])));
+	for (const json &v : status["volumes"]) {
+		for (const json &p : v["problems"])
+			add(fmt::format("volume {} on host {}: {}", shown(v["name"]), shown(p["host"]), shown(p["message"])));
+		for (const json &r : v["opens_refused"])
+			add(fmt::format("volume {}: an open on host {} was refused, it is open on host {}", shown(v["name"]), shown(r["host"]),
+					shown(r["holder"])));
+	}
 	return text;
 }
 
@@ -120,8 +127,21 @@ void print_volume(Context &context, const json &v)
 	Table facts({"device", shown(v["device"])});
 	facts.row({"size", format_bytes(v["size_bytes"])});
 	facts.row({"redundancy", shown(v["redundancy"])});
-	facts.row({"primary", shown(v["primary"])});
-	facts.row({"open on", shown(v["opener"])});
+	facts.row({"class", shown(v["class"])});
+	facts.row({"primary", shown(v["primary"]) + (v["chosen_primary"].is_null() ? "" : ", chosen: " + shown(v["chosen_primary"])) +
+				      (v["handover_to"].is_null() ? "" : ", hands over to " + shown(v["handover_to"]))});
+	facts.row({"open on", v["openers"].empty() ? "-" : joined(v["openers"])});
+	facts.row({"without quorum", v["no_quorum"] == "error" ? "gives errors" : "freezes"});
+	if (!v["devices_missing"].empty())
+		facts.row({"no device on", joined(v["devices_missing"])});
+	if (const json &g = v["growth"]; !g.is_null())
+		facts.row({"grows to", fmt::format("{}, {} of {} replicas are ready, waiting for {}", format_bytes(g["to_bytes"]),
+						   g["steps_done"].get<size_t>(), g["steps"].get<size_t>(), joined(g["waiting_for"]))});
+	if (const json &c = v["verify"]; !c.is_null())
+		facts.row({"verify", fmt::format("{} of {} blocks compared, {} differ", c["done_blocks"].get<uint64_t>(),
+						 c["total_blocks"].get<uint64_t>(), c["differ_blocks"].get<uint64_t>())});
+	if (v["reverting"] == true)
+		facts.row({"reverting", "its replicas get the content of a snapshot"});
 	const json &record = v["record"];
 	facts.row({"record", fmt::format("version {}, term {}, incarnation {}", record["version"].get<uint64_t>(), record["term"].get<uint64_t>(),
 					 record["incarnation"].get<uint64_t>())});
@@ -163,6 +183,8 @@ std::vector<std::string> missing(const json &volumes)
 		for (const json &r : v["replicas"])
 			if (r["state"] != "insync" || !r["online"].get<bool>())
 				list.push_back(fmt::format("volume {}: {}", shown(v["name"]), replica_text(r)));
+		if (!v["devices_missing"].empty())
+			list.push_back(fmt::format("volume {}: no device yet on {}", shown(v["name"]), joined(v["devices_missing"])));
 	}
 	return list;
 }

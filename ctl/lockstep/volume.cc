@@ -19,6 +19,8 @@ struct CreateOptions {
 	int redundancy = 0;             // 0: not given
 	bool redundancy_given = false;
 	std::vector<std::string> on;
+	bool shared = false;
+	std::string no_quorum;
 };
 
 // What can be said without asking anybody is said at once; the rest is the state machine's to refuse.
@@ -40,6 +42,10 @@ Result<json> create_body(const CreateOptions &o)
 		body["redundancy"] = o.redundancy;
 	if (!o.on.empty())
 		body["hosts"] = o.on;
+	if (o.shared)
+		body["class"] = "shared";
+	if (!o.no_quorum.empty())
+		body["no_quorum"] = o.no_quorum;
 	return body;
 }
 
@@ -74,7 +80,7 @@ Done list(Context &context, bool as_json)
 		for (const json &r : v["replicas"])
 			in_sync += r["state"] == "insync";
 		table.row({shown(v["name"]), shown(v["health"]), format_bytes(v["size_bytes"]), fmt::format("{}/{}", in_sync, v["redundancy"].get<unsigned>()),
-			   shown(v["primary"]), shown(v["opener"]), shown(v["device"])});
+			   shown(v["primary"]), v["openers"].empty() ? "-" : joined(v["openers"]), shown(v["device"])});
 	}
 	context.out << (table.empty() ? "no volumes yet: create one with `lockstep volume create NAME SIZE`\n" : table.text());
 	return Nothing{};
@@ -108,6 +114,9 @@ void add_volume(CLI::App &app, Context &context, Action &action)
 	CLI::Option *redundancy = create_command->add_option("--redundancy", o->redundancy, "Number of replicas (default: 2)");
 	create_command->add_option("--pool", o->pool, "Pool that takes the replicas")->capture_default_str();
 	create_command->add_option("--on", o->on, "Hosts for the replicas: HOST[,HOST..] (default: most free space)")->delimiter(',');
+	create_command->add_flag("--shared", o->shared, "Any number of hosts may write to it at once");
+	create_command->add_option("--on-no-quorum", o->no_quorum, "What waits for a primary while there is no quorum: freeze or error")
+		->check(CLI::IsMember({"freeze", "error"}));
 	create_command->callback([=, &context, &action] {
 		o->redundancy_given = redundancy->count() > 0;
 		action = [=, &context] { return create(context, *o); };
@@ -117,6 +126,7 @@ void add_volume(CLI::App &app, Context &context, Action &action)
 	list_command->callback([=, &context, &action] { action = [=, &context] { return list(context, o->as_json); }; });
 	CLI::App *delete_command = volume->add_subcommand("delete", "Delete a volume and all its data");
 	delete_command->add_option("NAME", o->name, "Name of the volume")->required();
+	add_serving(app, *volume, context, action);
 	delete_command->callback([=, &context, &action] { action = [=, &context] { return remove(context, o->name); }; });
 }
 

@@ -52,7 +52,12 @@ Result<json> ApiServer::Impl::group_delete(const httplib::Request &req)
 Result<json> ApiServer::Impl::volume_patch(const httplib::Request &req)
 {
 	std::string name = req.matches[1];
-	return logged({{"op", "volume.label"}, {"name", name}, {"labels", body_of(req).value("labels", json())}}, {{"name", name}});
+	json body = body_of(req);
+	if (body.contains("no_quorum"))
+		if (Result<json> set = logged({{"op", "volume.set"}, {"name", name}, {"no_quorum", text_of(body, "no_quorum")}}, {{"name", name}});
+		    !set || !body.contains("labels"))
+			return set;
+	return logged({{"op", "volume.label"}, {"name", name}, {"labels", body.value("labels", json())}}, {{"name", name}});
 }
 
 }    // namespace lockstep

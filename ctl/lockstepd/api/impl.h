@@ -81,8 +81,36 @@ struct ApiServer::Impl {
 	void routes_volumes();
 	Error create_failed(uint32_t vid, const std::string &name, const std::string &message);
 	Error roll_back(uint32_t vid, const std::string &name);
+	Result<json> finish_create(const Result<json> &begun, const std::string &name, const std::string &uuid);
 	Result<json> volume_create(const httplib::Request &req);
 	Result<json> volume_delete(const httplib::Request &req);
+
+	// serving.cc
+	void routes_serving();
+	Result<uint32_t> vid_of(const std::string &name);      // by a State that is not older than the call
+	Result<HostId> host_or_self(const json &body);
+	Result<json> choose_primary(uint32_t vid, const std::string &name, HostId host);
+	Result<json> ask_primary(const std::string &name, const std::string &verb, json body);
+	Result<json> volume_list(const httplib::Request &req);
+	Result<json> volume_get(const httplib::Request &req);
+	Result<json> volume_openers(const httplib::Request &req);
+	Result<json> volume_role(const httplib::Request &req);
+	Result<json> volume_resize(const httplib::Request &req);
+	Result<json> volume_verify(const httplib::Request &req);
+	Result<json> volume_abort(const httplib::Request &req);
+
+	// snapshots.cc
+	void routes_snapshots();
+	Result<json> take_snapshots(json entry, const std::vector<std::string> &volumes, const std::string &uuid);
+	Result<json> delete_snapshot(const json &which);
+	Result<json> snapshot_list(const httplib::Request &req);
+	Result<json> snapshot_create_set(const httplib::Request &req);
+	Result<json> snapshot_create(const httplib::Request &req);
+	Result<json> snapshot_patch(const httplib::Request &req);
+	Result<json> snapshot_delete(const httplib::Request &req);
+	Result<json> snapshot_restore(const httplib::Request &req);
+	Result<json> snapshot_revert(const httplib::Request &req);
+	Result<json> volume_clone(const httplib::Request &req);
 };
 
 // Waits until holds(State) is true, looking again whenever the State or a host's report changes; false after the time-out or

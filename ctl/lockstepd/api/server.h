@@ -74,6 +74,8 @@ struct ApiBackend {
 	// Checks VG and thin LV on that host (forwards if it is another one), then proposes pool.add. thin_lv empty: thick.
 	std::function<Result<nlohmann::json>(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv)>
 		pool_create;
+	// A question to the daemon of a host, this one included: verbs of links (daemon.cc).
+	std::function<Result<nlohmann::json>(HostId host, const std::string &verb, const nlohmann::json &body)> ask_host;
 };
 
 struct ApiOptions {

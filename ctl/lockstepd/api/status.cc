@@ -11,6 +11,7 @@
 //   ok
 #include "lockstepd/api/server.h"
 
+#include "lockstepd/api/shown.h"
 #include "lockstepd/api/soft.h"
 
 #include <algorithm>
@@ -149,7 +150,7 @@ Health health(const State &s, const Volume &v, const json &soft, const json &rep
 	return {away.empty() && failed.empty() && all_behind_run ? "syncing" : "degraded", reason};
 }
 
-json volume_json(const State &s, const Volume &v, const json &soft)
+json volume_json(const State &s, const Volume &v, HostId self, const json &soft)
 {
 	json replicas = json::array(), devices = json::array(), pending = json::array();
 	for (const Replica &r : v.replicas)
@@ -168,7 +169,6 @@ json volume_json(const State &s, const Volume &v, const json &soft)
 		  {"size_bytes", v.size_bytes},
 		  {"block_size", v.block_size},
 		  {"redundancy", v.redundancy},
-		  {"class", "exclusive"},
 		  {"group", v.group.empty() ? json(nullptr) : json(v.group)},
 		  {"labels", v.labels},
 		  {"phase", to_string(v.phase)},
@@ -180,6 +180,7 @@ json volume_json(const State &s, const Volume &v, const json &soft)
 		   {{"version", v.version}, {"term", v.term}, {"incarnation", v.incarnation}, {"session_serial", v.session_serial}}},
 		  {"devices", devices},
 		  {"replicas", replicas}};
+	show_use(s, v, self, soft, j);
 	if (!v.failure.empty())
 		j["failure"] = v.failure;
 	if (v.phase == Phase::deleting) {
@@ -201,7 +202,8 @@ std::string starting_message(const std::string &host_name)
 json status_json(const State &s, const LocalFacts &local, const json &soft)
 {
 	json j = {{"applied", s.applied},          {"this_host", local.host_name},  {"module_error", local.module_error}, {"cluster", nullptr},
-		  {"hosts", json::array()}, {"pools", json::array()}, {"groups", json::array()}, {"volumes", json::array()}};
+		  {"hosts", json::array()}, {"pools", json::array()}, {"groups", json::array()}, {"volumes", json::array()},
+		  {"snapshots", json::array()}};
 	if (local.host && !s.initialized()) {
 		j["cluster"] = {{"name", nullptr}, {"uuid", nullptr}, {"leader", nullptr}, {"quorum", false}};
 		j["message"] = starting_message(local.host_name);
@@ -239,7 +241,8 @@ json status_json(const State &s, const LocalFacts &local, const json &soft)
 	std::sort(by_name.begin(), by_name.end(),
 		  [](const Volume *a, const Volume *b) { return std::tie(a->name, a->vid) < std::tie(b->name, b->vid); });
 	for (const Volume *v : by_name)
-		j["volumes"].push_back(volume_json(s, *v, soft));
+		j["volumes"].push_back(volume_json(s, *v, local.host, soft));
+	j["snapshots"] = snapshots_json(s);
 	return j;
 }
 

@@ -98,6 +98,9 @@ Result<json> ApiServer::Impl::volume_create(const httplib::Request &req)
 		entry["group"] = text_of(body, "group");
 	if (body.contains("labels"))
 		entry["labels"] = body["labels"];
+	for (const char *field : {"class", "no_quorum"})
+		if (body.contains(field))
+			entry[field] = text_of(body, field);
 	if (body.contains("redundancy"))
 		entry["redundancy"] = number_of(body, "redundancy", UINT32_MAX);
 	if (Done ready = ready_for_changes(); !ready)
@@ -115,10 +118,15 @@ Result<json> ApiServer::Impl::volume_create(const httplib::Request &req)
 			entry["hosts"].push_back(*id);
 		}
 	}
-	Result<json> result = backend.propose(entry);
-	if (!result)
-		return result;
-	uint32_t vid = result->at("vid");
+	return finish_create(backend.propose(entry), name, entry["uuid"]);
+}
+
+// begun: the answer to the entry that has the volume made.
+Result<json> ApiServer::Impl::finish_create(const Result<json> &begun, const std::string &name, const std::string &uuid)
+{
+	if (!begun)
+		return begun;
+	uint32_t vid = begun->at("vid");
 	bool there = false;
 	auto settled = [&](const State &s) {
 		const Volume *v = s.volume(vid);
@@ -131,9 +139,9 @@ Result<json> ApiServer::Impl::volume_create(const httplib::Request &req)
 	if (!there)
 		return create_failed(vid, name, "volume " + name + " was deleted while it was being created");
 	json hosts = json::array();
-	for (const json &h : result->at("hosts"))
+	for (const json &h : begun->at("hosts"))
 		hosts.push_back(backend.state()->host_name(h));
-	return json{{"name", name}, {"uuid", entry["uuid"]}, {"vid", vid}, {"device", "/dev/lockstep/" + name}, {"hosts", hosts}};
+	return json{{"name", name}, {"uuid", uuid}, {"vid", vid}, {"device", "/dev/lockstep/" + name}, {"hosts", hosts}};
 }
 
 Result<json> ApiServer::Impl::volume_delete(const httplib::Request &req)

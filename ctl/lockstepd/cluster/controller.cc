@@ -75,6 +75,9 @@ json decide_volume(const State &s, const Volume &v)
 // The end of a set that cannot come to an end: its primary has changed, or it takes too long. Null if there is none.
 json decide_snapshot(const State &s, const Snapshot &x, uint64_t now_ms)
 {
+	if (x.temporary && x.phase == SnapshotPhase::ready && x.deadline_ms && now_ms > x.deadline_ms &&
+	    std::none_of(s.volumes.begin(), s.volumes.end(), [&](const auto &v) { return v.second.source == x.sid && v.second.phase == Phase::creating; }))
+		return {{"op", "snapshot.delete"}, {"sid", x.sid}};
 	if (!x.in_progress())
 		return nullptr;
 	json entry = {{"op", "snapshot.broken"}, {"set", x.set}, {"attempt", x.attempt}};

@@ -171,6 +171,7 @@ json snapshot_json(const Snapshot &s)
 		{"resumed", s.resumed},
 		{"failure", s.failure},
 		{"last_try", s.last_try},
+		{"temporary", s.temporary},
 		{"copies", copies}};
 }
 
@@ -198,6 +199,7 @@ Snapshot snapshot_from(const json &j)
 	j.at("resumed").get_to(s.resumed);
 	j.at("failure").get_to(s.failure);
 	j.at("last_try").get_to(s.last_try);
+	s.temporary = j.value("temporary", false);
 	for (const json &c : j.at("copies"))
 		s.copies.push_back({c.at("host"), c.at("pool"), c.at("md_offset"), c.at("taken")});
 	return s;

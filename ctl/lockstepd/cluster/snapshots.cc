@@ -18,7 +18,7 @@
 //  op                 fields (o: optional)                     answer beside ok; meaning
 //  -----------------  ---------------------------------------  ------------------------------------------------------------
 //  snapshot.create    name vids[] uuids[] now_ms reserve(o)    set sids[]. labels of each. reserve: percent of the size that a copy in a thick pool
-//                     labels(o)                                may come to differ by, 1..100, default 20
+//                     labels(o) temporary(o)                   may come to differ by, 1..100, default 20
 //  snapshot.label     sid | volume name; labels                changed
 //  snapshot.deadline  set at_ms                                the leader's: until when it may take. Idempotent
 //  snapshot.held      sid host attempt hold                    the primary's host
@@ -157,6 +157,7 @@ json create(State &state, const Fields &f)
 		made.push_back(make(*v, name, reserve, now_ms));
 		made.back().uuid = uuids[i];
 		made.back().labels = labels;
+		made.back().temporary = f.has("temporary") && f.flag("temporary");
 		for (const auto &[sid, s] : state.snapshots)
 			if (s.uuid == uuids[i])
 				refuse(forbidden("snapshot " + name + ": its UUID belongs to " + title(s)));

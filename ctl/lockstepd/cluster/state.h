@@ -228,6 +228,7 @@ struct Snapshot {
 	bool resumed = false;                           // the hold was unbroken
 	std::string failure;                            // why it is being discarded
 	bool last_try = false;
+	bool temporary = false;                         // made for a clone: goes when nobody needs it after its deadline
 	uint64_t deadline_ms = 0;                       // Unix time of the leader; 0: not set yet
 	std::vector<SnapshotCopy> copies;               // ascending host
 	bool operator==(const Snapshot &) const = default;

@@ -66,6 +66,9 @@ ApiBackend Daemon::backend()
 	b.pool_create = [this](const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv) {
 		return on_loop([=, this](JsonReply done) { pool_create(name, host, vg, thin_lv, std::move(done)); });
 	};
+	b.ask_host = [this](HostId host, const std::string &verb, const Json &body) {
+		return on_loop([=, this](JsonReply done) { links_.call(host, verb, body, CALL_TIMEOUT_MS - 3000, std::move(done)); });
+	};
 	return b;
 }
 

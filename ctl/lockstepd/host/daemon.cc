@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 
 #include "lockstepd/host/journal.h"
+#include "lockstepd/host/openers.h"
 #include "lockstepd/net/socket.h"
 
 namespace lockstep {
@@ -38,6 +39,16 @@ LinkOptions link_options(const HostConfig &config)
 	options.silence_ms = std::min<uint64_t>(options.silence_ms, config.host_timeout_ms * 5 / 8);
 	options.heartbeat_ms = std::min<uint64_t>(options.heartbeat_ms, options.silence_ms / 4);
 	return options;
+}
+
+std::function<void(Done)> when_done(Links::Reply reply)
+{
+	return [reply = std::move(reply)](Done done) {
+		if (done)
+			reply(nlohmann::json::object());
+		else
+			reply(done.error());
+	};
 }
 
 std::vector<std::string> addresses_of(const Host &host)
@@ -339,6 +350,22 @@ void Daemon::listen_to_links()
 		if (!reconciler_ || !body.is_object() || !body.contains("vid") || !body["vid"].is_number_unsigned())
 			return reply(failed("not ready"));
 		reply(Json(reconciler_->in_use(body["vid"].get<uint32_t>())));
+	});
+	links_.on_call("volume.verify", [this](int, Json body, Links::Reply reply) {
+		if (!reconciler_)
+			return reply(failed("not ready"));
+		reconciler_->verify(body.at("vid").get<uint32_t>(), body.at("start").get<bool>(), body.at("repair").get<bool>(), when_done(reply));
+	});
+	links_.on_call("volume.abort", [this](int, Json body, Links::Reply reply) {
+		if (!reconciler_)
+			return reply(failed("not ready"));
+		reconciler_->abort_waiting(body.at("vid").get<uint32_t>(), when_done(reply));
+	});
+	links_.on_call("volume.openers", [this](int, Json body, Links::Reply reply) {
+		const Volume *v = state_.volume(body.at("vid").get<uint32_t>());
+		auto found = std::make_shared<Json>(Json::array());
+		workers_->submit("openers", [found, device = "/dev/lockstep/" + (v ? v->name : "")] { *found = open_processes(device); },
+				 [found, reply] { reply(std::move(*found)); });
 	});
 	links_.on_call("pool.inspect", [this](int, Json body, Links::Reply reply) {
 		if (!body.is_object() || !body.contains("vg") || !body["vg"].is_string() || !body.contains("thin_lv") ||

@@ -6,8 +6,8 @@
 // new place; the kernel forgets the old one and zeroes it, for it becomes data. When all replicas have come so far the log
 // names the new size, and the kernel of every host takes it.
 //
-// After a restart the kernel knows no move: it is attached where the log says. If that is the new place the old one is zeroed
-// before, by the daemon (attach()); if it is the old one, the move begins anew.
+// After a restart the replica is attached where the log says. If that is the new place, its superblock says that the old one is still
+// to be zeroed, and the kernel does that; if it is the old one, the move begins anew.
 #include <fmt/format.h>
 
 #include "lockstepd/host/reconciler.h"

@@ -6,8 +6,6 @@
 #include "lockstepd/host/metadata.h"
 
 #include <fcntl.h>
-#include <linux/fs.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -403,26 +401,9 @@ Done copy_replica(const std::string &from, const ReplicaMetadata &to)
 	return target->flush();
 }
 
-Done zero_range(const std::string &path, uint64_t offset, uint64_t bytes)
-{
-	auto file = MetadataFile::open(path, 0, O_RDWR);
-	if (!file)
-		return file.error();
-	uint64_t range[2] = {offset, bytes};
-	if (ioctl(file->fd(), BLKZEROOUT, range) == 0)
-		return file->flush();
-	if (errno != ENOTTY)
-		return failed(fmt::format("cannot zero {} bytes of {} at byte {}: {}", bytes, path, offset, strerror(errno)));
-	memset(file->unit(), 0, LKS_META_UNIT);    // a file, in tests
-	for (uint64_t at = offset; at < offset + bytes; at += LKS_META_UNIT)
-		if (Done done = file->write_unit(at); !done)
-			return done;
-	return file->flush();
-}
-
 MetadataTools metadata_tools()
 {
-	return {format_replica, wipe_replica, adopt_replica, copy_replica, zero_range};
+	return {format_replica, wipe_replica, adopt_replica, copy_replica};
 }
 
 }    // namespace lockstep

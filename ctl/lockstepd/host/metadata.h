@@ -50,9 +50,6 @@ Done adopt_replica(const ReplicaMetadata &replica);
 // Copies what was written from the LV of a snapshot to another LV, data and metadata; then adopt_replica() can follow.
 Done copy_replica(const std::string &from, const ReplicaMetadata &to);
 
-// Makes [offset, offset + bytes) of the LV read as zeros, durably.
-Done zero_range(const std::string &path, uint64_t offset, uint64_t bytes);
-
 // For people and `lockstep recover`.
 Result<nlohmann::json> dump_replica(const std::string &path, uint64_t offset);
 
@@ -62,7 +59,6 @@ struct MetadataTools {
 	std::function<Done(const std::string &path, uint64_t offset)> wipe;
 	std::function<Done(const ReplicaMetadata &replica)> adopt;
 	std::function<Done(const std::string &from, const ReplicaMetadata &to)> copy;
-	std::function<Done(const std::string &path, uint64_t offset, uint64_t bytes)> zero;
 };
 
 MetadataTools metadata_tools();

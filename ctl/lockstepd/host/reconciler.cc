@@ -685,15 +685,10 @@ void Reconciler::attach(const Volume &v, const Replica &r, VolumeWork &w)
 	// In the log this replica counts as one that could serve: it must not for long when its disk is not there.
 	if (r.state != ReplicaState::failed && w.replica.failures >= ATTACH_TRIES && may(w.lost))
 		ask(v.vid, &VolumeWork::lost, {{"op", "record.failed"}});
-	const uint64_t zero_from = r.wipe ? v.size_bytes : r.md_offset;    // between data and metadata: former metadata (growth.cc)
 	act(v.vid, &VolumeWork::replica, vg_key(lv->vg),
-	    [kernel = world_.kernel, lvm = world_.lvm, zero = world_.metadata.zero, zero_from, lv = *lv,
-	     metadata = metadata_of(v, r, *lv)]() -> Done {
+	    [kernel = world_.kernel, lvm = world_.lvm, lv = *lv, metadata = metadata_of(v, r, *lv)]() -> Done {
 		    if (Done done = lvm.activate(lv); !done)
 			    return done;
-		    if (zero_from < metadata.offset)
-			    if (Done done = zero(metadata.path, zero_from, metadata.offset - zero_from); !done)
-				    return done;
 		    auto answer = kernel.replica_attach(metadata.vid, metadata.path, metadata.offset, !lv.thin_pool.empty());
 		    if (!answer)
 			    return answer.error();

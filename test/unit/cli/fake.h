@@ -45,6 +45,7 @@ public:
 	std::set<HostId> idle;                  // hosts that do nothing
 	std::string create_error;               // hosts answer a new replica with this failure
 	bool quorum = true;
+	unsigned broken_holds = 0;              // so many attempts at a snapshot fail
 
 	explicit FakeDaemon(unsigned hosts = 3, unsigned effect_timeout_ms = 5000)
 		: server_(backend(), {socket_path(), effect_timeout_ms, STARTING_TIMEOUT_MS})
@@ -146,6 +147,10 @@ private:
 				nlohmann::json answer = lockstep::apply(state_, state_.applied + 1, entry);
 				busy = busy || answer["ok"] == true;
 			}
+			for (const nlohmann::json &entry : snapshot_duties()) {
+				nlohmann::json answer = lockstep::apply(state_, state_.applied + 1, entry);
+				busy = busy || answer.value("changed", false);
+			}
 		}
 	}
 
@@ -165,10 +170,59 @@ private:
 					entry["op"] = "device.ready";
 				else if (v.phase == Phase::deleting && (r || v.devices.contains(id)))
 					entry["op"] = "replica.deleted";
+				else if (r && r->next_offset)
+					entry = {{"op", "replica.moved"}, {"vid", vid}, {"host", id}, {"offset", r->next_offset}};
+				else if (r && r->wipe)
+					entry["op"] = "replica.grown";
+				else if (all_moved(v))
+					entry["op"] = "volume.grown";
+				else if (v.primary == id && wanted_primary(state_, v) != id)
+					entry = {{"op", "record.propose"}, {"vid", vid}, {"host", id}, {"version", v.version}, {"term", v.term + 1},
+						 {"primary", wanted_primary(state_, v)}, {"members", clean_hosts(v)}};
 				else
 					continue;
 				list.push_back(entry);
 			}
+		return list;
+	}
+
+	static std::vector<HostId> clean_hosts(const Volume &v)
+	{
+		std::vector<HostId> hosts;
+		for (const Replica &r : v.replicas)
+			if (r.clean())
+				hosts.push_back(r.host);
+		return hosts;
+	}
+
+	// Snapshots, likewise. broken_holds: so many attempts fail.
+	std::vector<nlohmann::json> snapshot_duties()
+	{
+		std::vector<nlohmann::json> list;
+		for (const auto &[sid, s] : state_.snapshots) {
+			const Volume *v = state_.volume(s.vid);
+			nlohmann::json entry = {{"sid", sid}, {"attempt", s.attempt}, {"hold", 10 + s.attempt}, {"host", v ? v->primary : HostId(0)}};
+			if (s.in_progress() && v && !v->primary)
+				entry = {{"op", "volume.primary"}, {"vid", s.vid}, {"host", v->replicas[0].host}};
+			else if (s.phase == SnapshotPhase::quiescing && !s.hold)
+				entry["op"] = "snapshot.held";
+			else if (s.phase == SnapshotPhase::taking && broken_holds) {
+				broken_holds--;
+				entry = {{"op", "snapshot.broken"}, {"set", s.set}, {"attempt", s.attempt}, {"message", "the hold was broken"}};
+			} else if (s.phase == SnapshotPhase::resuming && !s.resumed)
+				entry["op"] = "snapshot.resumed";
+			else
+				entry = nullptr;
+			if (!entry.is_null())
+				list.push_back(entry);
+			for (const SnapshotCopy &c : s.copies) {
+				if (!state_.online(c.host) || s.phase == SnapshotPhase::ready || s.phase == SnapshotPhase::resuming || c.taken == s.in_progress())
+					if (!(s.phase == SnapshotPhase::discarding && state_.online(c.host)))
+						continue;
+				list.push_back({{"op", s.in_progress() ? "snapshot.taken" : "snapshot.removed"}, {"sid", sid}, {"host", c.host},
+						{"attempt", s.attempt}});
+			}
+		}
 		return list;
 	}
 
@@ -216,16 +270,24 @@ private:
 				return answer;
 			return Error{Status(answer["status"].get<int>()), answer["message"]};
 		};
+		b.ask_host = [this](HostId host, const std::string &verb, const nlohmann::json &body) -> Result<nlohmann::json> {
+			std::lock_guard lock(mutex_);
+			asked_ = "host " + std::to_string(host) + " " + verb + " " + body.dump();
+			if (verb == "volume.openers")
+				return nlohmann::json{{{"pid", 77}, {"command", "tapdisk"}}};
+			return nlohmann::json::object();
+		};
 		return b;
 	}
 
 	std::mutex mutex_;
 	State state_;
-	std::string joined_;
+	std::string joined_, asked_;
 	ApiServer server_;
 
 public:
 	const std::string &joined() const { return joined_; }
+	const std::string &asked() const { return asked_; }
 };
 
 }    // namespace lockstep::test

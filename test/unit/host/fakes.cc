@@ -77,9 +77,10 @@ void FakeWorld::move_on()
 			e.kind = LKS_CMD_EV_QUIESCED;
 		if (k.replica && k.replica->move_offset && !k.replica->move_current && k.replica->offset != k.replica->move_offset) {
 			k.replica->move_current = true;
+			lvs.at(k.replica->path).retire_at = k.replica->move_offset;
 			e.kind = LKS_CMD_EV_META_MOVED;
-		} else if (k.replica && k.replica->move_offset == k.replica->offset) {
-			k.replica->move_offset = 0;
+		} else if (k.replica && k.replica->move_offset && k.replica->move_offset == k.replica->offset) {
+			k.replica->move_offset = lvs.at(k.replica->path).retire_at = 0;
 			k.replica->move_current = false;
 			e.kind = LKS_CMD_EV_META_MOVED;
 		}
@@ -342,6 +343,8 @@ Kernel FakeWorld::kernel()
 			if (!k->replica) {
 				k->replica = KernelReplica{path, offset, lv->second.hot, false, false};
 				k->replica->capacity = offset;
+				if (lv->second.retire_at == offset)
+					k->replica->move_offset = offset;
 				attached_at[vid] = barriers_begun;
 			}
 			return AttachAnswer{k->replica->suspect, 1, 1};
@@ -616,14 +619,6 @@ MetadataTools FakeWorld::metadata()
 	};
 	m.copy = [this](const std::string &, const ReplicaMetadata &to) {
 		return effect<Done>("copy " + std::to_string(to.vid), []() -> Done { return Nothing{}; });
-	};
-	m.zero = [this](const std::string &path, uint64_t, uint64_t) {
-		return effect<Done>("zero " + path, [=, this]() -> Done {
-			for (auto &[vid, k] : volumes)
-				if (k.replica && k.replica->path == path)
-					violations.push_back("an attached replica was zeroed");
-			return Nothing{};
-		});
 	};
 	return m;
 }

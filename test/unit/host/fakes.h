@@ -31,6 +31,7 @@ struct FakeLv {
 	LogicalVolume lv;
 	bool formatted = false;
 	std::string content;           // "empty", or what it was made from
+	uint64_t retire_at = 0;        // the superblock there says that older metadata are to become zeros
 	bool hot = false;              // the next attachment finds hot extents
 	uint64_t attached_at = 0;      // barriers begun when it was attached
 };

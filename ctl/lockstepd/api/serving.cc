@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The API's handlers for volumes in use: where they are served, how large they are, who has them open, whether their replicas
+// are equal.
+#include "lockstepd/api/impl.h"
+
+#include "lockstepd/api/soft.h"
+
+#include <algorithm>
+
+namespace lockstep {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr unsigned HANDOVER_TIMEOUT_MS = 30'000;
+
+json volume_in(const json &status, const std::string &name)
+{
+	for (const json &v : status["volumes"])
+		if (v["name"] == name && v["phase"] != "deleting")
+			return v;
+	return nullptr;
+}
+
+}    // namespace
+
+void ApiServer::Impl::routes_serving()
+{
+	http.Get("/v1/volumes", route(&Impl::volume_list));
+	http.Get("/v1/volumes/([^/]+)", route(&Impl::volume_get));
+	http.Get("/v1/volumes/([^/]+)/openers", route(&Impl::volume_openers));
+	http.Post("/v1/volumes/([^/]+)/(primary|secondary)", route(&Impl::volume_role));
+	http.Post("/v1/volumes/([^/]+)/resize", route(&Impl::volume_resize));
+	http.Post("/v1/volumes/([^/]+)/verify", route(&Impl::volume_verify));
+	http.Post("/v1/volumes/([^/]+)/abort", route(&Impl::volume_abort));
+}
+
+Result<uint32_t> ApiServer::Impl::vid_of(const std::string &name)
+{
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	if (Done reached = backend.barrier(); !reached)
+		return reached.error();
+	const std::shared_ptr<const State> s = backend.state();
+	const Volume *v = s->volume_named(name);
+	if (!v)
+		return not_found("there is no volume named " + name);
+	return v->vid;
+}
+
+Result<json> ApiServer::Impl::volume_list(const httplib::Request &)
+{
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	return status()["volumes"];
+}
+
+Result<json> ApiServer::Impl::volume_get(const httplib::Request &req)
+{
+	std::string name = req.matches[1];
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	json v = volume_in(status(), name);
+	if (v.is_null())
+		return not_found("there is no volume named " + name);
+	return v;
+}
+
+// The host named in the body, else this one.
+Result<HostId> ApiServer::Impl::host_or_self(const json &body)
+{
+	if (!body.contains("host"))
+		return backend.local().host;
+	return host_of(*backend.state(), text_of(body, "host"));
+}
+
+// The present primary has this long to hand over; then the wish is taken back, so that it does not come true unexpectedly.
+Result<json> ApiServer::Impl::choose_primary(uint32_t vid, const std::string &name, HostId host)
+{
+	const std::shared_ptr<const State> before = backend.state();
+	const Volume *was = before->volume(vid);
+	Result<json> chosen = backend.propose({{"op", "volume.primary"}, {"vid", vid}, {"host", host}});
+	if (!chosen)
+		return chosen;
+	auto there = [&](const State &s) {
+		const Volume *v = s.volume(vid);
+		return !v || v->primary == host;
+	};
+	if (!wait_for(there, HANDOVER_TIMEOUT_MS)) {
+		std::string still = backend.state()->host_name(was ? was->primary : 0);
+		(void)backend.propose({{"op", "volume.primary"}, {"vid", vid}, {"host", was ? was->chosen_primary : HostId(0)}});
+		return failed("volume " + name + " is still served by host " + still + " after " + std::to_string(HANDOVER_TIMEOUT_MS / 1000) +
+			      " s and stays there: see `lockstep status " + name + "` and the log of lockstepd on " + still);
+	}
+	return json{{"name", name}, {"primary", backend.state()->host_name(host)}};
+}
+
+Result<json> ApiServer::Impl::volume_role(const httplib::Request &req)
+{
+	std::string name = req.matches[1], role = req.matches[2];
+	json body = body_of(req);
+	Result<uint32_t> vid = vid_of(name);
+	if (!vid)
+		return vid.error();
+	const std::shared_ptr<const State> s = backend.state();
+	const Volume *v = s->volume(*vid);
+	if (flag_of(body, "follow"))
+		return logged({{"op", "volume.primary"}, {"vid", *vid}, {"host", 0}}, {{"name", name}, {"primary", s->host_name(v->primary)}});
+	Result<HostId> host = host_or_self(body);
+	if (!host)
+		return host.error();
+	if (role == "primary")
+		return choose_primary(*vid, name, *host);
+	if (v->primary != *host)
+		return json{{"name", name}, {"primary", v->primary ? json(s->host_name(v->primary)) : json(nullptr)}};
+	Volume others = *v;
+	std::erase_if(others.replicas, [&](const Replica &r) { return r.host == *host; });
+	others.chosen_primary = 0;
+	HostId heir = lockstep::choose_primary(*s, others);
+	if (!heir)
+		return forbidden("volume " + name + " has no other replica in sync that is online: host " + s->host_name(*host) + " must serve it");
+	return choose_primary(*vid, name, heir);
+}
+
+// Answers when every host that is online has the new size.
+Result<json> ApiServer::Impl::volume_resize(const httplib::Request &req)
+{
+	std::string name = req.matches[1];
+	uint64_t size = number_of(body_of(req), "size_bytes", UINT64_MAX >> 1);
+	Result<uint32_t> vid = vid_of(name);
+	if (!vid)
+		return vid.error();
+	Result<json> begun = backend.propose({{"op", "volume.resize"}, {"vid", *vid}, {"size_bytes", size}});
+	if (!begun)
+		return begun;
+	if (Done reached = backend.barrier(); !reached)
+		return reached.error();
+	std::vector<HostId> behind;
+	auto grown = [&](const State &s) {
+		const Volume *v = s.volume(*vid);
+		behind.clear();
+		for (const auto &[id, h] : s.hosts) {
+			if (!v || !h.online || !v->devices.contains(id))
+				continue;
+			const Replica *r = v->replica(id);
+			bool moved = !r || (!r->next_offset && !r->wipe);
+			if (v->size_bytes >= size ? soft_number(report_of(id, *vid), "size_bytes") < size : !moved)
+				behind.push_back(id);
+		}
+		return !v || (v->size_bytes >= size && behind.empty());
+	};
+	if (!wait_for(grown, options.effect_timeout_ms)) {
+		const std::shared_ptr<const State> s = backend.state();
+		return failed("volume " + name + " is still growing: waiting for host " + host_names(*s, behind) + "; it goes on by itself, see `lockstep "
+			      "status " + name + "`");
+	}
+	return json{{"name", name}, {"vid", *vid}, {"size_bytes", size}};
+}
+
+// ---- asked of the host that serves ----
+
+Result<json> ApiServer::Impl::ask_primary(const std::string &name, const std::string &verb, json body)
+{
+	Result<uint32_t> vid = vid_of(name);
+	if (!vid)
+		return vid.error();
+	const std::shared_ptr<const State> s = backend.state();
+	HostId primary = s->volume(*vid)->primary;
+	if (!primary)
+		return forbidden("volume " + name + " is not served by any host now: open it, or name one with `lockstep primary " + name + " HOST`");
+	body["vid"] = *vid;
+	return backend.ask_host(primary, verb, body);
+}
+
+Result<json> ApiServer::Impl::volume_verify(const httplib::Request &req)
+{
+	std::string name = req.matches[1];
+	json body = body_of(req);
+	bool stop = flag_of(body, "stop"), repair = flag_of(body, "repair");
+	Result<json> begun = ask_primary(name, "volume.verify", {{"start", !stop}, {"repair", repair}});
+	if (!begun)
+		return begun;
+	return json{{"name", name}, {"running", !stop}};
+}
+
+// What waits for a primary fails now: on the host named, or on all that are online.
+Result<json> ApiServer::Impl::volume_abort(const httplib::Request &req)
+{
+	std::string name = req.matches[1];
+	json body = body_of(req), hosts = json::array();
+	Result<uint32_t> vid = vid_of(name);
+	if (!vid)
+		return vid.error();
+	const std::shared_ptr<const State> s = backend.state();
+	Result<HostId> only = body.contains("host") ? host_of(*s, text_of(body, "host")) : Result<HostId>(HostId(0));
+	if (!only)
+		return only.error();
+	for (const auto &[id, h] : s->hosts) {
+		if (!h.online || (*only && id != *only))
+			continue;
+		if (Result<json> done = backend.ask_host(id, "volume.abort", {{"vid", *vid}}); !done)
+			return failed("host " + h.name + ": " + done.error().message);
+		hosts.push_back(h.name);
+	}
+	return json{{"name", name}, {"hosts", hosts}};
+}
+
+Result<json> ApiServer::Impl::volume_openers(const httplib::Request &req)
+{
+	std::string name = req.matches[1];
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	const std::shared_ptr<const State> s = backend.state();
+	const Volume *v = s->volume_named(name);
+	if (!v)
+		return not_found("there is no volume named " + name);
+	json list = json::array();
+	for (const auto &[id, h] : s->hosts) {
+		const json report = report_of(id, v->vid);
+		const Opener *session = v->opener(id);
+		if (!session && !soft_number(report, "openers"))
+			continue;
+		Result<json> processes = h.online ? backend.ask_host(id, "volume.openers", {{"vid", v->vid}}) : Result<json>(failed("offline"));
+		list.push_back({{"host", h.name},
+				{"session", session ? json(session->session) : json(nullptr)},
+				{"openers", soft_number(report, "openers")},
+				{"writers", soft_number(report, "writers")},
+				{"processes", processes ? *processes : json(nullptr)}});
+	}
+	return json{{"name", name}, {"openers", list}};
+}
+
+}    // namespace lockstep

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// Parts of /v1/status (status.cc); pure.
+#pragma once
+
+#include "lockstepd/cluster/state.h"
+
+#include <nlohmann/json.hpp>
+
+namespace lockstep {
+
+// What is known of a volume in use: class, openers, devices, growth, quiesce, verify, what hosts complain of. self: this host.
+void show_use(const State &s, const Volume &v, HostId self, const nlohmann::json &soft, nlohmann::json &j);
+
+nlohmann::json snapshots_json(const State &s);
+
+}    // namespace lockstep

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The API's handlers for snapshots. Taking one answers when it is there as a whole or has been given up; restoring, reverting and
+// cloning when the volume's device is there on every host that is online.
+#include "lockstepd/api/impl.h"
+
+#include "lib/uuid.h"
+
+#include <algorithm>
+
+namespace lockstep {
+
+using nlohmann::json;
+
+void ApiServer::Impl::routes_snapshots()
+{
+	http.Get("/v1/snapshots", route(&Impl::snapshot_list));
+	http.Post("/v1/snapshots", route(&Impl::snapshot_create_set));
+	http.Post("/v1/volumes/([^/]+)/snapshots", route(&Impl::snapshot_create));
+	http.Patch("/v1/volumes/([^/]+)/snapshots/([^/]+)", route(&Impl::snapshot_patch));
+	http.Delete("/v1/volumes/([^/]+)/snapshots/([^/]+)", route(&Impl::snapshot_delete));
+	http.Post("/v1/volumes/([^/]+)/snapshots/([^/]+)/restore", route(&Impl::snapshot_restore));
+	http.Post("/v1/volumes/([^/]+)/snapshots/([^/]+)/revert", route(&Impl::snapshot_revert));
+	http.Post("/v1/volumes/([^/]+)/clone", route(&Impl::volume_clone));
+}
+
+Result<json> ApiServer::Impl::snapshot_list(const httplib::Request &req)
+{
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	json list = json::array();
+	const json now = status();
+	for (const json &s : now["snapshots"])
+		if (!req.has_param("volume") || s["volume"] == req.get_param_value("volume"))
+			list.push_back(s);
+	return list;
+}
+
+// entry: snapshot.create without volumes. Gives the snapshots, in the order of the volumes.
+Result<json> ApiServer::Impl::take_snapshots(json entry, const std::vector<std::string> &volumes, const std::string &uuid)
+{
+	json vids = json::array(), uuids = json::array();
+	for (const std::string &name : volumes) {
+		Result<uint32_t> vid = vid_of(name);
+		if (!vid)
+			return vid.error();
+		vids.push_back(*vid);
+		uuids.push_back(uuid.empty() ? make_uuid() : uuid);
+	}
+	entry["op"] = "snapshot.create";
+	entry["vids"] = vids;
+	entry["uuids"] = uuids;
+	entry["now_ms"] = api_now_ms();
+	Result<json> begun = backend.propose(entry);
+	if (!begun)
+		return begun;
+	const uint32_t set = begun->at("set");
+	const std::vector<uint32_t> sids = begun->at("sids");
+	if (Done reached = backend.barrier(); !reached)
+		return reached.error();
+	bool there = false;
+	auto settled = [&](const State &s) {
+		there = std::all_of(sids.begin(), sids.end(), [&](uint32_t sid) {
+			const Snapshot *x = s.snapshot(sid);
+			return x && x->phase == SnapshotPhase::ready;
+		});
+		return there || !s.snapshot(sids[0]);
+	};
+	// The leader gives it up after a while; this is only for one that cannot.
+	if (!wait_for(settled, options.effect_timeout_ms * 2))
+		return failed("snapshot " + entry["name"].get<std::string>() + " is not there yet and goes on by itself: see `lockstep snapshot list`");
+	const std::shared_ptr<const State> s = backend.state();
+	if (!there) {
+		auto why = s->snapshot_failures.find(set);
+		return failed(why != s->snapshot_failures.end() ? why->second.message : "the snapshot has been deleted meanwhile");
+	}
+	json list = json::array();
+	const json now = status();
+	for (const json &x : now["snapshots"])
+		if (std::count(sids.begin(), sids.end(), x["sid"].get<uint32_t>()))
+			list.push_back(x);
+	return list;
+}
+
+namespace {
+
+json create_entry(const json &body)
+{
+	json entry = {{"name", text_of(body, "name")}};
+	if (body.contains("labels"))
+		entry["labels"] = body["labels"];
+	if (body.contains("reserve_percent"))
+		entry["reserve"] = number_of(body, "reserve_percent", 100);
+	return entry;
+}
+
+}    // namespace
+
+Result<json> ApiServer::Impl::snapshot_create_set(const httplib::Request &req)
+{
+	json body = body_of(req);
+	auto volumes = body.find("volumes");
+	bool texts = volumes != body.end() && volumes->is_array() && !volumes->empty() &&
+		     std::all_of(volumes->begin(), volumes->end(), [](const json &v) { return v.is_string(); });
+	if (!texts)
+		return usage_error("the field \"volumes\" is not a list of names of volumes");
+	Result<json> made = take_snapshots(create_entry(body), volumes->get<std::vector<std::string>>(), "");
+	if (!made)
+		return made;
+	return json{{"snapshots", *made}};
+}
+
+Result<json> ApiServer::Impl::snapshot_create(const httplib::Request &req)
+{
+	json body = body_of(req);
+	Result<json> made = take_snapshots(create_entry(body), {req.matches[1]}, text_of(body, "uuid", ""));
+	if (!made)
+		return made;
+	return made->at(0);
+}
+
+Result<json> ApiServer::Impl::snapshot_patch(const httplib::Request &req)
+{
+	std::string volume = req.matches[1], name = req.matches[2];
+	return logged({{"op", "snapshot.label"}, {"volume", volume}, {"name", name}, {"labels", body_of(req).value("labels", json())}},
+		      {{"volume", volume}, {"name", name}});
+}
+
+Result<json> ApiServer::Impl::delete_snapshot(const json &which)
+{
+	Result<json> begun = backend.propose(which);
+	if (!begun)
+		return begun;
+	const uint32_t sid = begun->at("sid");
+	if (Done reached = backend.barrier(); !reached)
+		return reached.error();
+	std::vector<HostId> pending;
+	auto gone = [&](const State &s) {
+		const Snapshot *x = s.snapshot(sid);
+		pending.clear();
+		for (const SnapshotCopy &c : x ? x->copies : std::vector<SnapshotCopy>{})
+			if (s.online(c.host))
+				pending.push_back(c.host);
+		return pending.empty();
+	};
+	if (!wait_for(gone, options.effect_timeout_ms))
+		return failed("the snapshot is being deleted, but host " + host_names(*backend.state(), pending) +
+			      " has not finished yet: see the log of lockstepd there");
+	const std::shared_ptr<const State> s = backend.state();
+	json later = json::array();
+	if (const Snapshot *x = s->snapshot(sid))
+		for (const SnapshotCopy &c : x->copies)
+			later.push_back(s->host_name(c.host));
+	return json{{"sid", sid}, {"pending_hosts", later}};
+}
+
+Result<json> ApiServer::Impl::snapshot_delete(const httplib::Request &req)
+{
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	std::string volume = req.matches[1], name = req.matches[2];
+	return delete_snapshot({{"op", "snapshot.delete"}, {"volume", volume}, {"name", name}});
+}
+
+Result<json> ApiServer::Impl::snapshot_restore(const httplib::Request &req)
+{
+	json body = body_of(req);
+	std::string volume = req.matches[1], name = req.matches[2];
+	json entry = {{"op", "snapshot.restore"}, {"volume", volume}, {"name", name}, {"new", text_of(body, "name")},
+		      {"uuid", body.contains("uuid") ? text_of(body, "uuid") : make_uuid()}};
+	for (const char *field : {"group", "labels"})
+		if (body.contains(field))
+			entry[field] = body[field];
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	return finish_create(backend.propose(entry), entry["new"], entry["uuid"]);
+}
+
+// The volume keeps its name, id and device; its device is away meanwhile.
+Result<json> ApiServer::Impl::snapshot_revert(const httplib::Request &req)
+{
+	std::string volume = req.matches[1], name = req.matches[2];
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	Result<json> begun = backend.propose({{"op", "snapshot.revert"}, {"volume", volume}, {"name", name}});
+	if (!begun)
+		return begun;
+	const uint32_t vid = begun->at("vid");
+	if (Done reached = backend.barrier(); !reached)
+		return reached.error();
+	std::vector<HostId> behind;
+	auto reverted = [&](const State &s) {
+		const Volume *v = s.volume(vid);
+		behind.clear();
+		for (const auto &[id, h] : s.hosts)
+			if (v && h.online && !v->devices.contains(id))
+				behind.push_back(id);
+		return !v || (v->phase == Phase::ready && behind.empty());
+	};
+	if (!wait_for(reverted, options.effect_timeout_ms))
+		return failed("volume " + volume + " is being reverted, but host " + host_names(*backend.state(), behind) +
+			      " has not finished yet; it goes on by itself, see `lockstep status " + volume + "`");
+	return json{{"name", volume}, {"vid", vid}, {"snapshot", name}};
+}
+
+// By a snapshot of its own, which goes again; if this host dies in between the leader removes it.
+Result<json> ApiServer::Impl::volume_clone(const httplib::Request &req)
+{
+	json body = body_of(req);
+	std::string volume = req.matches[1], uuid = body.contains("uuid") ? text_of(body, "uuid") : make_uuid();
+	json entry = {{"op", "snapshot.restore"}, {"new", text_of(body, "name")}, {"uuid", uuid}};
+	for (const char *field : {"group", "labels"})
+		if (body.contains(field))
+			entry[field] = body[field];
+	Result<json> made = take_snapshots({{"name", "clone-" + make_uuid()}, {"temporary", true}}, {volume}, "");
+	if (!made)
+		return made;
+	const json sid = made->at(0)["sid"];
+	entry["sid"] = sid;
+	Result<json> result = finish_create(backend.propose(entry), entry["new"], uuid);
+	Result<json> removed = delete_snapshot({{"op", "snapshot.delete"}, {"sid", sid}});
+	if (result && !removed)
+		(*result)["warning"] = removed.error().message;
+	return result;
+}
+
+}    // namespace lockstep

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// Volumes in use and snapshots, by the command line and the API.
+#include "fake.h"
+
+#include "lib/http.h"
+
+using namespace lockstep;
+using namespace lockstep::test;
+using nlohmann::json;
+
+TEST_CASE("a shared volume has several openers")
+{
+	FakeDaemon d;
+	CHECK(d.run({"volume", "create", "ha", "4MiB", "--shared", "--on-no-quorum", "error"}).status == 0);
+	CHECK(d.volume("ha").cls == LKS_SHARED);
+	CHECK(d.volume("ha").no_quorum == NoQuorum::error);
+	for (int host : {1, 3})
+		d.good({{"op", "record.open"}, {"vid", 1}, {"host", host}});
+	json v = d.json_of({"status", "ha", "--json"})["volumes"][0];
+	CHECK(v["class"] == "shared");
+	CHECK(v["openers"] == json({"alpha", "gamma"}));
+	CHECK(has(d.run({"volume", "list"}).out, "alpha, gamma"));
+	CHECK(has(d.run({"status", "ha"}).out, "gives errors"));
+	CHECK(has(d.run({"volume", "set", "ha", "--on-no-quorum", "freeze"}).out, "waits until there is one"));
+	CHECK(d.volume("ha").no_quorum == NoQuorum::freeze);
+	CHECK(d.run({"volume", "set", "ha", "--on-no-quorum", "panic"}).status == 2);
+	CHECK(d.run({"volume", "set", "nothing", "--on-no-quorum", "error"}).status == 3);
+}
+
+TEST_CASE("primary and secondary")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
+	d.good({{"op", "record.open"}, {"vid", 1}, {"host", 1}});
+	CHECK(d.run({"primary", "v", "beta"}).out == "volume v is served by beta\n");
+	CHECK(d.volume("v").primary == 2);
+	CHECK(has(d.run({"status", "v"}).out, "beta, chosen: beta"));
+	CHECK(d.run({"primary", "v"}).out == "volume v is served by alpha\n");
+	CHECK(d.run({"secondary", "v"}).out == "volume v is served by beta\n");
+	CHECK(d.run({"secondary", "v"}).out == "volume v is served by beta\n");
+	CHECK(d.run({"primary", "v", "--follow"}).status == 0);
+	CHECK(d.volume("v").chosen_primary == 0);
+	CHECK(d.volume("v").primary == 1);    // the opener's
+	Outcome o = d.run({"primary", "v", "gamma"});
+	CHECK(o.status == 5);
+	CHECK(has(o.err, "no replica on host gamma"));
+	CHECK(d.run({"primary", "v", "omega"}).status == 3);
+	CHECK(d.run({"primary", "w"}).status == 3);
+	d.online(2, false);
+	o = d.run({"secondary", "v"});
+	CHECK(o.status == 5);
+	CHECK(has(o.err, "host alpha must serve it"));
+}
+
+TEST_CASE("a volume grows")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
+	auto report = [](uint64_t bytes) { return json{{"volumes", {{"1", {{"size_bytes", bytes}}}}}}; };
+	for (HostId h : {1, 2, 3})
+		d.server().soft(h, report(3 * GIB));
+	CHECK(d.run({"resize", "v", "3GiB"}).out == "volume v has 3 GiB\n");
+	CHECK(d.volume("v").size_bytes == 3 * GIB);
+	CHECK(d.run({"volume", "resize", "v", "3GiB"}).status == 0);
+	Outcome o = d.run({"resize", "v", "2GiB"});
+	CHECK(o.status == 5);
+	CHECK(has(o.err, "cannot shrink"));
+	CHECK(d.run({"resize", "v", "3000000001"}).status == 2);
+	CHECK(d.run({"resize", "v", "1TiB"}).status == 5);
+	CHECK(d.run({"resize", "w", "1TiB"}).status == 3);
+}
+
+TEST_CASE("a growth that takes long says who is waited for, and goes on")
+{
+	FakeDaemon d(3, 200);
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
+	d.idle = {2};
+	Outcome o = d.run({"resize", "v", "2GiB"});
+	CHECK(o.status == 10);
+	CHECK(has(o.err, "still growing: waiting for host beta"));
+	CHECK(has(d.run({"status", "v"}).out, "2 GiB, 1 of 2 replicas are ready, waiting for beta"));
+}
+
+TEST_CASE("openers, verify and abort ask the hosts")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
+	CHECK(d.run({"openers", "v"}).out == "volume v is not open anywhere\n");
+	Outcome o = d.run({"verify", "v", "--no-wait"});
+	CHECK(o.status == 5);
+	CHECK(has(o.err, "not served by any host"));
+	d.good({{"op", "record.open"}, {"vid", 1}, {"host", 1}});
+	d.server().soft(1, {{"volumes", {{"1", {{"openers", 2}, {"writers", 1}, {"verify", {{"total_blocks", 9}, {"done_blocks", 9}, {"differ_blocks", 2}}}}}}}});
+	CHECK(has(d.run({"openers", "v"}).out, "alpha        1     2        1  77 (tapdisk)"));
+	CHECK(d.run({"verify", "v", "--no-wait"}).status == 0);
+	CHECK(d.asked() == R"(host 1 volume.verify {"repair":false,"start":true,"vid":1})");
+	o = d.run({"verify", "v"});
+	CHECK(o.status == 10);
+	CHECK(has(o.err, "2 blocks differ"));
+	CHECK(has(d.run({"verify", "v", "--repair"}).out, "9 blocks compared, 2 differed and were repaired"));
+	CHECK(d.run({"verify", "v", "--stop"}).status == 0);
+	CHECK(d.run({"volume", "abort", "v", "--host", "beta"}).out == "volume v: what waited on beta has failed\n");
+	CHECK(d.asked() == R"(host 2 volume.abort {"vid":1})");
+}
+
+TEST_CASE("what hosts complain of, and opens that were refused, stand in the status")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
+	d.server().soft(2, {{"volumes", {{"1", {{"problem", "cannot extend logical volume vg/x"}}}}}});
+	d.server().soft(3, {{"volumes", {{"1", {{"refused_for", 2}}}}}});
+	Outcome o = d.run({"status"});
+	CHECK(has(o.out, "! volume v on host beta: cannot extend logical volume vg/x\n"));
+	CHECK(has(o.out, "! volume v: an open on host gamma was refused, it is open on host beta\n"));
+}
+
+TEST_CASE("wait-sync waits for the devices of a host that has just booted")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
+	auto report = [](bool device) { return json{{"volumes", {{"1", {{"has_device", device}}}}}}; };
+	d.server().soft(1, report(true));
+	d.server().soft(2, report(true));
+	d.server().soft(3, report(false));
+	Outcome o = d.run({"wait-sync", "--timeout", "0.2"});
+	CHECK(o.status == 10);
+	CHECK(has(o.err, "volume v: no device yet on gamma"));
+	d.server().soft(3, nullptr);
+	CHECK(d.run({"wait-sync", "--timeout", "0.2"}).status == 10);
+	d.server().soft(3, report(true));
+	CHECK(d.run({"wait-sync"}).out == "1 volume in sync\n");
+}
+
+TEST_CASE("snapshots: taken, listed, restored, cloned, deleted")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "a", "1GiB", "--on", "alpha,beta"}).status == 0);
+	REQUIRE(d.run({"volume", "create", "b", "1GiB", "--on", "beta,gamma"}).status == 0);
+	CHECK(d.run({"snapshot", "list"}).out == "no snapshots: take one with `lockstep snapshot create VOLUME NAME`\n");
+	Outcome o = d.run({"snapshot", "create", "a,b", "before"});
+	CHECK(o.out == "snapshot before of volume a is there: 1 GiB on alpha, beta\n"
+		       "snapshot before of volume b is there: 1 GiB on beta, gamma\n");
+	CHECK(has(d.run({"snapshot", "list", "a"}).out, "a       before    1 GiB"));
+	CHECK(d.json_of({"snapshot", "list", "--json"}).size() == 2);
+	o = d.run({"snapshot", "create", "a", "before"});
+	CHECK(o.status == 5);
+	CHECK(has(o.err, "has a snapshot named before already"));
+	CHECK(d.run({"snapshot", "create", "a,nothing", "x"}).status == 3);
+	CHECK(d.run({"snapshot", "create", "a,a", "x"}).status == 2);
+	CHECK(d.run({"snapshot", "create", "a", "x y"}).status == 2);
+	CHECK(d.run({"snapshot", "create", "a", "x", "--reserve", "0"}).status == 2);
+
+	CHECK(d.run({"snapshot", "restore", "a", "before", "a2"}).out == "volume a2 is there on alpha, beta, device /dev/lockstep/a2\n");
+	CHECK(d.run({"snapshot", "restore", "a", "nothing", "a3"}).status == 3);
+	CHECK(d.run({"snapshot", "restore", "a", "before", "a2"}).status == 5);
+	CHECK(d.run({"snapshot", "clone", "b", "b2"}).out == "volume b2 is there on beta, gamma, device /dev/lockstep/b2\n");
+	CHECK(d.json_of({"snapshot", "list", "--json"}).size() == 2);    // the clone's own is gone
+	CHECK(d.run({"snapshot", "revert", "a", "before"}).out == "volume a is as it was when snapshot before was taken\n");
+	d.good({{"op", "record.open"}, {"vid", 1}, {"host", 1}});
+	CHECK(d.run({"snapshot", "revert", "a", "before"}).status == 5);
+
+	CHECK(d.run({"snapshot", "delete", "a", "before"}).out == "snapshot before of volume a is deleted\n");
+	d.online(3, false);
+	CHECK(d.run({"snapshot", "delete", "b", "before"}).out == "snapshot before of volume b is deleted; gamma will remove its copy when it is back\n");
+	d.online(3, true);
+	CHECK(d.state()->snapshots.empty());
+	CHECK(d.run({"snapshot", "delete", "b", "before"}).status == 3);
+}
+
+TEST_CASE("a snapshot whose hold breaks is tried once more, then the reason is told")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "a", "1GiB"}).status == 0);
+	d.broken_holds = 1;
+	CHECK(d.run({"snapshot", "create", "a", "s"}).status == 0);
+	CHECK(d.state()->snapshots.begin()->second.attempt == 2);
+	d.broken_holds = 2;
+	Outcome o = d.run({"snapshot", "create", "a", "t"});
+	CHECK(o.status == 10);
+	CHECK(has(o.err, "the hold was broken"));
+	CHECK(d.state()->snapshots.size() == 1);
+}
+
+TEST_CASE("the API for storage drivers: one volume, labels of a snapshot, a clone with a UUID")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "a", "1GiB"}).status == 0);
+	httplib::Client http(FakeDaemon::socket_path());
+	http.set_address_family(AF_UNIX);
+	auto ok = [](const httplib::Result &r) {
+		REQUIRE(r);
+		INFO(r->body);
+		REQUIRE(r->status == 200);
+		return json::parse(r->body);
+	};
+	CHECK(ok(http.Get("/v1/volumes")).size() == 1);
+	CHECK(ok(http.Get("/v1/volumes/a"))["size_bytes"] == GIB);
+	CHECK(http.Get("/v1/volumes/b")->status == 404);
+	json s = ok(http.Post("/v1/volumes/a/snapshots", json{{"name", uuid(9)}, {"uuid", uuid(9)}, {"labels", {{"k", "1"}}}}.dump(), "application/json"));
+	CHECK(s["uuid"] == uuid(9));
+	CHECK(s["labels"]["k"] == "1");
+	ok(http.Patch("/v1/volumes/a/snapshots/" + uuid(9), R"({"labels":{"k":"2"}})", "application/json"));
+	CHECK(ok(http.Get("/v1/status"))["snapshots"][0]["labels"]["k"] == "2");
+	json c = ok(http.Post("/v1/volumes/a/clone", json{{"name", "c"}, {"uuid", uuid(10)}, {"labels", {{"k", "3"}}}}.dump(), "application/json"));
+	CHECK(c["uuid"] == uuid(10));
+	CHECK(d.volume("c").labels.at("k") == "3");
+	json r = ok(http.Post("/v1/volumes/a/snapshots/" + uuid(9) + "/restore", json{{"name", "r"}, {"uuid", uuid(11)}}.dump(), "application/json"));
+	CHECK(d.volume("r").uuid == uuid(11));
+	ok(http.Delete("/v1/volumes/a/snapshots/" + uuid(9)));
+	CHECK(http.Post("/v1/snapshots", R"({"volumes":[],"name":"x"})", "application/json")->status == 400);
+}
