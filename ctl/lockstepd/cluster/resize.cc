@@ -139,6 +139,7 @@ json volume_grown(State &state, const Fields &f)
 		return done(false);
 	if (!all_moved(next))
 		refuse(forbidden("volume " + next.name + " cannot have its new size yet: a replica has not moved its metadata"));
+	next.version++;    // the record names the size: a primary serves no further than its version says
 	next.size_bytes = next.grow_bytes;
 	next.grow_bytes = 0;
 	replace(state, std::move(next));

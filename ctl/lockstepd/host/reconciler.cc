@@ -545,13 +545,13 @@ void Reconciler::look_config(const Volume &v, const KernelVolume *k, VolumeWork 
 					  world_.state().host_name(self_), v.vid)));
 		return;
 	}
-	if (look_size(v, *k, w))
-		return;
 	if (k->noted_version < v.version) {
 		act(v.vid, &VolumeWork::config, config_key(v.vid),
 		    [kernel = world_.kernel, record = to_record(v)] { return kernel.config_set(record, false); });
 		return;
 	}
+	if (look_size(v, *k, w))
+		return;
 	if (!k->has_device) {
 		act(v.vid, &VolumeWork::config, config_key(v.vid), [kernel = world_.kernel, vid = v.vid] { return kernel.device_add(vid); });
 		return;

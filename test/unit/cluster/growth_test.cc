@@ -48,7 +48,8 @@ TEST_CASE("a volume grows when all its replicas have moved their metadata")
 	c.good(decisions[0]);
 	CHECK(c.vol(vid).size_bytes == 3 * GIB);
 	CHECK(c.vol(vid).grow_bytes == 0);
-	CHECK(c.vol(vid).version == 1);    // nothing that the record is about
+	CHECK(c.vol(vid).version == 2);
+	CHECK(to_record(c.vol(vid)).size == 3 * GIB);
 	CHECK(decide(c.state, {}, 1).empty());
 	CHECK(c.good({{"op", "volume.grown"}, {"vid", vid}})["changed"] == false);
 }

@@ -453,7 +453,7 @@ Kernel FakeWorld::kernel()
 			KernelVolume *k = find(vid);
 			if (!k || size < k->size_bytes || (k->replica && k->replica->capacity < size))
 				return failed("EINVAL");
-			if (state.volume(vid)->size_bytes < size)
+			if (state.volume(vid)->size_bytes < size || k->noted_version < state.volume(vid)->version)
 				violations.push_back("a size that is not agreed");
 			k->size_bytes = size;
 			return Nothing{};
