@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// docs/openapi.yaml is true: it has every route of the server and no other, and replies are what it says. A reply may hold nothing
+// that is not described.
+#include "fake.h"
+
+#include "lib/http.h"
+
+#include <yaml-cpp/yaml.h>
+
+#include <filesystem>
+#include <fstream>
+#include <regex>
+
+using namespace lockstep;
+using namespace lockstep::test;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+const fs::path ROOT = fs::path(__FILE__).is_absolute() ? fs::path(__FILE__).parent_path() / "../../.." : fs::path(".");
+
+const YAML::Node &document()
+{
+	static const YAML::Node root = YAML::LoadFile(ROOT / "docs/openapi.yaml");
+	return root;
+}
+
+YAML::Node resolved(const YAML::Node &schema)
+{
+	if (!schema["$ref"])
+		return schema;
+	YAML::Node at = YAML::Clone(document());
+	std::string path = schema["$ref"].as<std::string>().substr(2);    // "#/a/b"
+	for (size_t from = 0, to; from <= path.size(); from = to + 1) {
+		to = std::min(path.find('/', from), path.size());
+		at.reset(at[path.substr(from, to - from)]);
+	}
+	return at;
+}
+
+bool has_type(const json &value, const std::string &type)
+{
+	return type == "object" ? value.is_object() : type == "array" ? value.is_array() : type == "string" ? value.is_string()
+	     : type == "boolean" ? value.is_boolean() : type == "integer" ? value.is_number_integer() : value.is_number();
+}
+
+// What is wrong with the value, first only; empty if nothing.
+std::string mismatch(const json &value, const YAML::Node &unresolved, const std::string &where)
+{
+	const YAML::Node schema = resolved(unresolved);
+	if (value.is_null())
+		return schema["nullable"] && schema["nullable"].as<bool>() ? "" : where + " is null";
+	if (schema["type"] && !has_type(value, schema["type"].as<std::string>()))
+		return where + " is no " + schema["type"].as<std::string>() + ": " + value.dump().substr(0, 80);
+	if (schema["enum"] && value.is_string()) {
+		bool known = false;
+		for (const auto &e : schema["enum"])
+			known = known || e.as<std::string>() == value.get<std::string>();
+		if (!known)
+			return where + " has an unknown value: " + value.dump();
+	}
+	if (value.is_array() && schema["items"])
+		for (const json &item : value)
+			if (std::string m = mismatch(item, schema["items"], where + "[]"); !m.empty())
+				return m;
+	if (!value.is_object())
+		return {};
+	for (const auto &[key, member] : value.items()) {
+		const YAML::Node properties = schema["properties"];
+		if (properties && properties[key]) {
+			if (std::string m = mismatch(member, properties[key], where + "." + key); !m.empty())
+				return m;
+		} else if (!schema["additionalProperties"]) {
+			return where + "." + key + " is not described";
+		}
+	}
+	for (const auto &name : schema["required"] ? schema["required"] : YAML::Node(YAML::NodeType::Sequence))
+		if (!value.contains(name.as<std::string>()))
+			return where + "." + name.as<std::string>() + " is missing";
+	return {};
+}
+
+// "POST /volumes/{}/resize" of every route in the server's files.
+std::set<std::string> served()
+{
+	std::set<std::string> routes;
+	const std::regex call(R"re(http\.(Get|Post|Patch|Put|Delete)\("/v1([^"]*)")re"), part(R"re(\(\[\^/\]\+\)|\(\.\+\))re"),
+		choice(R"re(\(([a-z]+(\|[a-z]+)+)\))re");
+	for (const auto &file : fs::directory_iterator(ROOT / "ctl/lockstepd/api")) {
+		std::ifstream in(file.path());
+		for (std::string line; std::getline(in, line);)
+			for (std::sregex_iterator m(line.begin(), line.end(), call), end; m != end; ++m) {
+				std::string verb = (*m)[1], path = std::regex_replace((*m)[2].str(), part, "{}");
+				std::transform(verb.begin(), verb.end(), verb.begin(), ::toupper);
+				std::smatch words;
+				if (!std::regex_search(path, words, choice)) {
+					routes.insert(verb + " " + path);
+					continue;
+				}
+				std::stringstream list(words[1].str());
+				for (std::string word; std::getline(list, word, '|');)
+					routes.insert(verb + " " + words.prefix().str() + word + words.suffix().str());
+			}
+	}
+	return routes;
+}
+
+std::set<std::string> described()
+{
+	std::set<std::string> routes;
+	for (const auto &path : document()["paths"])
+		for (const auto &verb : path.second) {
+			std::string name = verb.first.as<std::string>();
+			std::transform(name.begin(), name.end(), name.begin(), ::toupper);
+			if (name != "PARAMETERS")
+				routes.insert(name + " " + std::regex_replace(path.first.as<std::string>(), std::regex(R"(\{[a-z]+\})"), "{}"));
+		}
+	return routes;
+}
+
+struct Http {
+	httplib::Client client{FakeDaemon::socket_path()};
+	Http() { client.set_address_family(AF_UNIX); }
+
+	// The reply to the request, checked against the description of the path.
+	json ask(const std::string &verb, const std::string &path, const std::string &url, const json &body = json::object(), int status = 200)
+	{
+		httplib::Result r = verb == "get"    ? client.Get("/v1" + url)
+				  : verb == "delete" ? client.Delete("/v1" + url)
+				  : verb == "patch"  ? client.Patch("/v1" + url, body.dump(), "application/json")
+						     : client.Post("/v1" + url, body.dump(), "application/json");
+		INFO(verb << " " << url);
+		REQUIRE(r);
+		INFO(r->body);
+		REQUIRE(r->status == status);
+		json reply = json::parse(r->body);
+		YAML::Node responses = document()["paths"][path][verb]["responses"];
+		REQUIRE(responses);
+		YAML::Node response = resolved(status == 200 ? responses["200"] : responses["default"]);
+		if (YAML::Node schema = response["content"]["application/json"]["schema"])
+			CHECK(mismatch(reply, schema, path) == "");
+		return reply;
+	}
+};
+
+}    // namespace
+
+TEST_CASE("docs/openapi.yaml has all routes of the server, and no other")
+{
+	std::set<std::string> in_server = served(), in_document = described();
+	CHECK(in_server.size() > 20);
+	for (const std::string &route : in_server) {
+		INFO(route << " is not in docs/openapi.yaml");
+		CHECK(in_document.contains(route));
+	}
+	for (const std::string &route : in_document) {
+		INFO(route << " is in docs/openapi.yaml and not in the server");
+		CHECK(in_server.contains(route));
+	}
+}
+
+TEST_CASE("replies are as docs/openapi.yaml describes them")
+{
+	FakeDaemon d;
+	Http http;
+	http.ask("post", "/pools", "/pools", {{"name", "fast"}, {"vg", "vg1"}, {"thin", "t"}});
+	http.ask("post", "/groups", "/groups", {{"name", "sr"}, {"pool", "default"}, {"labels", {{"k", "v"}}}});
+	http.ask("patch", "/groups/{name}", "/groups/sr", {{"labels", {{"k", nullptr}}}});
+	http.ask("post", "/volumes", "/volumes",
+		 {{"name", "a"}, {"size_bytes", GIB}, {"hosts", {"alpha", "beta"}}, {"group", "sr"}, {"class", "shared"}, {"no_quorum", "error"}});
+	http.ask("post", "/volumes", "/volumes", {{"name", "b"}, {"size_bytes", GIB}});
+	http.ask("post", "/volumes", "/volumes", {{"name", "b"}, {"size_bytes", GIB}}, 409);
+	http.ask("post", "/volumes", "/volumes", {{"name", "c"}}, 400);
+	http.ask("patch", "/volumes/{name}", "/volumes/a", {{"labels", {{"k", "v"}}}, {"no_quorum", "freeze"}});
+	d.good({{"op", "record.open"}, {"vid", 1}, {"host", 1}});
+	d.server().soft(1, {{"volumes",
+			     {{"1",
+			       {{"openers", 1}, {"writers", 1}, {"size_bytes", 2 * GIB}, {"problem", "x"}, {"refused_for", 2}, {"handover_to", 2},
+				{"verify", {{"total_blocks", 3}, {"done_blocks", 1}, {"differ_blocks", 0}}},
+				{"peers", {{"2", {{"sync_state", "running"}, {"dirty_blocks", 9}}}}}}}}}});
+	http.ask("get", "/volumes/{name}/openers", "/volumes/a/openers");
+	http.ask("post", "/volumes/{name}/primary", "/volumes/a/primary", {{"host", "beta"}});
+	http.ask("post", "/volumes/{name}/secondary", "/volumes/a/secondary", {{"host", "beta"}});
+	http.ask("post", "/volumes/{name}/primary", "/volumes/a/primary", {{"host", "gamma"}}, 409);
+	http.ask("post", "/volumes/{name}/verify", "/volumes/a/verify", {{"repair", true}});
+	http.ask("post", "/volumes/{name}/abort", "/volumes/a/abort");
+	http.ask("post", "/snapshots", "/snapshots", {{"volumes", {"a", "b"}}, {"name", "s"}});
+	http.ask("post", "/volumes/{name}/snapshots", "/volumes/a/snapshots", {{"name", "t"}, {"labels", {{"k", "v"}}}});
+	http.ask("patch", "/volumes/{name}/snapshots/{snapshot}", "/volumes/a/snapshots/t", {{"labels", {{"k", "w"}}}});
+	http.ask("post", "/volumes/{name}/snapshots/{snapshot}/restore", "/volumes/a/snapshots/t/restore", {{"name", "r"}});
+	http.ask("post", "/volumes/{name}/clone", "/volumes/b/clone", {{"name", "k"}});
+	http.ask("post", "/volumes/{name}/snapshots/{snapshot}/revert", "/volumes/b/snapshots/s/revert");
+	http.ask("get", "/snapshots", "/snapshots?volume=a");
+	d.idle = {2};
+	d.good({{"op", "volume.resize"}, {"name", "b"}, {"size_bytes", 2 * GIB}});    // half done, for the status
+	d.online(3, false);
+	http.ask("get", "/status", "/status");
+	http.ask("get", "/status", "/status?volume=nothing", {}, 404);
+	http.ask("get", "/wait", "/wait?index=0&ms=0");
+	http.ask("get", "/volumes", "/volumes");
+	http.ask("get", "/volumes/{name}", "/volumes/b");
+	d.idle = {};
+	d.online(3, true);
+	for (HostId h : {1, 2, 3})
+		d.server().soft(h, {{"volumes", {{"2", {{"size_bytes", 2 * GIB}}}}}});
+	http.ask("post", "/volumes/{name}/resize", "/volumes/b/resize", {{"size_bytes", 2 * GIB}});
+	http.ask("delete", "/volumes/{name}/snapshots/{snapshot}", "/volumes/a/snapshots/t");
+	http.ask("delete", "/volumes/{name}", "/volumes/b");
+	http.ask("delete", "/groups/{name}", "/groups/sr", {}, 409);
+}
