@@ -5,6 +5,9 @@
  * A write must get its buffer however short memory is, for memory may be freed only by writing. So there is a reserve for
  * one request of the largest size; a mutex sees to it that no two requests each hold half of it and wait for the other.
  * Buffers for data that come from peers do not touch it: they would be used up by a peer while a local write waits.
+ *
+ * None of this comes from the kernel's own emergency reserve, to which whoever frees memory by swapping has a right: the
+ * sockets need that to send what is being swapped out, and a copy of it would eat it up first.
  */
 #include <linux/highmem.h>
 #include <linux/mempool.h>
@@ -16,7 +19,7 @@
 #include "compat/block.h"
 
 #define VECS_MAX (LKS_REQ_MAX_BYTES / PAGE_SIZE)
-#define RESERVED_BUFS 4
+#define RESERVED_BUFS 64
 
 static mempool_t reserved_bufs, reserved_pages;
 static DEFINE_MUTEX(reserve_lock);
@@ -29,6 +32,7 @@ static struct lks_buf *alloc(u32 bytes, gfp_t gfp, bool reserved)
 
 	if (WARN_ON_ONCE(!bytes || bytes > LKS_REQ_MAX_BYTES))
 		return NULL;
+	gfp |= __GFP_NOMEMALLOC;
 	buf = reserved ? mempool_alloc(&reserved_bufs, gfp) : kmalloc(struct_size(buf, vecs, nvecs), gfp);
 	if (!buf)
 		return NULL;

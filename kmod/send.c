@@ -28,6 +28,9 @@ static struct lks_tx *create_tx(const struct lks_frame *h, struct lks_buf *buf, 
 	size_t inlined = buf ? 0 : h->length;
 	struct lks_tx *tx = kmalloc(struct_size(tx, bytes, inlined), GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN);
 
+	/* what is to be sent may be a page being swapped out: worth the emergency reserve */
+	if (!tx)
+		tx = kmalloc(struct_size(tx, bytes, inlined), GFP_NOWAIT | __GFP_MEMALLOC | __GFP_NOWARN);
 	if (!tx)
 		return NULL;
 	tx->h = *h;
@@ -175,7 +178,11 @@ int lks_send_thread(void *arg)
 	struct lks_lane *lane = arg;
 	int err = 0;
 
-	memalloc_noio_save();
+	/*
+	 * The socket is locked while TCP and TLS look for memory. If they tried to free some, that would wait for pages to be
+	 * swapped out, which may be what we are here to send.
+	 */
+	memalloc_noreclaim_save();
 	if (lks_lane_wait_up(lane)) {
 		while (!err && !kthread_should_stop()) {
 			bool more = false;

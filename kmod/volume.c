@@ -182,6 +182,17 @@ static void complete_work(struct work_struct *work)
 
 /* ---- the core's actions: the lock is held ---- */
 
+/*
+ * What the core needs for a request is little, and the request may be the one that frees memory: a page being swapped out. It
+ * is worth the emergency reserve.
+ */
+static void *alloc_in_need(size_t bytes)
+{
+	gfp_t gfp = GFP_NOWAIT | __GFP_MEMALLOC | __GFP_NOWARN;
+
+	return bytes == LKS_META_UNIT ? (void *)get_zeroed_page(gfp) : kzalloc(bytes, gfp);
+}
+
 static void *op_alloc(void *ctx, size_t bytes)
 {
 	struct lks_volume *v = ctx;
@@ -192,6 +203,8 @@ static void *op_alloc(void *ctx, size_t bytes)
 		p = (void *)get_zeroed_page(gfp);
 	else
 		p = kvzalloc(bytes, gfp);
+	if (!p && bytes <= PAGE_SIZE)
+		p = alloc_in_need(bytes);
 	if (p)
 		v->allocated += bytes;
 	return p;

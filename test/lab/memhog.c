@@ -4,7 +4,7 @@
  *
  *   memhog swap PATH         makes a swap area of PATH and uses it
  *   memhog unswap PATH       stops using it
- *   memhog fill MIB ROUNDS   writes MIB of memory again and again, in an order that swapping hates, and checks what it reads
+ *   memhog fill MIB ROUNDS   writes MIB of memory again and again, and checks what it reads
  *
  * Exit status: 0, 1 failed or different, 2 usage.
  */
@@ -50,15 +50,13 @@ static int swap_on(const char *path)
 
 static int fill(size_t mib, int rounds)
 {
-	size_t pages = mib << 20 >> 12, stride = 7919;
+	size_t pages = mib << 20 >> 12;
 	uint64_t *m = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (m == MAP_FAILED)
 		return failed("mmap");
-	while (pages % stride == 0)
-		stride += 2;
 	for (int round = 1; round <= rounds; round++)
-		for (size_t i = 0, page = 0; i < pages; i++, page = (page + stride) % pages) {
+		for (size_t page = 0; page < pages; page++) {
 			uint64_t *p = m + page * (PAGE / 8);
 
 			for (size_t k = 0; k < PAGE / 8; k += 64) {

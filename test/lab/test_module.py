@@ -320,7 +320,8 @@ def test_module_tls(lab):
         stop(host)
 
 
-def _test_module_pressure(lab):
+@pytest.mark.slow
+def test_module_pressure(lab):
     """Swap on the replicated device of a host that runs out of memory: it goes on, and everything it swapped out is right."""
     size = 128 << 20
     a, b = pair(lab, size, lease_ms=8000, memory_mb=320)
@@ -328,9 +329,9 @@ def _test_module_pressure(lab):
     decider = auto(a, '1:insync,2:insync')
     a.run('/lab/memhog swap /dev/lockstep/v1')
     free = int(a.out("awk '$1 == \"MemAvailable:\" { print $2 }' /proc/meminfo")) >> 10
-    a.run(f'/lab/memhog fill {free + 70} 2', timeout=400)
+    a.run(f'/lab/memhog fill {free + 50} 2', timeout=400)
     swapped = int(a.out("awk '$1 == \"pswpout\" { print $2 }' /proc/vmstat"))
-    assert swapped > 5000, f'only {swapped} pages were swapped out'
+    assert swapped > 3000, f'only {swapped} pages were swapped out'
     a.run('/lab/memhog unswap /dev/lockstep/v1', timeout=120)
     wait(lambda: volume(a)['writers'] == '0', 20, 'the device to be closed')
     assert int(volume(a)['peers'][0]['dirty']) == 0, 'the other replica was never lost'
