@@ -4,7 +4,7 @@
 // object and names their routes. A handler is a member function from a request to Result<json>; it may throw BadRequest.
 #pragma once
 
-#include "lib/http.h"
+#include "lockstepd/api/guard.h"
 #include "lockstepd/api/meter.h"
 #include "lockstepd/api/server.h"
 
@@ -35,7 +35,7 @@ struct ApiServer::Impl {
 
 	ApiBackend backend;
 	ApiOptions options;
-	httplib::Server http;
+	GuardedServer http;
 	std::thread thread;
 	bool bound = false;
 

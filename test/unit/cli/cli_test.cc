@@ -8,6 +8,8 @@
 
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <thread>
 
@@ -425,6 +427,52 @@ TEST_CASE("requests are checked and bounded")
 	expect(http.Get("/v1/wait?index=x"), 400, 2);
 	expect(http.Post("/v1/volumes", std::string(70 * 1024, ' '), "application/json"), 413, 2);
 	CHECK(d.state()->volumes.empty());
+}
+
+TEST_CASE("the API answers root only, whatever the socket's mode")
+{
+	REQUIRE(geteuid() == 0);
+	FakeDaemon d;
+	struct stat node;
+	REQUIRE(stat(FakeDaemon::socket_path().c_str(), &node) == 0);
+	CHECK((node.st_mode & 07777) == 0600);
+	REQUIRE(chmod(FakeDaemon::socket_path().c_str(), 0666) == 0);
+	const std::string path = FakeDaemon::socket_path();
+	// In a process of its own; no library is called there that may hold a lock of another thread.
+	int out[2];
+	REQUIRE(pipe(out) == 0);
+	const pid_t pid = fork();
+	REQUIRE(pid >= 0);
+	if (pid == 0) {
+		sockaddr_un at{};
+		at.sun_family = AF_UNIX;
+		path.copy(at.sun_path, sizeof at.sun_path - 1);
+		const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+		char buffer[1024];
+		ssize_t n = 0;
+		if (setuid(65534) != 0)
+			_exit(1);
+		if (connect(fd, reinterpret_cast<sockaddr *>(&at), sizeof at) != 0)
+			_exit(errno);
+		(void)!write(fd, "GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n", 37);
+		while ((n = read(fd, buffer, sizeof buffer)) > 0)
+			(void)!write(out[1], buffer, size_t(n));
+		_exit(0);
+	}
+	close(out[1]);
+	std::string answer;
+	char buffer[1024];
+	ssize_t n;
+	while ((n = read(out[0], buffer, sizeof buffer)) > 0)
+		answer.append(buffer, size_t(n));
+	close(out[0]);
+	int status = 0;
+	REQUIRE(waitpid(pid, &status, 0) == pid);
+	CHECK(status == 0);
+	CHECK(answer.starts_with("HTTP/1.1 403 "));
+	CHECK(has(answer, "root only"));
+	CHECK_FALSE(has(answer, "alpha"));
+	CHECK(d.run({"status"}).status == 0);
 }
 
 TEST_CASE("stopping ends what waits")
