@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// lockstep cluster init|token|join, host list, pool create|list.
+// lockstep cluster init|token|join, host list, host net, pool create|list.
 #include "lockstep/cli.h"
 
 #include "lib/table.h"
@@ -98,6 +98,16 @@ Done host_list(Context &context, bool as_json)
 	return Nothing{};
 }
 
+Done host_net(Context &context, const std::string &verb, const std::string &host, const std::string &address)
+{
+	Result<json> answer = context.client().post("/v1/hosts/" + url_encode(host) + "/net", {{"verb", verb}, {"address", address}});
+	if (!answer)
+		return answer.error();
+	const char *what = verb == "add" ? "can be reached at" : verb == "remove" ? "is not reached any more at" : "is first tried at";
+	context.out << fmt::format("host {} {} {}\n", host, what, address);
+	return Nothing{};
+}
+
 Done pool_create(Context &context, const json &body)
 {
 	Result<json> answer = context.client().post("/v1/pools", body);
@@ -183,6 +193,21 @@ void add_cluster(CLI::App &app, Context &context, Action &action)
 	CLI::App *list = host->add_subcommand("list", "List the hosts");
 	list->add_flag("--json", o->as_json, "Print JSON");
 	list->callback([=, &context, &action] { action = [=, &context] { return host_list(context, o->as_json); }; });
+
+	struct NetOptions {
+		std::string host, address;
+	};
+	auto n = std::make_shared<NetOptions>();
+	CLI::App *net = host->add_subcommand("net", "The addresses of a host; changing them interrupts nothing")->require_subcommand(1);
+	for (auto [verb, help] : {std::pair("add", "One more address, tried after the others"), std::pair("remove", "An address goes"),
+				  std::pair("prefer", "The address to be tried first")}) {
+		CLI::App *command = net->add_subcommand(verb, help);
+		command->add_option("HOST", n->host, "Name of the host")->required();
+		command->add_option("ADDRESS", n->address, "IP address, without port")->required();
+		command->callback([=, &context, &action, verb = std::string(verb)] {
+			action = [=, &context] { return host_net(context, verb, n->host, n->address); };
+		});
+	}
 
 	add_pool(app, context, action);
 }

@@ -22,7 +22,7 @@ def test_cluster_life_of_a_volume(cluster):
         v = cluster.volume('v1', h)
         assert v['size_bytes'] == 128 << 20 and {r['host'] for r in v['replicas']} == {'alpha', 'beta', 'gamma'}
         assert all(r['state'] == 'insync' for r in v['replicas']), 'a new volume is in sync at once'
-    assert b.out('head -c 1M /dev/lockstep/v1 | tr -d "\\0" | wc -c') == '0', 'a new volume reads as zeros'
+    assert b.out('head -c 1048576 /dev/lockstep/v1 | tr -d "\\0" | wc -c') == '0', 'a new volume reads as zeros'
     b.run('dd if=/etc/services of=/dev/lockstep/v1 bs=4k oflag=direct conv=sync,fsync')
     size = b.out('stat -c %s /etc/services')
     assert c.out(f'head -c {size} /dev/lockstep/v1 | sha256sum') == c.out('sha256sum </etc/services')

@@ -4,6 +4,9 @@
 #include "lockstepd/api/impl.h"
 
 #include "lockstepd/host/keys.h"
+#include "lockstepd/net/hello.h"
+
+#include <algorithm>
 
 namespace lockstep {
 
@@ -14,6 +17,7 @@ void ApiServer::Impl::routes_cluster()
 	http.Post("/v1/cluster/init", route(&Impl::cluster_init));
 	http.Post("/v1/cluster/token", route(&Impl::cluster_token));
 	http.Post("/v1/cluster/join", route(&Impl::cluster_join));
+	http.Post("/v1/hosts/([^/]+)/net", route(&Impl::host_net));
 	http.Post("/v1/pools", route(&Impl::pool_create));
 }
 
@@ -74,6 +78,24 @@ Result<json> ApiServer::Impl::cluster_join(const httplib::Request &req)
 	json answer = *result;
 	answer["cluster"] = backend.state()->name;
 	return answer;
+}
+
+Result<json> ApiServer::Impl::host_net(const httplib::Request &req)
+{
+	json body = body_of(req);
+	std::string verb = text_of(body, "verb"), address = text_of(body, "address");
+	if (verb != "add" && verb != "remove" && verb != "prefer")
+		return usage_error("\"" + verb + "\" is neither add nor remove nor prefer");
+	// The port is the host's own setting.
+	bool with_port = address.starts_with("[") || std::count(address.begin(), address.end(), ':') == 1;
+	if (with_port || !parse_address(address, DEFAULT_PORT))
+		return usage_error("\"" + address + "\" is no IP address");
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	Result<HostId> host = host_of(*backend.state(), req.matches[1]);
+	if (!host)
+		return host.error();
+	return backend.propose({{"op", "host.net"}, {"host", *host}, {"verb", verb}, {"address", address}});
 }
 
 Result<json> ApiServer::Impl::pool_create(const httplib::Request &req)

@@ -12,6 +12,7 @@
 //   POST   /v1/cluster/init      {name}
 //   POST   /v1/cluster/token     {valid_s(o)}
 //   POST   /v1/cluster/join      {token, address, port(o)}
+//   POST   /v1/hosts/NAME/net    {verb: "add"|"remove"|"prefer", address}
 //   POST   /v1/pools             {name, vg, thin(o), host(o: name)}
 //   POST   /v1/groups            {name, pool, redundancy(o), labels(o)}
 //   PATCH  /v1/groups/NAME       {labels: {key: text or null}}

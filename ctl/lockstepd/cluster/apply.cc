@@ -357,6 +357,37 @@ json host_set(State &state, const Fields &f)
 	return done(changed);
 }
 
+json host_net(State &state, const Fields &f)
+{
+	Host next = host_of(state, f);
+	const std::string verb = f.text("verb"), address = f.text("address", 64);
+	const auto at = std::ranges::find(next.addresses, address);
+	const bool there = at != next.addresses.end();
+	if (verb == "add") {
+		if (there)
+			return done(false);
+		if (next.addresses.size() >= MAX_ADDRESSES)
+			refuse(forbidden("host " + next.name + " has " + std::to_string(MAX_ADDRESSES) + " addresses already: remove one first"));
+		next.addresses.push_back(address);
+	} else if (verb == "remove") {
+		if (!there)
+			return done(false);
+		if (next.addresses.size() == 1)
+			refuse(forbidden(address + " is the only address of host " + next.name + ": add another first"));
+		next.addresses.erase(at);
+	} else if (verb == "prefer") {
+		if (!there)
+			refuse(not_found("host " + next.name + " has no address " + address + ": add it first"));
+		std::rotate(next.addresses.begin(), at, at + 1);
+	} else {
+		refuse(usage_error("unknown verb \"" + verb + "\""));
+	}
+	refuse_shared_address(state, next);
+	const bool changed = next != *state.host(next.id);
+	state.hosts[next.id] = next;
+	return done(changed);
+}
+
 json host_status(State &state, const Fields &f)
 {
 	HostId id = host_of(state, f).id;
@@ -660,6 +691,7 @@ json dispatch(State &state, const json &entry)
 		{"token.add", token_add},
 		{"host.add", host_add},
 		{"host.set", host_set},
+		{"host.net", host_net},
 		{"host.status", host_status},
 		{"pool.add", pool_add},
 		{"pool.report", pool_report},

@@ -19,6 +19,7 @@
 //                   token(o: hash) now_ms                           has one). A token is used up by the first uuid that
 //                                                                   comes with it; refused without token once there is a CA
 //  host.set         host addresses port(o)                          changed
+//  host.net         host verb("add"|"remove"|"prefer") address      changed. add: as the last; prefer: as the first. Idempotent
 //  host.status      host online now_ms                              changed
 //  pool.add         name host kind("thick"|"thin") vg thin_lv(thin) Idempotent for the same host, vg and thin_lv
 //                   size_bytes free_bytes

@@ -38,6 +38,7 @@ LinkOptions link_options(const HostConfig &config)
 	options.default_port = config.port;
 	options.silence_ms = std::min<uint64_t>(options.silence_ms, config.host_timeout_ms * 5 / 8);
 	options.heartbeat_ms = std::min<uint64_t>(options.heartbeat_ms, options.silence_ms / 4);
+	options.fallback_ms = std::min<uint64_t>(options.fallback_ms, options.silence_ms / 2);
 	return options;
 }
 
@@ -296,6 +297,7 @@ void Daemon::wire_lanes()
 	world.state = [this]() -> const State & { return state_; };
 	world.dump = [this] { return reconciler_->dump(); };
 	world.link_up = [this](HostId host) { return links_.up(host); };
+	world.path = [this](HostId host) { return links_.address(host); };
 	world.call = [this](HostId host, const std::string &verb, Json body, JsonReply done) {
 		links_.call(host, verb, std::move(body), LANE_CALL_TIMEOUT_MS, std::move(done));
 	};
@@ -307,7 +309,10 @@ void Daemon::wire_lanes()
 		hello.lane = lane;
 		hello.lanes = lanes;
 		hello.link_generation = link;
-		dialer_.dial(addresses_of(host), host.port, hello, [done = std::move(done)](Result<int> fd, const HelloAnswer &) {
+		// What the link has found to work comes first.
+		auto addresses = addresses_of(host);
+		std::ranges::stable_partition(addresses, [path = links_.address(host.id)](const std::string &a) { return a == path; });
+		dialer_.dial(std::move(addresses), host.port, hello, [done = std::move(done)](Result<int> fd, const HelloAnswer &) {
 			if (fd)
 				set_blocking(*fd, true);
 			done(std::move(fd));
@@ -379,6 +384,13 @@ void Daemon::listen_to_links()
 		if (!soft_said_.is_null())
 			links_.notify(host, "soft", soft_said_);
 		look();
+	});
+	links_.on_path([this](int host, const std::string &address) {
+		tls_.path_changed(host);
+		if (lanes_) {
+			lanes_->path_changed(HostId(host), address);
+			lanes_->look();
+		}
 	});
 	links_.on_peer_down([this](int host) {
 		loop_.log(fmt::format("lost the connection with host {}", links_.name(host)));

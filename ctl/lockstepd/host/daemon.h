@@ -137,6 +137,7 @@ private:
 	uint64_t founding_ms_ = 0;
 	bool authority_logged_ = false;                         // the founder's copy of its key is gone
 	bool keeping_address_ = false;
+	std::vector<std::string> listening_for_;                // the State's addresses of this host that the port follows
 	Json soft_said_;
 	uint64_t soft_said_ms_ = 0;
 	std::string module_error_;

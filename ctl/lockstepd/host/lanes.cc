@@ -99,6 +99,7 @@ void Lanes::dial(const Host &host, Pair &p, uint64_t link)
 	p.link = link;
 	p.pending = lanes_;
 	p.broken = false;
+	p.path = world_.path(host.id);
 	for (uint32_t lane = 0; lane < lanes_; lane++)
 		world_.dial(host, lane, lanes_, link, [this, id = host.id, lane, link](Result<int> fd) {
 			if (!fd)
@@ -172,6 +173,16 @@ void Lanes::wanted(HostId from, uint64_t last_link)
 	const bool fresh = peer->link > last_link && world_.now_ms() - p.up_since_ms < LANE_WANT_GRACE_MS;
 	if (!p.dialing && !fresh)
 		p.want_new = true;
+}
+
+void Lanes::path_changed(HostId host, const std::string &address)
+{
+	auto pair = pairs_.find(host);
+	if (pair == pairs_.end() || host < self_ || address.empty() || pair->second.path.empty() || pair->second.path == address)
+		return;
+	world_.log(fmt::format("lanes to host {} go over {} now", world_.state().host_name(host), address));
+	pair->second.want_new = true;
+	pair->second.not_before_ms = 0;
 }
 
 void Lanes::link_down(HostId host, uint64_t link)

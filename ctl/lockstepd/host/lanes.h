@@ -37,6 +37,7 @@ struct LanesWorld {
 	std::function<const State &()> state;
 	std::function<const KernelDump *()> dump;    // nullptr: not known
 	std::function<bool(HostId host)> link_up;    // the daemons talk
+	std::function<std::string(HostId host)> path;    // over which of its addresses
 	std::function<void(HostId host, const std::string &verb, nlohmann::json body, std::function<void(Result<nlohmann::json>)>)> call;
 	std::function<void(HostId host, const std::string &verb, nlohmann::json body)> notify;
 	// Connects one lane; gives a connected socket that is then the caller's.
@@ -61,6 +62,9 @@ public:
 	void accepted(HostId from, uint32_t lane, uint32_t lanes, uint64_t link, int fd);
 	void wanted(HostId from, uint64_t last_link);
 
+	// The daemons' link with a host goes another way now: the lanes follow it. Heard on the dialing side only.
+	void path_changed(HostId host, const std::string &address);
+
 	// The kernel lost a link (EV_LINK_DOWN): one that was just dialed need not be waited for.
 	void link_down(HostId host, uint64_t link);
 
@@ -79,6 +83,7 @@ private:
 		uint64_t up_by_ms = 0;          // when the link just dialed is to be up
 		uint64_t up_since_ms = 0;
 		uint64_t want_said_ms = 0;
+		std::string path;               // address of the daemons' link when it was dialed
 		std::string error;
 	};
 

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -322,14 +323,30 @@ void Daemon::admit(Json entry, const std::string &public_key, JsonReply done)
 	});
 }
 
-// The configuration may name other addresses than the cluster knows.
+// The addresses of lockstep.yaml are those to join with; from then on the cluster's list counts (`lockstep host net`), and
+// this host listens on both. Its port is its own.
 void Daemon::keep_address()
 {
 	const Host *me = state_.host(member_->host_id);
-	if (!me || keeping_address_ || !reconciler_->synced() || (me->addresses == config_.addresses && me->port == config_.port))
+	if (!me)
+		return;
+	if (listening_for_ != me->addresses) {
+		listening_for_ = me->addresses;
+		std::vector<std::string> both = config_.addresses;
+		for (const std::string &address : me->addresses)
+			if (std::ranges::find(both, address) == both.end())
+				both.push_back(address);
+		if (Done listening = listener_.change_addresses(both); !listening)
+			loop_.log(listening.error().message);
+		for (const std::string &address : config_.addresses)
+			if (std::ranges::find(me->addresses, address) == me->addresses.end())
+				loop_.log(fmt::format("lockstep.yaml has the address {}, the cluster's list for this host does not: to use it, run "
+						      "`lockstep host net add {} {}`", address, me->name, address));
+	}
+	if (keeping_address_ || !reconciler_->synced() || me->port == config_.port)
 		return;
 	keeping_address_ = true;
-	Json entry = {{"op", "host.set"}, {"host", member_->host_id}, {"addresses", config_.addresses}, {"port", config_.port}};
+	Json entry = {{"op", "host.set"}, {"host", member_->host_id}, {"addresses", me->addresses}, {"port", config_.port}};
 	propose(std::move(entry), [this](Result<Json> answer) {
 		if (answer) {
 			keeping_address_ = false;
@@ -339,7 +356,7 @@ void Daemon::keep_address()
 		if (answer.error().status == Status::failed)
 			keeping_address_ = false;
 		else
-			loop_.log(fmt::format("the cluster does not take this host's addresses: {}", answer.error().message));
+			loop_.log(fmt::format("the cluster does not take this host's port: {}", answer.error().message));
 	});
 }
 

@@ -24,20 +24,34 @@ uint64_t retry_delay_ms(unsigned failures)
 
 namespace {
 
+// One address of an attempt.
+struct Try {
+	Try(Loop &loop, std::string where, std::unique_ptr<TlsSession> session)
+		: where(std::move(where)), tls(std::move(session)), poll(std::make_unique<Poll>(loop, tls->fd())), deadline(loop)
+	{
+	}
+	std::string where;
+	std::unique_ptr<TlsSession> tls;
+	std::unique_ptr<Poll> poll;    // lets go of the descriptor before tls closes it
+	Timer deadline;
+	bool secured = false;          // the handshake is through
+	HelloReader reader{true};
+};
+
+// The addresses in order, each begun a little after the one before it, or when all begun ones have failed. The first that
+// is through with the handshake says hello; the others wait for how that ends, so that no hello is said in vain.
 struct Attempt {
-	explicit Attempt(Loop &loop) : deadline(loop) {}
+	explicit Attempt(Loop &loop) : next_start(loop) {}
 
 	std::vector<std::string> addresses;
 	uint16_t default_port;
 	Hello hello;
 	Dialer::Callback done;
 	std::string authority_fingerprint;
-	size_t at = 0;    // the address being tried
-	std::unique_ptr<TlsSession> tls;
-	std::unique_ptr<Poll> poll;    // lets go of the descriptor before tls closes it
-	Timer deadline;
-	bool secured = false;          // the handshake is through
-	HelloReader reader{true};
+	size_t at = 0;                 // the next address
+	std::map<size_t, std::unique_ptr<Try>> tries;    // by index of the address
+	std::optional<size_t> speaking;                  // which one says hello
+	Timer next_start;
 	std::string last_error;
 };
 
@@ -80,89 +94,116 @@ struct Dialer::Impl : std::enable_shared_from_this<Dialer::Impl> {
 	std::map<uint64_t, std::unique_ptr<Request>> requests;
 	Token next = 1;
 
-	void try_address(Token token);
-	void connected(Token token);
-	void ready(Token token);
-	void secure(Token token);
-	std::optional<std::string> objection(const Attempt &a) const;
-	void next_address(Token token, const std::string &error);
+	void start_next(Token token);
+	std::unique_ptr<Try> open(Attempt &a, const std::string &address, std::string &error);
+	void connected(Token token, size_t at);
+	void secure(Token token, size_t at);
+	void speak(Token token);
+	void ready(Token token, size_t at);
+	void failed_at(Token token, size_t at, const std::string &error);
+	void go_on(Token token);
+	std::optional<std::string> objection(const Attempt &a, const Try &t) const;
 	void finish_request(uint64_t id, Result<json> result);
 };
 
-void Dialer::Impl::try_address(Token token)
+// Begins with the next address; ends the attempt when there is none and nothing under way.
+void Dialer::Impl::start_next(Token token)
 {
 	Attempt &a = *attempts.at(token);
-	if (a.at == a.addresses.size()) {
-		const auto done = std::move(a.done);
-		const std::string error = a.last_error.empty() ? "no address is known" : a.last_error;
-		attempts.erase(token);
-		done(failed(error), HelloAnswer{});
+	while (a.at < a.addresses.size()) {
+		const size_t at = a.at++;
+		std::string error;
+		auto t = open(a, a.addresses[at], error);
+		if (!t) {
+			a.last_error = error;
+			continue;
+		}
+		t->poll->start(UV_WRITABLE, [this, token, at] { connected(token, at); });
+		t->deadline.once(CONNECT_TIMEOUT_MS, [this, token, at, where = t->where] { failed_at(token, at, where + ": no answer in time"); });
+		a.tries[at] = std::move(t);
+		if (a.at < a.addresses.size())
+			a.next_start.once(DIAL_STAGGER_MS, [this, token] { start_next(token); });
 		return;
 	}
-	const auto address = parse_address(a.addresses[a.at], a.default_port);
-	if (!address) {
-		next_address(token, address.error().message);
+	if (!a.tries.empty())
 		return;
+	const auto done = std::move(a.done);
+	const std::string error = a.last_error.empty() ? "no address is known" : a.last_error;
+	attempts.erase(token);
+	done(failed(error), HelloAnswer{});
+}
+
+std::unique_ptr<Try> Dialer::Impl::open(Attempt &a, const std::string &text, std::string &error)
+{
+	const auto address = parse_address(text, a.default_port);
+	if (!address) {
+		error = address.error().message;
+		return nullptr;
 	}
 	const std::string where = format_address(*address);
 	const int fd = socket(address->ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (fd < 0) {
-		next_address(token, where + ": " + strerror(errno));
-		return;
+		error = where + ": " + strerror(errno);
+		return nullptr;
 	}
 	set_nodelay(fd);
 	if (connect(fd, reinterpret_cast<const sockaddr *>(&*address), sizeof *address) != 0 && errno != EINPROGRESS) {
-		next_address(token, where + ": " + strerror(errno));
+		error = where + ": " + strerror(errno);
 		close(fd);
-		return;
+		return nullptr;
 	}
-	a.tls = a.authority_fingerprint.empty() ? tls.connect(fd) : tls.connect_as_stranger(fd, a.authority_fingerprint);
-	if (!a.tls) {
-		next_address(token, where + ": this host has no certificate of a cluster");
-		return;
+	auto session = a.authority_fingerprint.empty() ? tls.connect(fd) : tls.connect_as_stranger(fd, a.authority_fingerprint);
+	if (!session) {
+		error = where + ": this host has no certificate of a cluster";
+		return nullptr;
 	}
-	a.reader = HelloReader(true);
-	a.secured = false;
-	a.poll = std::make_unique<Poll>(loop, fd);
-	if (!a.poll->ok()) {
-		next_address(token, where + ": cannot watch the connection");
-		return;
+	auto t = std::make_unique<Try>(loop, where, std::move(session));
+	if (!t->poll->ok()) {
+		error = where + ": cannot watch the connection";
+		return nullptr;
 	}
-	a.poll->start(UV_WRITABLE, [this, token] { connected(token); });
-	a.deadline.once(CONNECT_TIMEOUT_MS, [this, token, where] { next_address(token, where + ": no answer in time"); });
+	return t;
 }
 
-void Dialer::Impl::next_address(Token token, const std::string &error)
+void Dialer::Impl::failed_at(Token token, size_t at, const std::string &error)
 {
 	Attempt &a = *attempts.at(token);
 	a.last_error = error;
-	a.deadline.stop();
-	a.poll.reset();
-	a.tls.reset();
-	a.at++;
+	a.tries.erase(at);
+	if (a.speaking == at)
+		a.speaking.reset();
+	go_on(token);
+}
+
+// In a later turn: we may be inside of a callback of what goes away.
+void Dialer::Impl::go_on(Token token)
+{
 	loop.post([weak = weak_from_this(), token] {
 		const auto self = weak.lock();
-		if (self && self->attempts.contains(token))
-			self->try_address(token);
+		if (!self || !self->attempts.contains(token))
+			return;
+		self->speak(token);
+		if (self->attempts.contains(token) && self->attempts.at(token)->tries.empty())
+			self->start_next(token);
 	});
 }
 
-void Dialer::Impl::connected(Token token)
+void Dialer::Impl::connected(Token token, size_t at)
 {
-	Attempt &a = *attempts.at(token);
+	Try &t = *attempts.at(token)->tries.at(at);
 	int error = 0;
 	socklen_t length = sizeof error;
-	getsockopt(a.tls->fd(), SOL_SOCKET, SO_ERROR, &error, &length);
+	getsockopt(t.tls->fd(), SOL_SOCKET, SO_ERROR, &error, &length);
 	if (error != 0)
-		next_address(token, a.addresses[a.at] + ": " + strerror(error));
+		failed_at(token, at, t.where + ": " + strerror(error));
 	else
-		secure(token);
+		secure(token, at);
 }
 
 // Whether the one that answered is the one we mean.
-std::optional<std::string> Dialer::Impl::objection(const Attempt &a) const
+std::optional<std::string> Dialer::Impl::objection(const Attempt &a, const Try &t) const
 {
-	const auto &peer = a.tls->peer();
+	const auto &peer = t.tls->peer();
 	if (!a.authority_fingerprint.empty())
 		return std::nullopt;    // anybody of that cluster
 	if (!peer || peer->subject.cluster_uuid != identity.cluster_uuid)
@@ -174,53 +215,70 @@ std::optional<std::string> Dialer::Impl::objection(const Attempt &a) const
 	return tls.objection(*peer);
 }
 
-void Dialer::Impl::secure(Token token)
+void Dialer::Impl::secure(Token token, size_t at)
 {
 	Attempt &a = *attempts.at(token);
-	switch (a.tls->handshake()) {
+	Try &t = *a.tries.at(at);
+	switch (t.tls->handshake()) {
 	case TlsSession::Step::more:
-		a.poll->start(a.tls->wants(), [this, token] { secure(token); });
+		t.poll->start(t.tls->wants(), [this, token, at] { secure(token, at); });
 		return;
 	case TlsSession::Step::bad:
-		next_address(token, a.addresses[a.at] + ": " + a.tls->error());
+		failed_at(token, at, t.where + ": " + t.tls->error());
 		return;
 	case TlsSession::Step::done:
 		break;
 	}
-	if (const auto no = objection(a)) {
-		next_address(token, a.addresses[a.at] + ": " + *no);
+	if (const auto no = objection(a, t)) {
+		failed_at(token, at, t.where + ": " + *no);
 		return;
 	}
-	if (!send_hello(*a.tls, encode_hello(a.hello))) {
-		next_address(token, a.addresses[a.at] + ": " + (a.tls->bad() ? a.tls->error() : "it takes no hello"));
-		return;
-	}
-	a.poll->start(UV_READABLE, [this, token] { ready(token); });
+	t.secured = true;
+	t.poll->stop();
+	speak(token);
 }
 
-void Dialer::Impl::ready(Token token)
+// Lets the most preferred one of those that are ready say hello, unless one is speaking.
+void Dialer::Impl::speak(Token token)
 {
 	Attempt &a = *attempts.at(token);
-	switch (a.reader.read(*a.tls)) {
+	const auto first = std::ranges::find_if(a.tries, [](const auto &entry) { return entry.second->secured; });
+	if (a.speaking || first == a.tries.end())
+		return;
+	const size_t at = first->first;
+	Try &t = *first->second;
+	a.speaking = at;
+	if (!send_hello(*t.tls, encode_hello(a.hello)))
+		failed_at(token, at, t.where + ": " + (t.tls->bad() ? t.tls->error() : "it takes no hello"));
+	else
+		t.poll->start(UV_READABLE, [this, token, at] { ready(token, at); });
+}
+
+void Dialer::Impl::ready(Token token, size_t at)
+{
+	Attempt &a = *attempts.at(token);
+	Try &t = *a.tries.at(at);
+	switch (t.reader.read(*t.tls)) {
 	case HelloReader::Step::more:
-		a.poll->start(a.tls->wants(), [this, token] { ready(token); });
+		t.poll->start(t.tls->wants(), [this, token, at] { ready(token, at); });
 		return;
 	case HelloReader::Step::bad:
-		next_address(token, a.addresses[a.at] + ": " + a.reader.error());
+		failed_at(token, at, t.where + ": " + t.reader.error());
 		return;
 	case HelloReader::Step::done:
 		break;
 	}
-	const auto answer = decode_hello_answer(a.reader.body());
+	auto answer = decode_hello_answer(t.reader.body());
 	if (!answer || !answer->ok) {
-		next_address(token, a.addresses[a.at] + ": " + (answer ? "refused: " + answer->message : answer.error().message));
+		failed_at(token, at, t.where + ": " + (answer ? "refused: " + answer->message : answer.error().message));
 		return;
 	}
-	a.poll.reset();
+	answer->address = a.addresses[at];
+	t.poll.reset();
 	const bool lane = a.hello.purpose == Purpose::lane;
 	if (!lane)
-		set_dead_peer_detection(a.tls->fd());
-	auto fd = lane ? tls.lane_end(std::move(a.tls)) : tls.stream_end(std::move(a.tls));
+		set_dead_peer_detection(t.tls->fd());
+	auto fd = lane ? tls.lane_end(std::move(t.tls)) : tls.stream_end(std::move(t.tls), a.hello.purpose == Purpose::raft);
 	const auto done = std::move(a.done);
 	attempts.erase(token);
 	done(std::move(fd), *answer);
@@ -273,7 +331,7 @@ Dialer::Token Dialer::dial(std::vector<std::string> addresses, uint16_t default_
 	impl_->loop.post([weak = impl_->weak_from_this(), token] {
 		const auto self = weak.lock();
 		if (self && self->attempts.contains(token))
-			self->try_address(token);
+			self->start_next(token);
 	});
 	return token;
 }

@@ -70,6 +70,7 @@ struct HelloAnswer {
 	std::string message;    // when refused: one line
 	int host = 0;           // who answered; 0 when it has no id
 	std::string name;
+	std::string address;    // filled in by the Dialer: the one that answered, as it was given
 };
 
 std::string encode_hello(const Hello &hello);

@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <map>
 #include <optional>
 
@@ -38,7 +39,12 @@ struct Peer {
 	Timer retry;
 	unsigned failures = 0;
 	std::string last_error;                 // logged already
+	std::string address;                    // over which the link goes, if we dialed it
+	uint64_t return_at_ms = 0;              // when to try to come back to the preferred address
+	uint64_t return_delay_ms = 0;           // doubles while that does not last
 };
+
+constexpr uint64_t RETURN_DELAY_MAX_MS = 300'000;
 
 }    // namespace
 
@@ -62,6 +68,7 @@ struct Links::Impl : std::enable_shared_from_this<Links::Impl> {
 	std::map<std::string, std::function<void(int, json, Reply)>> callees;
 	std::map<std::string, std::function<void(int, json)>> listeners;
 	std::vector<std::function<void(int)>> up_watchers, down_watchers;
+	std::vector<std::function<void(int, const std::string &)>> path_watchers;
 	bool closed = false;
 
 	int self() const { return dialer.identity().host_id; }
@@ -69,8 +76,10 @@ struct Links::Impl : std::enable_shared_from_this<Links::Impl> {
 	void later(std::function<void()> f);
 	void set_peers(std::vector<LinkPeer> wanted);
 	void dial(int host);
+	void dial_addresses(int host, std::vector<std::string> addresses);
+	void keep_path(int host);
 	void dial_later(int host, const std::string &error);
-	void opened(int host, int fd);
+	void opened(int host, int fd, const std::string &address);
 	void lost(int host, const std::string &reason);
 	void received(int host, json frame);
 	void serve(int host, json frame);
@@ -120,6 +129,8 @@ void Links::Impl::set_peers(std::vector<LinkPeer> wanted)
 		const bool fresh = !slot;
 		if (fresh)
 			slot = std::make_unique<Peer>(loop);
+		if (!fresh && slot->peer.addresses != peer.addresses)
+			slot->return_at_ms = Loop::now_ms();    // the path may not be the preferred one any more
 		slot->peer = std::move(peer);
 		if (fresh && self() != 0 && self() < host)
 			dial(host);
@@ -129,19 +140,48 @@ void Links::Impl::set_peers(std::vector<LinkPeer> wanted)
 void Links::Impl::dial(int host)
 {
 	Peer &p = *peers.at(host);
-	if (p.stream || p.dialing)
-		return;
+	if (!p.stream && !p.dialing)
+		dial_addresses(host, p.peer.addresses);
+}
+
+void Links::Impl::dial_addresses(int host, std::vector<std::string> addresses)
+{
+	Peer &p = *peers.at(host);
 	Hello hello;
 	hello.purpose = Purpose::link;
 	hello.to_host = host;
-	p.dialing = dialer.dial(p.peer.addresses, options.default_port, hello, [this, host](Result<int> fd, const HelloAnswer &) {
+	p.dialing = dialer.dial(std::move(addresses), options.default_port, hello, [this, host](Result<int> fd, const HelloAnswer &answer) {
 		Peer &p = *peers.at(host);
 		p.dialing.reset();
 		if (fd)
-			opened(host, *fd);
-		else
+			opened(host, *fd, answer.address);
+		else if (!p.stream)
 			dial_later(host, fd.error().message);
 	});
+}
+
+// Looks whether the link of a peer that we dial should go another way. Called with every heartbeat.
+void Links::Impl::keep_path(int host)
+{
+	Peer &p = *peers.at(host);
+	const auto &all = p.peer.addresses;
+	const uint64_t now = Loop::now_ms();
+	if (!p.stream || p.dialing || p.address.empty() || (all.size() == 1 && all[0] == p.address))
+		return;
+	const auto here = std::ranges::find(all, p.address);
+	if (now - p.stream->last_heard_ms() > options.fallback_ms) {
+		// The one that is silent comes last.
+		std::vector<std::string> order(all.begin(), here);
+		order.insert(order.end(), here == all.end() ? here : here + 1, all.end());
+		if (order.empty())
+			return;
+		loop.log("link to " + name(host) + " over " + p.address + " is silent: trying its other addresses");
+		dial_addresses(host, order);
+	} else if (here != all.begin() && now >= p.return_at_ms) {
+		p.return_delay_ms = std::min(std::max(2 * p.return_delay_ms, options.return_ms), RETURN_DELAY_MAX_MS);
+		p.return_at_ms = now + p.return_delay_ms;
+		dial_addresses(host, {all.begin(), here});
+	}
 }
 
 void Links::Impl::dial_later(int host, const std::string &error)
@@ -154,14 +194,21 @@ void Links::Impl::dial_later(int host, const std::string &error)
 	p.retry.once(retry_delay_ms(p.failures), [this, host] { dial(host); });
 }
 
-void Links::Impl::opened(int host, int fd)
+void Links::Impl::opened(int host, int fd, const std::string &address)
 {
+	const std::string &before = peers.at(host)->address;
+	const bool moved = address.empty() ? peers.at(host)->stream != nullptr : !before.empty() && before != address;
 	if (peers.at(host)->stream)
 		lost(host, "it opened a new one");
 	Peer &p = *peers.at(host);
 	const uint64_t generation = next_generation++;
 	p.generation = generation;
+	// A path that lasted is trusted anew.
+	if (p.up_since_ms != 0 && Loop::now_ms() - p.up_since_ms > 2 * p.return_delay_ms)
+		p.return_delay_ms = 0;
 	p.up_since_ms = Loop::now_ms();
+	p.address = address;
+	p.return_at_ms = Loop::now_ms() + std::max(p.return_delay_ms, options.return_ms);
 	p.last_error.clear();
 	p.stream = std::make_unique<FrameStream>(
 		loop, fd,
@@ -174,13 +221,17 @@ void Links::Impl::opened(int host, int fd)
 				lost(host, reason);
 		},
 		options.queue_max_bytes);
-	loop.log("link to " + name(host) + " is up");
-	later([this, host, generation] {
+	loop.log("link to " + name(host) + " is up" + (address.empty() || p.peer.addresses.size() < 2 ? "" : " over " + address));
+	later([this, host, generation, moved] {
 		if (!peers.contains(host) || peers.at(host)->generation != generation || !peers.at(host)->stream)
 			return;
 		const auto watchers = up_watchers;
 		for (const auto &tell : watchers)
 			tell(host);
+		const auto path = path_watchers;
+		for (const auto &tell : path)
+			if (moved && peers.contains(host))
+				tell(host, peers.at(host)->address);
 	});
 }
 
@@ -309,6 +360,9 @@ void Links::Impl::heartbeat()
 		else
 			p->stream->send(json::array({HEARTBEAT}));
 	}
+	for (auto &[host, p] : peers)
+		if (!we_were_away && self() < host)
+			keep_path(host);
 	for (const int host : silent)
 		lost(host, "nothing was heard from it for " + std::to_string(options.silence_ms) + " ms");
 }
@@ -371,7 +425,7 @@ Links::Links(Loop &loop, Listener &listener, Dialer &dialer, LinkOptions options
 			close(fd);
 			return;
 		}
-		self->opened(hello.from_host, fd);
+		self->opened(hello.from_host, fd, "");
 	};
 	self->beat.every(options.heartbeat_ms, [self] { self->heartbeat(); });
 }
@@ -439,6 +493,17 @@ void Links::on_peer_up(std::function<void(int)> f)
 void Links::on_peer_down(std::function<void(int)> f)
 {
 	impl_->down_watchers.push_back(std::move(f));
+}
+
+void Links::on_path(std::function<void(int, const std::string &)> f)
+{
+	impl_->path_watchers.push_back(std::move(f));
+}
+
+std::string Links::address(int host) const
+{
+	const auto it = impl_->peers.find(host);
+	return it != impl_->peers.end() && it->second->stream ? it->second->address : "";
 }
 
 bool Links::up(int host) const

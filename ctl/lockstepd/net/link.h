@@ -8,6 +8,11 @@
 // peer that sends nothing at all for `silence_ms` is down: its link is closed. When a link is lost, all calls
 // outstanding on it fail at once with "connection lost": whether the peer executed them is then unknown to the caller.
 //
+// Paths. A peer may have several addresses, preferred first. The dialing side tries them nearly at once (listener.h). When a
+// link has been silent for fallback_ms and the peer has other addresses, it dials anew at once; whatever answers first
+// replaces the link. A link that does not go over the first address is tried to be brought back there from return_ms on, then
+// less and less often if it does not stay there. Either side hears of a new way by on_path().
+//
 // Messages are frames: u32 length (little-endian, at most FRAME_MAX_BYTES), then a CBOR array
 //     [0]                          heartbeat
 //     [1, id, verb, body]          call
@@ -45,6 +50,8 @@ struct LinkPeer {
 struct LinkOptions {
 	uint64_t heartbeat_ms = 500;
 	uint64_t silence_ms = 2500;           // a link silent for so long is closed
+	uint64_t fallback_ms = 1100;          // a link silent for so long tries the peer's other addresses
+	uint64_t return_ms = 10'000;          // until the first try to come back to the preferred address
 	uint16_t default_port = 7788;         // for addresses that have none
 	size_t queue_max_bytes = 32u << 20;   // unsent bytes of one link; more closes it
 };
@@ -81,6 +88,11 @@ public:
 	void on_peer_up(std::function<void(int host)> f);
 	void on_peer_down(std::function<void(int host)> f);
 
+	// A link goes another way than the one before it (or, on the accepting side, may do so). address: the peer's, as in LinkPeer,
+	// on the dialing side; else empty.
+	void on_path(std::function<void(int host, const std::string &address)> f);
+
+	std::string address(int host) const;     // over which its link goes; empty: not known here, or there is none
 	bool up(int host) const;                 // has a link now; true for this host itself
 	uint64_t last_heard(int host) const;     // Loop::now_ms() of the last byte from it; 0: never; now for this host itself
 	std::string name(int host) const;        // "beta", or "host 2" when unknown

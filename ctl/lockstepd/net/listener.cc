@@ -45,6 +45,7 @@ struct HalfOpen {
 struct Port {
 	Port(Loop &loop, int fd) : fd(fd), poll(loop, fd) {}
 	~Port() { close(fd); }
+	std::string address;    // as it was given
 	int fd;
 	Poll poll;
 };
@@ -119,7 +120,14 @@ Done Listener::Impl::bind(const std::string &text, uint16_t wanted_port)
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
 	if (address->ss_family == AF_INET6)
 		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
-	if (::bind(fd, reinterpret_cast<const sockaddr *>(&*address), sizeof *address) != 0 || ::listen(fd, BACKLOG) != 0) {
+	const auto take = [&] { return ::bind(fd, reinterpret_cast<const sockaddr *>(&*address), sizeof *address) == 0; };
+	bool bound_now = take();
+	if (!bound_now && errno == EADDRNOTAVAIL) {
+		loop.log(format_address(*address) + " is not on this host now: it will be listened on once it is");
+		setsockopt(fd, IPPROTO_IP, IP_FREEBIND, &on, sizeof on);
+		bound_now = take();
+	}
+	if (!bound_now || ::listen(fd, BACKLOG) != 0) {
 		const int error = errno;
 		close(fd);
 		return fail("listen on", error);
@@ -130,6 +138,7 @@ Done Listener::Impl::bind(const std::string &text, uint16_t wanted_port)
 	port = ntohs(bound.ss_family == AF_INET ? reinterpret_cast<sockaddr_in *>(&bound)->sin_port
 						: reinterpret_cast<sockaddr_in6 *>(&bound)->sin6_port);
 	ports.push_back(std::make_unique<Port>(loop, fd));
+	ports.back()->address = text;
 	return Nothing{};
 }
 
@@ -215,7 +224,9 @@ void Listener::Impl::ready(HalfOpen *h)
 		h->poll.start(h->tls->wants(), [this, h] { ready(h); });
 		return;
 	case HelloReader::Step::bad:
-		refuse(h->peer, h->reader.error());
+		// A host that has reached us over a better path meanwhile leaves without a hello.
+		if (!h->tls->peer() || h->tls->bad() || h->reader.begun())
+			refuse(h->peer, h->reader.error());
 		drop(h);
 		return;
 	case HelloReader::Step::done:
@@ -228,7 +239,7 @@ void Listener::Impl::ready(HalfOpen *h)
 		return;
 	}
 	const auto no = objection(*hello, h->tls->peer());
-	const HelloAnswer answer{!no, no.value_or(""), identity.host_id, identity.name};
+	const HelloAnswer answer{!no, no.value_or(""), identity.host_id, identity.name, ""};
 	if (no)
 		refuse(h->peer + " (" + (hello->from_name.empty() ? "unnamed" : hello->from_name) + ", " +
 			       purpose_name(hello->purpose) + ")",
@@ -314,7 +325,7 @@ void Listener::Impl::dispatch(HalfOpen *h, const Hello &hello)
 		return;
 	}
 	set_dead_peer_detection(session->fd());
-	const auto fd = tls.stream_end(std::move(session));
+	const auto fd = tls.stream_end(std::move(session), hello.purpose == Purpose::raft);
 	if (!fd)
 		refuse(peer, fd.error().message);
 	else if (hello.purpose == Purpose::raft)
@@ -403,6 +414,23 @@ Done Listener::listen(const std::vector<std::string> &addresses, uint16_t port)
 	for (auto &each : impl_->ports)
 		impl_->watch(*each);
 	return Nothing{};
+}
+
+Done Listener::change_addresses(const std::vector<std::string> &addresses)
+{
+	Impl &i = *impl_;
+	std::erase_if(i.ports, [&](const auto &p) { return std::ranges::find(addresses, p->address) == addresses.end(); });
+	Done all = Nothing{};
+	for (const auto &address : addresses) {
+		if (std::ranges::any_of(i.ports, [&](const auto &p) { return p->address == address; }))
+			continue;
+		const Done done = i.bind(address, i.port);
+		if (done)
+			i.watch(*i.ports.back());
+		else
+			all = done;
+	}
+	return all;
 }
 
 uint16_t Listener::port() const

@@ -68,6 +68,10 @@ public:
 	// Binds all of `addresses` (see parse_address) to `port`, where they name no other. Port 0 takes an ephemeral one, the same for all addresses.
 	// Fails as a whole, with the address in the message. SO_REUSEADDR is set.
 	Done listen(const std::vector<std::string> &addresses, uint16_t port);
+
+	// Listens on these of now on, on the same port; those that stay are not interrupted. An address that this host does not
+	// have yet is no error: it works once it is there.
+	Done change_addresses(const std::vector<std::string> &addresses);
 	uint16_t port() const;
 
 	// The hello must name this cluster; before it is set only join and api hellos are looked at. May change at run time.
@@ -94,7 +98,8 @@ public:
 	void set_identity(Identity identity);
 	const Identity &identity() const;
 
-	// One attempt: tries the addresses in order (CONNECT_TIMEOUT_MS each), the first that completes the hello wins.
+	// One attempt: begins with the addresses in order, DIAL_STAGGER_MS apart (CONNECT_TIMEOUT_MS each); the first that
+	// completes the hello wins.
 	// Identity's fields are filled into `hello` (for join: none but the name). On success the callback owns `fd`, with the
 	// properties that ListenerHandlers tells of its purpose. The error names the last address and is one line.
 	// Retrying is the caller's business (retry_delay_ms). cancel(token) prevents the callback.
@@ -115,6 +120,7 @@ private:
 	std::shared_ptr<Impl> impl_;
 };
 
+constexpr uint64_t DIAL_STAGGER_MS = 250;        // what a preferred address is ahead of the next
 constexpr uint64_t CONNECT_TIMEOUT_MS = 3000;    // to connect, shake hands and get the hello answered
 constexpr uint64_t RETRY_MIN_MS = 200;      // back-off of those who dial again and again: doubles from min to max,
 constexpr uint64_t RETRY_MAX_MS = 3000;     // restarts at min after a success

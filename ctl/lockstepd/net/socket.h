@@ -27,6 +27,7 @@ public:
 
 	// Reads what is there, after the handshake. `bad`: error() says why, as a clause about the peer ("it ...").
 	Step read(TlsSession &session);
+	bool begun() const { return !header_.empty(); }
 	const std::string &body() const { return body_; }
 	const std::string &error() const { return error_; }
 

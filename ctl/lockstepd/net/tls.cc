@@ -419,6 +419,7 @@ struct Tls::Relay {
 	bool net_ended = false, local_ended = false, cut = false;
 	bool owner_gone = false;         // nobody reads any more; what it wrote before still goes out
 	bool read_wants_write = false;
+	bool follows_link = false;
 	std::vector<char> chunk = std::vector<char>(TLS_RECORD_BYTES);
 
 	bool move_from_net();
@@ -524,7 +525,7 @@ void Tls::pump_later(uint64_t id)
 	});
 }
 
-Result<int> Tls::stream_end(std::unique_ptr<TlsSession> session)
+Result<int> Tls::stream_end(std::unique_ptr<TlsSession> session, bool follows_link)
 {
 	int pair[2];
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) != 0)
@@ -535,6 +536,7 @@ Result<int> Tls::stream_end(std::unique_ptr<TlsSession> session)
 		close(pair[1]);
 		return failed("cannot watch a connection");
 	}
+	relay->follows_link = follows_link;
 	const uint64_t id = next_relay_++;
 	relays_[id] = std::move(relay);
 	pump_later(id);
@@ -584,6 +586,17 @@ void Tls::recheck()
 		loop_.log("cut a connection with host " + std::to_string(peer->subject.host) + ": " + *why);
 		relay->cut = true;
 		pump_later(id);
+	}
+}
+
+void Tls::path_changed(int host)
+{
+	for (auto &[id, relay] : relays_) {
+		const auto &peer = relay->session->peer();
+		if (relay->follows_link && !relay->cut && peer && peer->subject.host == host) {
+			relay->cut = true;
+			pump_later(id);
+		}
 	}
 }
 

@@ -140,8 +140,11 @@ public:
 	std::unique_ptr<TlsSession> connect_as_stranger(int fd, const std::string &authority_fingerprint);
 
 	// See above. The descriptor is the caller's: non-blocking (stream), blocking (lane).
-	Result<int> stream_end(std::unique_ptr<TlsSession> session);
+	Result<int> stream_end(std::unique_ptr<TlsSession> session, bool follows_link = false);
 	Result<int> lane_end(std::unique_ptr<TlsSession> session);
+
+	// Ends those streams with a host that follow its link, since the link goes another way now: their owner dials again.
+	void path_changed(int host);
 
 	size_t relays() const { return relays_.size(); }
 

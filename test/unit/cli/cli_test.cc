@@ -100,6 +100,24 @@ TEST_CASE("a token is all that is printed")
 	}
 }
 
+TEST_CASE("addresses of a host are changed")
+{
+	FakeDaemon d;
+	const size_t before = d.state()->host_named("beta")->addresses.size();
+	CHECK(d.run({"host", "net", "add", "beta", "fd00::7"}).status == 0);
+	CHECK(d.state()->host_named("beta")->addresses.size() == before + 1);
+	CHECK(d.run({"host", "net", "prefer", "beta", "fd00::7"}).status == 0);
+	CHECK(d.state()->host_named("beta")->addresses.front() == "fd00::7");
+	CHECK(d.run({"host", "net", "remove", "beta", "fd00::7"}).status == 0);
+	CHECK(d.state()->host_named("beta")->addresses.size() == before);
+	for (const char *bad : {"", "x", "10.0.0", "10.0.0.1:7788", "[::1]", "[::1]:5"}) {
+		INFO(bad);
+		CHECK(d.run({"host", "net", "add", "beta", bad}).status == 2);
+	}
+	CHECK(d.run({"host", "net", "add", "nosuch", "10.0.0.77"}).status == 3);
+	CHECK(d.run({"host", "net", "add", "beta"}).status == 2);
+}
+
 TEST_CASE("addresses of a host to join")
 {
 	for (auto [given, expected] : std::vector<std::pair<std::string, std::string>>{{"10.77.2.1", "10.77.2.1 7788"},

@@ -142,6 +142,33 @@ TEST_CASE("tokens: with an authority, only who is invited joins, and each token 
 	CHECK(*copy == c.state);
 }
 
+TEST_CASE("addresses of a host: added, preferred, removed; never the last one, never one of another host")
+{
+	Cluster c;
+	c.good({{"op", "cluster.init"}, {"uuid", uuid(99)}, {"name", "lab"}, {"now_ms", 1},
+		{"host", {{"uuid", uuid(1)}, {"name", "alpha"}, {"addresses", {"10.0.0.1"}}}}});
+	c.good({{"op", "host.add"}, {"uuid", uuid(2)}, {"name", "beta"}, {"addresses", {"10.0.0.2"}}, {"now_ms", 1}});
+	const auto net = [](const char *verb, const char *address) {
+		return json{{"op", "host.net"}, {"host", 1}, {"verb", verb}, {"address", address}};
+	};
+	c.bad(5, net("remove", "10.0.0.1"));
+	c.bad(3, net("prefer", "10.0.1.1"));
+	c.bad(5, net("add", "10.0.0.2"));
+	c.bad(2, net("move", "10.0.1.1"));
+	CHECK(c.good(net("add", "10.0.1.1"))["changed"] == true);
+	CHECK(c.good(net("add", "10.0.1.1"))["changed"] == false);
+	c.good(net("add", "10.0.2.1"));
+	CHECK(c.good(net("prefer", "10.0.2.1"))["changed"] == true);
+	CHECK(c.good(net("prefer", "10.0.2.1"))["changed"] == false);
+	CHECK(c.state.host(1)->addresses == std::vector<std::string>{"10.0.2.1", "10.0.0.1", "10.0.1.1"});
+	CHECK(c.good(net("remove", "10.0.0.1"))["changed"] == true);
+	CHECK(c.good(net("remove", "10.0.0.1"))["changed"] == false);
+	CHECK(c.state.host(1)->addresses == std::vector<std::string>{"10.0.2.1", "10.0.1.1"});
+	for (int i = 3; i <= int(MAX_ADDRESSES); i++)
+		c.good(net("add", ("10.1.0." + std::to_string(i)).c_str()));
+	c.bad(5, net("add", "10.1.0.99"));
+}
+
 TEST_CASE("all host ids can be used, once")
 {
 	Cluster c;

@@ -21,6 +21,7 @@ struct Net {
 	State state;
 	KernelDump dump;
 	std::set<HostId> linked = {1, 2, 3};
+	std::map<HostId, std::string> paths = {{3, "10.0.0.3:7788"}};
 	std::deque<std::function<void()>> queue;
 	uint64_t now = 10'000;
 	std::vector<std::string> log_lines;
@@ -49,6 +50,7 @@ struct Net {
 		w.state = [this]() -> const State & { return state; };
 		w.dump = [this] { return &dump; };
 		w.link_up = [this](HostId host) { return linked.contains(host); };
+		w.path = [this](HostId host) { return paths[host]; };
 		w.call = [this](HostId, const std::string &verb, Json, std::function<void(Result<Json>)> done) {
 			CHECK(verb == "lane.prepare");
 			calls++;
@@ -104,6 +106,27 @@ struct Net {
 };
 
 }    // namespace
+
+TEST_CASE("lanes follow the daemons' link to another address")
+{
+	Net n;
+	n.run_for(3000);
+	CHECK(n.dialed.size() == 1);
+	n.l->path_changed(3, "10.0.0.3:7788");
+	n.l->path_changed(1, "10.0.1.1:7788");    // that one dials us
+	n.l->path_changed(3, "");
+	n.run_for(1000);
+	CHECK(n.dialed.size() == 1);
+	n.paths[3] = "10.0.1.3:7788";
+	n.l->path_changed(3, "10.0.1.3:7788");
+	n.run_for(200);
+	CHECK(n.dialed.size() == 2);
+	CHECK(n.dialed[1].second > n.dialed[0].second);
+	n.l->path_changed(3, "10.0.1.3:7788");
+	n.run_for(3000);
+	CHECK(n.dialed.size() == 2);
+	CHECK(n.l->problems().empty());
+}
 
 TEST_CASE("the lower id dials, once, with a number above both kernels'")
 {

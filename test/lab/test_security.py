@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What strangers on the storage network can do: nothing. Joining takes a token, each token serves once, all that goes
+between hosts is encrypted, and garbage, half-open and oversized connections cost a log line.
+
+    alpha ── beta ── gamma      10.77.2.1, .2, .3: the cluster (gamma joins late)
+              │
+           10.77.2.254          this program, in the lab's namespace: listens in, and attacks
+"""
+import re, subprocess, sys
+
+from lablib import Cluster, together, wait
+
+MARK = 'lockstep-plain-text-that-nobody-may-read'
+
+# At alpha's port of the switch.
+LISTEN_IN = f'''
+import socket, sys, time
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+s.bind(("storage-1", 0))
+s.settimeout(0.5)
+print("listening", flush=True)
+seen = marked = 0
+end = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    try:
+        packet = s.recv(65536)
+    except TimeoutError:
+        continue
+    seen += len(packet)
+    marked += {MARK.encode()!r} in packet
+print(seen, marked)
+'''
+
+# Each target gets: garbage, a TLS record that is too long, a client hello that ends in the middle, a web browser, a
+# stranger's whole handshake with nothing or garbage behind it; then 200 connections that stay open and say nothing.
+ATTACK = '''
+import socket, ssl, sys, time
+garbage = [b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n", b"A" * 100000, b"LKSH\\1\\0\\xff\\xff", b"\\x16\\3\\1\\xff\\xff" + b"\\1" * 70000,
+           b"\\x16\\3\\1\\2\\0\\1\\0\\1\\xfc\\3\\3"]
+def stranger(address, text):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection((address, 7788), 5) as s, context.wrap_socket(s) as t:
+        assert t.version() == "TLSv1.3", t.version()
+        t.sendall(text)
+        t.settimeout(10)
+        return t.recv(4096)
+for address in sys.argv[1:]:
+    for text in garbage:
+        s = socket.create_connection((address, 7788), 5)
+        try:
+            s.sendall(text)
+            s.settimeout(10)
+            while s.recv(65536):
+                pass
+        except ConnectionError:
+            pass
+        s.close()
+    # A link's hello of a host that has no certificate: told that it needs one.
+    body = bytes.fromhex("a1") + b"\\x67purpose\\x02"
+    for text in (b"LKSH\\1\\0" + len(body).to_bytes(2, "little") + body, b"A" * 5000, b"LKSH\\1\\0\\xff\\xff"):
+        try:
+            answer = stranger(address, text)
+        except (ConnectionError, ssl.SSLError, TimeoutError) as e:
+            answer = b""
+        print(address, answer[8:].decode(errors="replace"), flush=True)
+half = [socket.create_connection((a, 7788), 5) for a in sys.argv[1:] for _ in range(200)]
+print("half open", flush=True)
+sys.stdin.readline()
+'''
+
+
+def inside(lab, program, *arguments):
+    return subprocess.Popen(['ip', 'netns', 'exec', lab.networks.namespace, sys.executable, '-c', program, *arguments],
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def refused(host, arguments, status, text=''):
+    result = host.lockstep(arguments, check=False)
+    assert result.status == status and text in result.err and result.err.strip().count('\n') == 0, f'lockstep {arguments}: {result}'
+
+
+def daemon_log(host):
+    return host.vm.daemon_path.read_text(errors='replace')
+
+
+def fds(host):
+    return int(host.out('ls /proc/$(pidof lockstepd)/fd | wc -l'))
+
+
+def test_security_strangers(lab):
+    a, b, c = lab.boot(3)
+    cluster = Cluster(lab, [a, b]).form()
+    c.install()
+    c.configure()
+
+    used = cluster.token()
+    spoiled = used[:40] + ('0' if used[40] != '0' else '1') + used[41:]
+    refused(c, f'cluster join {spoiled} {a.address}', 2, 'no join token')
+    refused(a, f'cluster join {used} {b.address}', 5, 'already')
+    c.lockstep(f'cluster join {used} {a.address}')
+    cluster.hosts.append(c)
+    assert {h['name'] for h in cluster.status(c)['hosts']} == {'alpha', 'beta', 'gamma'}
+    for h in cluster.hosts:
+        assert h.out('stat -c %a /var/lib/lockstep /var/lib/lockstep/tls').split() == ['700', '700']
+        assert h.out('find /var/lib/lockstep -type f -perm /077') == '', 'secrets are 0600'
+        assert h.out('find /var/lib/lockstep -name authority-key.pem') == '', 'the key of the authority is in the log only'
+        a.lockstep(f'pool create default --vg lockstep_group --thin thin_device --host {h.name}', check=h is c)
+
+    # Written on a host without a replica, so that it crosses the network twice; read on a third one.
+    cluster.create_volume('v1', '64MiB', '--redundancy 2 --on alpha,beta')
+    listener = inside(lab, LISTEN_IN, '20')
+    assert listener.stdout.readline() == 'listening\n'
+    c.run(f'yes {MARK} | dd of=/dev/lockstep/v1 bs=64k count=64 iflag=fullblock oflag=direct conv=fsync')
+    # Past the page cache, in which a udev that looks at the new device may still hold its first page.
+    assert MARK in b.out('dd if=/dev/lockstep/v1 bs=4096 count=1 iflag=direct')
+    seen, marked = map(int, listener.communicate(timeout=60)[0].split())
+    assert seen > 8 << 20 and marked == 0, f'{seen} bytes were seen, {marked} packets in plain text'
+    for h in cluster.hosts:
+        tls = dict(re.findall(r'(\w+)\s+(\d+)', h.out('cat /proc/net/tls_stat')))
+        assert int(tls['TlsCurrTxSw']) + int(tls['TlsCurrTxDevice']) >= 2, f'lanes of {h} are not encrypted by the kernel: {tls}'
+        assert int(tls['TlsCurrRxSw']) + int(tls['TlsCurrRxDevice']) >= 2, f'lanes of {h} are not decrypted by the kernel: {tls}'
+        assert tls['TlsDecryptError'] == '0'
+
+    before, logs = [fds(h) for h in cluster.hosts], [len(daemon_log(h)) for h in cluster.hosts]
+    leader = cluster.status()['cluster']['leader']
+    attack = inside(lab, ATTACK, *[h.address for h in cluster.hosts])
+    said = []
+    while not said or said[-1] != 'half open\n':
+        line = attack.stdout.readline()
+        assert line, f'the attack ended early: {said}'
+        said.append(line)
+    assert sum('it shows no certificate of this cluster' in s for s in said) == 3, said
+    # In the middle of it the cluster works as ever.
+    c.run('dd if=/dev/zero of=/dev/lockstep/v1 bs=64k count=16 oflag=direct conv=fsync', timeout=30)
+    cluster.create_volume('v2', '16MiB')
+    status = cluster.status()
+    assert all(h['status'] == 'online' for h in status['hosts']) and status['cluster']['leader'] == leader
+    attack.communicate('\n', timeout=30)
+    for h, fd_count, log_length in zip(cluster.hosts, before, logs):
+        wait(lambda: fds(h) <= fd_count + 4, 20, f'the descriptors of {h} to be closed')
+        lines = [l for l in daemon_log(h)[log_length:].splitlines() if 'refused a connection' in l]
+        assert 1 <= len(lines) <= 12, lines
+        assert not any(w in daemon_log(h)[log_length:] for w in ('is offline', 'lost the connection')), 'hosts lost each other'
