@@ -125,11 +125,11 @@ demo: setup
 	$(PYTHON) test/lab/demo.py
 
 test: setup
-	$(MAKE) -j$(JOBS) all units $B/sim
+	$(MAKE) -j$(JOBS) all units $(check_programs)
 	test/run all $(units)
 
 test-long: setup
-	$(MAKE) -j$(JOBS) all units $B/sim
+	$(MAKE) -j$(JOBS) all units $(check_programs)
 	test/run long $(units)
 
 clean:

@@ -41,6 +41,8 @@ fuzz_targets := frames attach headers
 FUZZ := $(ASAN) -fsanitize=fuzzer-no-link -fsanitize-coverage-ignorelist=test/fuzz/uncovered
 fuzz_core_o := $(core_c:%.c=$B/fuzz-o/%.o)
 
+check_programs := $B/sim $B/sim-asan $(fuzz_targets:%=$B/fuzz-%) $B/fuzz-seeds
+
 fuzz: $(fuzz_targets:%=$B/fuzz-%) $B/fuzz-seeds
 	test/fuzz/run $B $(FUZZ_SECONDS) $(JOBS) $(fuzz_targets)
 
