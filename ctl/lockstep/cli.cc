@@ -60,6 +60,7 @@ int run(const std::vector<std::string> &args, Context &context)
 	add_volume(app, context, action);
 	add_status(app, context, action);
 	add_snapshot(app, context, action);
+	add_option(app, context, action);
 	try {
 		std::vector<std::string> reversed(args.rbegin(), args.rend());    // CLI11 takes them from the back
 		app.parse(reversed);
@@ -98,6 +99,16 @@ std::string host_address(const json &host)
 {
 	std::string text = joined(host["addresses"]);
 	return host["port"] == 7788 ? text : text + " port " + host["port"].dump();
+}
+
+std::string host_status(const json &host)
+{
+	std::string text = host["status"];
+	if (text == "offline")
+		text = "OFFLINE";
+	if (host["removing"] == true)
+		return text + ", leaving";
+	return host["evacuating"] == true ? text + ", evacuating" : text;
 }
 
 std::string since(const json &host, uint64_t now_ms)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
 // The command line as a function, so that tests run it in their own process. Each command group is a file: cluster.cc
-// (cluster, host, pool), volume.cc, status.cc (status, wait-sync).
+// (cluster, host, pool), volume.cc, status.cc (status, wait-sync), life.cc (replicas, hosts' comings and goings, options).
 //
 // A command asks the daemon on this host and prints: tables for people, or with --json what the API answered. What went wrong
 // is one line on stderr; the exit status says of what kind it is (lib/error.h).
@@ -37,6 +37,11 @@ void add_volume(CLI::App &app, Context &context, Action &action);
 void add_status(CLI::App &app, Context &context, Action &action);
 void add_serving(CLI::App &app, CLI::App &volume, Context &context, Action &action);    // volumes in use
 void add_snapshot(CLI::App &app, Context &context, Action &action);
+void add_option(CLI::App &app, Context &context, Action &action);
+// Further verbs of these command groups (life.cc).
+void add_volume_life(CLI::App &volume, Context &context, Action &action);
+void add_host_life(CLI::App &host, Context &context, Action &action);
+void add_pool_life(CLI::App &pool, Context &context, Action &action);
 
 // args: without the program's name. Returns the exit status.
 int run(const std::vector<std::string> &args, Context &context);
@@ -49,6 +54,7 @@ using nlohmann::json;
 std::string shown(const json &value);
 std::string joined(const json &list, const char *separator = ", ");
 std::string host_address(const json &host);                     // "10.77.2.1", with the port if it is not the default one
+std::string host_status(const json &host);                      // "online", "OFFLINE", "evicted", "online, evacuating"
 std::string since(const json &host, uint64_t now_ms);           // "2 h 5 min"
 void print_json(Context &context, const json &value);
 // The cluster's status; an error if there is no cluster yet.

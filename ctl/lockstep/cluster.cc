@@ -90,10 +90,11 @@ Done host_list(Context &context, bool as_json)
 		print_json(context, hosts);
 		return Nothing{};
 	}
-	Table table({"HOST", "ID", "STATUS", "SINCE", "ADDRESSES"});
+	Table table({"HOST", "ID", "STATUS", "SINCE", "REPLICAS", "ADDRESSES"});
 	table.right(1);
+	table.right(4);
 	for (const json &h : hosts)
-		table.row({shown(h["name"]), h["id"].dump(), shown(h["status"]), since(h, context.now_ms()), host_address(h)});
+		table.row({shown(h["name"]), h["id"].dump(), host_status(h), since(h, context.now_ms()), h["replicas"].dump(), host_address(h)});
 	context.out << table.text();
 	return Nothing{};
 }
@@ -127,7 +128,7 @@ Done pool_list(Context &context, bool as_json)
 		print_json(context, pools);
 		return Nothing{};
 	}
-	Table table({"POOL", "HOST", "KIND", "LVM", "SIZE", "FREE", "PROMISED", "ROOM FOR"});
+	Table table({"POOL", "HOST", "KIND", "LVM", "SIZE", "FREE", "PROMISED", "ROOM FOR", ""});
 	for (size_t column : {4, 5, 6, 7})
 		table.right(column);
 	for (const json &p : pools) {
@@ -135,7 +136,8 @@ Done pool_list(Context &context, bool as_json)
 		if (p["thin_lv"] != "")
 			lvm += "/" + p["thin_lv"].get<std::string>();
 		table.row({shown(p["name"]), shown(p["host"]), shown(p["kind"]), lvm, format_bytes(p["size_bytes"]),
-			   format_bytes(p["free_bytes"]), format_bytes(p["reserved_bytes"]), format_bytes(p["available_bytes"])});
+			   format_bytes(p["free_bytes"]), format_bytes(p["reserved_bytes"]), format_bytes(p["available_bytes"]),
+			   p["alarm"] == "" ? "" : fmt::format("{} % FULL", p["used_percent"].get<unsigned>())});
 	}
 	context.out << (table.empty() ? "no pools yet: create one with `lockstep pool create NAME --vg VG`\n" : table.text());
 	return Nothing{};
@@ -165,6 +167,7 @@ void add_pool(CLI::App &app, Context &context, Action &action)
 	CLI::App *list = pool->add_subcommand("list", "List the pools of all hosts");
 	list->add_flag("--json", o->as_json, "Print JSON");
 	list->callback([=, &context, &action] { action = [=, &context] { return pool_list(context, o->as_json); }; });
+	add_pool_life(*pool, context, action);
 }
 
 }    // namespace
@@ -193,6 +196,7 @@ void add_cluster(CLI::App &app, Context &context, Action &action)
 	CLI::App *list = host->add_subcommand("list", "List the hosts");
 	list->add_flag("--json", o->as_json, "Print JSON");
 	list->callback([=, &context, &action] { action = [=, &context] { return host_list(context, o->as_json); }; });
+	add_host_life(*host, context, action);
 
 	struct NetOptions {
 		std::string host, address;

@@ -59,6 +59,10 @@ std::string replica_text(const json &r)
 		text += ", " + format_bytes(r["rate_bytes_s"]) + "/s";
 	if (r["eta_s"].is_number())
 		text += ", " + format_seconds(r["eta_s"]) + " left";
+	if (r["created"] != true)
+		text = shown(r["host"]) + " is being made";
+	else if (r["wanted"] != true)
+		text += ", leaves";
 	return online ? text : text + " (host offline)";
 }
 
@@ -76,6 +80,20 @@ void volume_rows(Table &table, const json &v)
 		table.row(row);
 }
 
+std::string host_trouble(const json &h)
+{
+	std::string name = shown(h["name"]);
+	if (h["status"] == "evicted")
+		return fmt::format("host {} is evicted: its replicas are made anew elsewhere, it may still come back", name);
+	if (h["status"] == "offline" && h["evicted_in_ms"].is_number())
+		return fmt::format("host {} is offline; evicted in {}", name, format_seconds((h["evicted_in_ms"].get<uint64_t>() + 999) / 1000));
+	if (h["status"] == "offline")
+		return fmt::format("host {} is offline; it is not going to be evicted: {}", name, shown(h["not_evicted_why"]));
+	if (h["evacuating"] == true && h["replicas"] != 0)
+		return fmt::format("host {} is being evacuated, {} replicas left", name, h["replicas"].get<unsigned>());
+	return h["removing"] == true ? fmt::format("host {} is leaving the cluster", name) : "";
+}
+
 std::string problems(const json &status)
 {
 	std::string text;
@@ -85,8 +103,12 @@ std::string problems(const json &status)
 	if (std::string e = status.value("module_error", ""); !e.empty())
 		add(e);
 	for (const json &h : status["hosts"])
-		if (h["status"] != "online")
-			add(fmt::format("host {} is offline", shown(h["name"])));
+		if (std::string line = host_trouble(h); !line.empty())
+			add(line);
+	for (const json &p : status["pools"])
+		if (p["alarm"] != "")
+			add(fmt::format("pool {} on host {} is {} % full{}", shown(p["name"]), shown(p["host"]), p["used_percent"].get<unsigned>(),
+					p["alarm"] == "full" ? ": it takes nothing new; add a disk or remove volumes" : ""));
 	for (const json &v : status["volumes"])
 		if (v["health"] != "ok")
 			add(fmt::format("volume {} is {}{}", shown(v["name"]), shown(v["health"]),
@@ -98,6 +120,9 @@ std::string problems(const json &status)
 			add(fmt::format("volume {}: an open on host {} was refused, it is open on host {}", shown(v["name"]), shown(r["host"]),
 					shown(r["holder"])));
 	}
+	for (const json &v : status["volumes"])
+		if (shown(v["changes"]["obstacle"]) != "-")
+			add("no room for what is missing: " + shown(v["changes"]["obstacle"]));
 	return text;
 }
 
@@ -108,7 +133,7 @@ void print_status(Context &context, const json &status)
 	std::string leader = status["cluster"]["leader"].is_string() ? status["cluster"]["leader"].get<std::string>() : "";
 	Table hosts({"HOST", "STATUS", "SINCE", "ADDRESSES", ""});
 	for (const json &h : status["hosts"])
-		hosts.row({shown(h["name"]), h["status"] == "online" ? "online" : "OFFLINE", since(h, context.now_ms()), host_address(h),
+		hosts.row({shown(h["name"]), host_status(h), since(h, context.now_ms()), host_address(h),
 			   h["name"] == leader ? "leader" : ""});
 	context.out << hosts.text();
 	if (status["volumes"].empty())
@@ -180,9 +205,15 @@ std::vector<std::string> missing(const json &volumes)
 			list.push_back(fmt::format("volume {} is {}", shown(v["name"]), shown(v["phase"])));
 			continue;
 		}
-		for (const json &r : v["replicas"])
-			if (r["state"] != "insync" || !r["online"].get<bool>())
+		size_t kept = 0;
+		for (const json &r : v["replicas"]) {
+			kept += r["wanted"] == true;
+			// One that is kept in mind of a host that is away may never come back.
+			if (r["wanted"] == true ? r["state"] != "insync" || r["online"] != true : r["online"] == true)
 				list.push_back(fmt::format("volume {}: {}", shown(v["name"]), replica_text(r)));
+		}
+		if (kept != v["redundancy"])
+			list.push_back(fmt::format("volume {}: {} of {} replicas", shown(v["name"]), kept, v["redundancy"].get<unsigned>()));
 		if (!v["devices_missing"].empty())
 			list.push_back(fmt::format("volume {}: no device yet on {}", shown(v["name"]), joined(v["devices_missing"])));
 	}

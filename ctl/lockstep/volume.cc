@@ -128,6 +128,7 @@ void add_volume(CLI::App &app, Context &context, Action &action)
 	delete_command->add_option("NAME", o->name, "Name of the volume")->required();
 	add_serving(app, *volume, context, action);
 	delete_command->callback([=, &context, &action] { action = [=, &context] { return remove(context, o->name); }; });
+	add_volume_life(*volume, context, action);
 }
 
 }    // namespace lockstep::cli

@@ -112,6 +112,17 @@ struct ApiServer::Impl {
 	Result<json> snapshot_restore(const httplib::Request &req);
 	Result<json> snapshot_revert(const httplib::Request &req);
 	Result<json> volume_clone(const httplib::Request &req);
+	// life.cc
+	void routes_life();
+	Done wait_created(uint32_t vid, HostId host);
+	Result<json> replica_add(const httplib::Request &req);
+	Result<json> replica_remove(const httplib::Request &req);
+	Result<json> replica_move(const httplib::Request &req);
+	Result<json> volume_redundancy(const httplib::Request &req);
+	Result<json> host_verb(const httplib::Request &req);
+	Result<json> option_list(const httplib::Request &req);
+	Result<json> option_set(const httplib::Request &req);
+	Result<json> capacity_of(const httplib::Request &req);
 };
 
 // Waits until holds(State) is true, looking again whenever the State or a host's report changes; false after the time-out or

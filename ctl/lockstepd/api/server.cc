@@ -178,6 +178,7 @@ void ApiServer::Impl::routes()
 	http.Get("/v1/status", route(&Impl::get_status));
 	http.Get("/v1/wait", route(&Impl::get_wait));
 	routes_cluster();
+	routes_life();
 	routes_serving();
 	routes_snapshots();
 	routes_volumes();

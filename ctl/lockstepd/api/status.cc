@@ -13,6 +13,7 @@
 
 #include "lockstepd/api/shown.h"
 #include "lockstepd/api/soft.h"
+#include "lockstepd/cluster/repair.h"
 
 #include <algorithm>
 
@@ -50,6 +51,8 @@ json replica_json(const State &s, const Volume &v, const Replica &r, const json 
 		  {"md_offset", r.md_offset},
 		  {"state", running ? "syncing" : to_string(r.state)},
 		  {"online", s.online(r.host)},
+		  {"wanted", wanted(s, r)},
+		  {"created", r.created},
 		  {"since_version", r.since},
 		  {"dirty_bytes", nullptr},
 		  {"sync_percent", nullptr},
@@ -119,11 +122,15 @@ Health health(const State &s, const Volume &v, const json &soft, const json &rep
 		return {"deleting", v.failure};
 	std::vector<HostId> in_sync, away, behind, failed;
 	bool online = false, all_behind_run = true;
+	size_t kept = 0;
 	for (size_t i = 0; i < v.replicas.size(); i++) {
 		const Replica &r = v.replicas[i];
 		online = online || (r.in_sync() && s.online(r.host));
 		if (r.in_sync())
 			in_sync.push_back(r.host);
+		kept += wanted(s, r);
+		if (!wanted(s, r))
+			continue;    // what replaces it is among the others, or missing
 		if (r.state == ReplicaState::failed)
 			failed.push_back(r.host);
 		else if (!s.online(r.host))
@@ -145,9 +152,37 @@ Health health(const State &s, const Volume &v, const json &soft, const json &rep
 	add(failed, "failed disk on");
 	add(away, "offline:");
 	add(behind, all_behind_run ? "resync of" : "out of sync:");
+	if (kept < v.redundancy)
+		reason += (reason.empty() ? "" : "; ") + std::to_string(v.redundancy - kept) + " of " + std::to_string(v.redundancy) +
+			  " replicas missing";
 	if (reason.empty())
 		return {"ok", ""};
-	return {away.empty() && failed.empty() && all_behind_run ? "syncing" : "degraded", reason};
+	return {away.empty() && failed.empty() && all_behind_run && kept >= v.redundancy ? "syncing" : "degraded", reason};
+}
+
+std::string why_not_evicted(const State &s, HostId host)
+{
+	std::string why;
+	evicted_in_ms(s, host, &why);
+	return why;
+}
+
+const char *pool_alarm(const Pool &p)
+{
+	unsigned used = pool_used_percent(p);
+	return used > POOL_FULL_PERCENT ? "full" : used > POOL_GRAVE_PERCENT ? "grave" : used > POOL_ALARM_PERCENT ? "high" : "";
+}
+
+// What is on its way besides a resync: replicas that leave, are missing, or are still to be removed somewhere.
+json changes_json(const State &s, const Volume &v)
+{
+	json j = {{"leaving", json::array()}, {"left_behind", json::array()}, {"obstacle", repair_obstacle(s, v)}};
+	for (const Replica &r : v.replicas)
+		if (!wanted(s, r))
+			j["leaving"].push_back(s.host_name(r.host));
+	for (const Remnant &r : v.remnants)
+		j["left_behind"].push_back(s.host_name(r.host));
+	return j;
 }
 
 json volume_json(const State &s, const Volume &v, HostId self, const json &soft)
@@ -157,9 +192,6 @@ json volume_json(const State &s, const Volume &v, HostId self, const json &soft)
 		replicas.push_back(replica_json(s, v, r, soft));
 	for (HostId h : v.devices)
 		devices.push_back(s.host_name(h));
-	std::set<HostId> has_something = v.devices;
-	for (const Replica &r : v.replicas)
-		has_something.insert(r.host);
 	Health h = health(s, v, soft, replicas);
 	json j = {{"name", v.name},
 		  {"uuid", v.uuid},
@@ -179,12 +211,13 @@ json volume_json(const State &s, const Volume &v, HostId self, const json &soft)
 		  {"record",
 		   {{"version", v.version}, {"term", v.term}, {"incarnation", v.incarnation}, {"session_serial", v.session_serial}}},
 		  {"devices", devices},
+		  {"changes", changes_json(s, v)},
 		  {"replicas", replicas}};
 	show_use(s, v, self, soft, j);
 	if (!v.failure.empty())
 		j["failure"] = v.failure;
 	if (v.phase == Phase::deleting) {
-		for (HostId host : has_something)
+		for (HostId host : v.hosts_with_something())
 			pending.push_back(s.host_name(host));
 		j["pending_hosts"] = pending;
 	}
@@ -214,13 +247,22 @@ json status_json(const State &s, const LocalFacts &local, const json &soft)
 		return j;
 	}
 	j["cluster"] = {{"name", s.name}, {"uuid", s.uuid}, {"leader", name_or_null(s, local.leader)}, {"quorum", local.leader != 0}};
+	std::map<HostId, unsigned> replicas;
+	for (const auto &[vid, v] : s.volumes)
+		for (const Replica &r : v.replicas)
+			replicas[r.host]++;
 	for (const auto &[id, h] : s.hosts)
 		j["hosts"].push_back({{"id", h.id},
 				      {"name", h.name},
 				      {"uuid", h.uuid},
 				      {"addresses", h.addresses},
 				      {"port", h.port},
-				      {"status", h.online ? "online" : "offline"},
+				      {"status", h.online ? "online" : h.evicted ? "evicted" : "offline"},
+				      {"evacuating", h.evacuating},
+				      {"removing", h.removing},
+				      {"replicas", replicas[id]},
+				      {"evicted_in_ms", evicted_in_ms(s, id) ? json(*evicted_in_ms(s, id)) : json(nullptr)},
+				      {"not_evicted_why", why_not_evicted(s, id)},
 				      {"since_ms", h.since_ms},
 				      {"level", h.level}});
 	for (const auto &[key, p] : s.pools)
@@ -232,7 +274,10 @@ json status_json(const State &s, const LocalFacts &local, const json &soft)
 				      {"size_bytes", p.size_bytes},
 				      {"free_bytes", p.free_bytes},
 				      {"reserved_bytes", pool_reserved(s, p)},
-				      {"available_bytes", pool_available(s, p)}});
+				      {"available_bytes", pool_available(s, p)},
+				      {"used_percent", pool_used_percent(p)},
+				      {"metadata_percent", p.metadata_percent},
+				      {"alarm", pool_alarm(p)}});
 	for (const auto &[name, g] : s.groups)
 		j["groups"].push_back({{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"labels", g.labels}});
 	std::vector<const Volume *> by_name;

@@ -19,9 +19,7 @@ constexpr unsigned ROLLBACK_TIMEOUT_MS = 20000;
 // Hosts that still have something of a tombstone; online ones only.
 std::vector<HostId> still_deleting(const State &s, const Volume &v)
 {
-	std::set<HostId> hosts = v.devices;
-	for (const Replica &r : v.replicas)
-		hosts.insert(r.host);
+	std::set<HostId> hosts = v.hosts_with_something();
 	std::erase_if(hosts, [&](HostId h) { return !s.online(h); });
 	return {hosts.begin(), hosts.end()};
 }
@@ -30,7 +28,7 @@ std::vector<HostId> without_device(const State &s, const Volume &v)
 {
 	std::vector<HostId> hosts;
 	for (const auto &[id, h] : s.hosts)
-		if (h.online && !v.devices.contains(id))
+		if (h.online && !h.removing && !v.devices.contains(id))
 			hosts.push_back(id);
 	return hosts;
 }
@@ -165,10 +163,7 @@ Result<json> ApiServer::Impl::volume_delete(const httplib::Request &req)
 			      " has not finished yet: see the log of lockstepd there");
 	json pending = json::array();
 	if (rest) {
-		std::set<HostId> hosts = rest->devices;
-		for (const Replica &r : rest->replicas)
-			hosts.insert(r.host);
-		for (HostId h : hosts)
+		for (HostId h : rest->hosts_with_something())
 			pending.push_back(s->host_name(h));
 	}
 	return json{{"name", name}, {"vid", vid}, {"pending_hosts", pending}};

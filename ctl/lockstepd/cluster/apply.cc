@@ -192,8 +192,6 @@ void replace(State &state, Volume next)
 	state.volumes.at(vid) = std::move(next);
 }
 
-namespace {
-
 void remember_failure(State &state, const Volume &v, const std::string &message)
 {
 	state.failures[v.vid] = {v.name, message, int(Status::failed)};
@@ -201,15 +199,15 @@ void remember_failure(State &state, const Volume &v, const std::string &message)
 		state.failures.erase(state.failures.begin());
 }
 
-// A tombstone vanishes when no host has anything of it any more.
 bool bury(State &state, uint32_t vid)
 {
-	const Volume &v = state.volumes.at(vid);
-	if (!v.replicas.empty() || !v.devices.empty())
+	if (!state.volumes.at(vid).hosts_with_something().empty())
 		return false;
 	state.volumes.erase(vid);
 	return true;
 }
+
+namespace {
 
 void make_tombstone(State &state, const Volume &v, const std::string &failure)
 {
@@ -398,6 +396,10 @@ json host_status(State &state, const Fields &f)
 		return done(false);
 	h.online = online;
 	h.since_ms = now_ms;
+	h.evicted = false;
+	h.away_ms = 0;
+	for (auto &[vid, v] : state.volumes)
+		v.shunned.erase(id);    // whatever was wrong there may be over
 	return done();
 }
 
@@ -418,6 +420,7 @@ void pool_numbers(const Fields &f, Pool &p)
 {
 	p.size_bytes = f.number("size_bytes", MAX_POOL_BYTES);
 	p.free_bytes = f.number("free_bytes", MAX_POOL_BYTES);
+	p.metadata_percent = unsigned(f.number_or("metadata_percent", p.metadata_percent, 100));
 	if (!p.size_bytes || p.free_bytes > p.size_bytes)
 		refuse(usage_error("pool " + p.name + ": its size is 0, or less than what is free"));
 }
@@ -600,13 +603,16 @@ json replica_failed(State &state, const Fields &f)
 	std::string message = f.message("message");
 	if (v.phase == Phase::deleting)
 		return done(false);
-	if (v.phase != Phase::creating)
-		refuse(forbidden("volume " + v.name + " is no longer being created"));
 	if (!v.replica(h.id))
 		refuse(not_found("volume " + v.name + " has no replica on host " + h.name));
 	if (v.reverting)
 		refuse(forbidden("volume " + v.name + " is being reverted and is not given up: " + message));
-	roll_back(state, v, message);
+	if (v.phase == Phase::creating)
+		roll_back(state, v, message);
+	else if (!v.replica(h.id)->created)
+		take_back(state, v, h.id, message);
+	else
+		refuse(forbidden("volume " + v.name + " is no longer being created"));
 	return done();
 }
 
@@ -658,7 +664,8 @@ json replica_deleted(State &state, const Fields &f)
 		refuse(forbidden("volume " + v->name + " is not being deleted"));
 	Volume next = *v;
 	size_t replicas = std::erase_if(next.replicas, [&](const Replica &r) { return r.host == host; });
-	answer["changed"] = replicas + next.devices.erase(host) > 0;
+	size_t remnants = std::erase_if(next.remnants, [&](const Remnant &r) { return r.host == host; });
+	answer["changed"] = replicas + remnants + next.devices.erase(host) > 0;
 	replace(state, std::move(next));
 	answer["gone"] = bury(state, vid);
 	return answer;
@@ -670,6 +677,8 @@ json device_ready(State &state, const Fields &f)
 	Volume next = volume_of(state, f);
 	if (next.phase != Phase::ready)
 		refuse(forbidden("volume " + next.name + " is " + to_string(next.phase)));
+	if (state.host(host)->removing)
+		refuse(forbidden("host " + state.host_name(host) + " is being removed"));
 	bool changed = next.devices.insert(host).second;
 	replace(state, std::move(next));
 	return done(changed);
@@ -714,9 +723,12 @@ json dispatch(State &state, const json &entry)
 		{"volume.label", volume_label},
 	};
 	auto it = commands.find(op);
-	if (it == commands.end())
+	Command command = it != commands.end() ? it->second : replica_command(op);
+	if (!command)
+		command = host_command(op);
+	if (!command)
 		refuse(usage_error("unknown operation \"" + op + "\""));
-	return it->second(state, f);
+	return command(state, f);
 }
 
 json refusal(const Error &error) { return {{"ok", false}, {"status", int(error.status)}, {"message", error.message}}; }

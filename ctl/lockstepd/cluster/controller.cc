@@ -6,6 +6,7 @@
 #include "lockstepd/cluster/controller.h"
 
 #include "lockstepd/cluster/internal.h"
+#include "lockstepd/cluster/repair.h"
 
 #include <algorithm>
 
@@ -112,16 +113,22 @@ std::vector<json> decide(const State &state, const std::map<HostId, Liveness> &l
 		if (it == liveness.end() || it->second.online == host.online)
 			continue;
 		host.online = it->second.online;
+		host.evicted = false;
+		host.away_ms = 0;
 		decisions.push_back({{"op", "host.status"}, {"host", id}, {"online", host.online}, {"now_ms", now_ms}});
 	}
+	for (json &entry : decide_evictions(expected))
+		decisions.push_back(std::move(entry));    // what follows from it, next time
 	for (const auto &[vid, v] : state.volumes) {
 		if (decisions.size() >= MAX_DECISIONS)
 			break;
 		json entry = decide_volume(expected, v);
 		if (entry.is_null())
+			entry = decide_repair(expected, v);
+		if (entry.is_null())
 			continue;
-		if (entry["op"] == "record.failover")
-			expected.volumes.at(vid).primary = entry["primary"];    // counts for the balance of the next choices
+		// What was decided counts for the next choices: the balance of primaries, the room in pools.
+		apply(expected, expected.applied + 1, entry);
 		decisions.push_back(std::move(entry));
 	}
 	std::set<uint32_t> sets;

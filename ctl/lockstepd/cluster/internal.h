@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// What apply.cc and its parts (placement.cc, record.cc) share: reading an entry's fields and refusing.
+// What apply.cc and its parts (placement.cc, record.cc, life.cc, hosts.cc) share: reading an entry's fields and refusing.
 //
 // A command reads all its fields and decides before it changes anything, so that a refusal, which is thrown, leaves the
 // State as it was. A change of a volume is made on a copy which replace() checks and puts in place.
@@ -42,6 +42,7 @@ public:
 	std::vector<uint64_t> numbers(const char *name, size_t most) const;
 	Fields object(const char *name) const;
 	LabelChanges labels(const char *name) const;                    // group.cc
+	const nlohmann::json &raw(const char *name) const { return at(name); }
 
 private:
 	const nlohmann::json &at(const char *name) const;
@@ -66,8 +67,20 @@ struct Wanted {
 	uint32_t block_size = LKS_BLOCK_DEFAULT;
 	unsigned redundancy = DEFAULT_REDUNDANCY;
 	std::vector<HostId> hosts;      // empty: choose
+	std::map<HostId, std::string> except;    // these cannot take it, and why: "has a replica already"
 };
 std::vector<HostId> place(const State &state, const Wanted &wanted);
+Wanted one_more(const Volume &volume);      // a further replica of a volume: everything but its hosts
+
+// A tombstone vanishes when no host has anything of it any more; true if it does.
+bool bury(State &state, uint32_t vid);
+
+// What keeps a replica where it is, though it is not needed (life.cc); empty if nothing does.
+std::string bound(const State &state, const Volume &volume, HostId host);
+
+// A replica that could not be made in a volume that is ready goes again (life.cc).
+void take_back(State &state, const Volume &volume, HostId host, const std::string &message);
+void remember_failure(State &state, const Volume &volume, const std::string &message);
 
 // group.cc
 bool change_labels(Labels &labels, const LabelChanges &changes, const std::string &of);    // refuses too many
@@ -93,6 +106,7 @@ nlohmann::json volume_grown(State &state, const Fields &f);
 nlohmann::json apply_snapshot(State &state, const std::string &op, const Fields &f);
 void refuse_snapshots_in_the_way(const State &state, const Volume &v);    // of deleting the volume
 std::string check_snapshots(const State &state);
+void forget_copies(State &state, HostId host);                            // that host is lost, and its copies of snapshots with it
 
 // record.cc
 void start_term(Volume &v, HostId primary, const std::vector<HostId> &keep);
@@ -103,5 +117,10 @@ uint32_t free_minor(const State &state);                                  // ref
 
 // record.cc: entries record.*
 nlohmann::json apply_record(State &state, const std::string &op, const Fields &f);
+
+// life.cc (replicas) and hosts.cc (hosts, options): the command of that name, nullptr if it is none of theirs.
+using Command = nlohmann::json (*)(State &, const Fields &);
+Command replica_command(const std::string &op);
+Command host_command(const std::string &op);
 
 }    // namespace lockstep::cluster

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// Where a new volume's replicas go: on distinct hosts that are online and have the pool with enough room, those with the
+// Where new replicas go: on distinct hosts that are online and have the pool with enough room, those with the
 // most free space first. A refusal says of every host which rule it failed.
 #include "lockstepd/cluster/internal.h"
 
@@ -15,11 +15,18 @@ namespace {
 // Why the host cannot take the replica; empty if it can.
 std::string obstacle(const State &state, const Host &host, const Wanted &w)
 {
+	if (auto it = w.except.find(host.id); it != w.except.end())
+		return host.name + ": " + it->second;
 	const Pool *pool = state.pool(w.pool, host.id);
 	if (!pool)
 		return host.name + ": has no pool " + w.pool;
 	if (!host.online)
-		return host.name + ": is offline";
+		return host.name + (host.evicted ? ": is evicted" : ": is offline");
+	if (!host.keeps_replicas())
+		return host.name + (host.removing ? ": is being removed" : ": is being evacuated");
+	if (unsigned used = pool_used_percent(*pool); used > POOL_FULL_PERCENT)
+		return host.name + ": pool " + w.pool + " is " + std::to_string(used) + " % full, above " + std::to_string(POOL_FULL_PERCENT) +
+		       " % it takes nothing new";
 	uint64_t needed = replica_bytes(w.size_bytes, w.block_size), available = pool_available(state, *pool);
 	if (available < needed)
 		return host.name + ": pool " + w.pool + " has room for " + format_bytes(available) + ", " + format_bytes(needed) +
@@ -52,6 +59,21 @@ void refuse_unknown(const State &state, const Wanted &w)
 }
 
 }    // namespace
+
+Wanted one_more(const Volume &v)
+{
+	Wanted w;
+	w.name = v.name;
+	w.pool = v.replicas.empty() ? "" : v.replicas[0].pool;
+	w.size_bytes = v.size_bytes;
+	w.block_size = v.block_size;
+	w.redundancy = 1;
+	for (const Replica &r : v.replicas)
+		w.except[r.host] = "has a replica already";
+	for (const Remnant &r : v.remnants)
+		w.except[r.host] = "still has to remove its former replica";
+	return w;
+}
 
 std::vector<HostId> place(const State &state, const Wanted &w)
 {

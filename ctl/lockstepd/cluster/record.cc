@@ -109,6 +109,8 @@ json propose(State &state, const Fields &f, const Volume &v, Volume next)
 	for (HostId m : members)
 		if (replica_of(state, next, m).state == ReplicaState::failed)
 			refuse(forbidden("volume " + v.name + ": the disk of its replica on host " + state.host_name(m) + " has failed"));
+		else if (!replica_of(state, next, m).created)
+			refuse(forbidden("volume " + v.name + ": its replica on host " + state.host_name(m) + " is not made yet"));
 	for (Replica &r : next.replicas) {
 		bool member = contains(members, r.host);
 		if (r.in_sync() && !member)
@@ -155,6 +157,8 @@ json disk_failed(State &state, const Fields &f, const Volume &v, Volume next)
 	Replica &r = replica_of(state, next, host);
 	if (r.state == ReplicaState::failed)
 		return record_answer(v, false);
+	if (!r.created)
+		refuse(forbidden("volume " + v.name + ": its replica on host " + state.host_name(host) + " is not made yet"));
 	if (r.in_sync())
 		enter(r, ReplicaState::failed, next.version);
 	else
@@ -170,6 +174,7 @@ json repaired(State &state, const Fields &f, const Volume &v, Volume next)
 	if (r.state != ReplicaState::failed)
 		return record_answer(v, false);
 	r.state = ReplicaState::stale;
+	r.failed_ms = 0;
 	return commit(state, v, std::move(next));
 }
 

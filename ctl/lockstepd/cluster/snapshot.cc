@@ -12,11 +12,21 @@ namespace {
 
 constexpr unsigned FORMAT = 1;
 
+// A field that snapshots of earlier programs lack: it then has its default.
+template <class T>
+void newer(const json &j, const char *field, T &value)
+{
+	if (auto it = j.find(field); it != j.end())
+		it->get_to(value);
+}
+
 json host_json(const Host &h)
 {
 	return {{"id", h.id},         {"uuid", h.uuid},         {"name", h.name},   {"addresses", h.addresses}, {"port", h.port},
 		{"raft_id", h.raft_id}, {"online", h.online}, {"since_ms", h.since_ms}, {"level", h.level},
-		{"key", h.key}};
+		{"key", h.key},
+		{"evicted", h.evicted}, {"evacuating", h.evacuating}, {"removing", h.removing}, {"away_ms", h.away_ms},
+		{"options", h.options}};
 }
 
 Host host_from(const json &j)
@@ -32,13 +42,19 @@ Host host_from(const json &j)
 	j.at("since_ms").get_to(h.since_ms);
 	j.at("level").get_to(h.level);
 	h.key = j.value("key", "");
+	newer(j, "evicted", h.evicted);
+	newer(j, "evacuating", h.evacuating);
+	newer(j, "removing", h.removing);
+	newer(j, "away_ms", h.away_ms);
+	newer(j, "options", h.options);
 	return h;
 }
 
 json pool_json(const Pool &p)
 {
 	return {{"name", p.name},       {"host", p.host},             {"kind", to_string(p.kind)}, {"vg", p.vg},
-		{"thin_lv", p.thin_lv}, {"size_bytes", p.size_bytes}, {"free_bytes", p.free_bytes}};
+		{"thin_lv", p.thin_lv}, {"size_bytes", p.size_bytes}, {"free_bytes", p.free_bytes},
+		{"metadata_percent", p.metadata_percent}};
 }
 
 Pool pool_from(const json &j)
@@ -51,6 +67,7 @@ Pool pool_from(const json &j)
 	j.at("thin_lv").get_to(p.thin_lv);
 	j.at("size_bytes").get_to(p.size_bytes);
 	j.at("free_bytes").get_to(p.free_bytes);
+	newer(j, "metadata_percent", p.metadata_percent);
 	return p;
 }
 
@@ -70,7 +87,8 @@ json replica_json(const Replica &r)
 {
 	return {{"host", r.host}, {"state", to_string(r.state)}, {"since", r.since},
 		{"pool", r.pool}, {"md_offset", r.md_offset},    {"created", r.created},
-		{"next_offset", r.next_offset}, {"wipe", r.wipe}};
+		{"next_offset", r.next_offset}, {"wipe", r.wipe},
+		{"added", r.added}, {"leaving", r.leaving}, {"asked", r.asked}, {"instead_of", r.instead_of}, {"failed_ms", r.failed_ms}};
 }
 
 ReplicaState replica_state_from(const std::string &text)
@@ -92,6 +110,11 @@ Replica replica_from(const json &j)
 	j.at("created").get_to(r.created);
 	r.next_offset = j.value("next_offset", uint64_t(0));
 	r.wipe = j.value("wipe", false);
+	newer(j, "added", r.added);
+	newer(j, "leaving", r.leaving);
+	newer(j, "asked", r.asked);
+	newer(j, "instead_of", r.instead_of);
+	newer(j, "failed_ms", r.failed_ms);
 	return r;
 }
 
@@ -134,6 +157,10 @@ Volume volume_from(const json &j)
 		v.replicas.push_back(replica_from(r));
 	for (const json &o : j.at("openers"))
 		v.openers.push_back({o.at("host").get<HostId>(), o.at("session").get<uint64_t>()});
+	for (const json &r : j.value("remnants", json::array()))
+		v.remnants.push_back({r.at("host").get<HostId>(), r.at("pool").get<std::string>(), r.at("md_offset").get<uint64_t>(),
+				      r.at("lv_bytes").get<uint64_t>()});
+	newer(j, "shunned", v.shunned);
 	return v;
 }
 
@@ -252,6 +279,7 @@ State state_from(const json &j)
 	if (auto tokens = j.find("tokens"); tokens != j.end())
 		for (const json &x : *tokens)
 			s.tokens[x.at("hash").get<std::string>()] = {x.at("end_ms"), x.at("used_by")};
+	newer(j, "options", s.options);
 	return s;
 }
 
@@ -259,7 +287,9 @@ State state_from(const json &j)
 
 json to_json(const Volume &v)
 {
-	json replicas = json::array(), openers = json::array();
+	json replicas = json::array(), openers = json::array(), remnants = json::array();
+	for (const Remnant &r : v.remnants)
+		remnants.push_back({{"host", r.host}, {"pool", r.pool}, {"md_offset", r.md_offset}, {"lv_bytes", r.lv_bytes}});
 	for (const Replica &r : v.replicas)
 		replicas.push_back(replica_json(r));
 	for (const Opener &o : v.openers)
@@ -289,7 +319,9 @@ json to_json(const Volume &v)
 		{"primary", v.primary},
 		{"drained", v.drained},
 		{"replicas", replicas},
-		{"openers", openers}};
+		{"openers", openers},
+		{"remnants", remnants},
+		{"shunned", v.shunned}};
 }
 
 json to_json(const State &s)
@@ -324,7 +356,8 @@ json to_json(const State &s)
 		{"snapshots", snapshots},
 		{"snapshot_failures", failures_json(s.snapshot_failures)},
 		{"authority", {{"cert", s.authority.cert}, {"key", s.authority.key}}},
-		{"tokens", tokens}};
+		{"tokens", tokens},
+		{"options", s.options}};
 }
 
 std::vector<uint8_t> snapshot(const State &state) { return json::to_cbor(to_json(state)); }

@@ -271,6 +271,33 @@ void retry_or_give_up(State &state, uint32_t set)
 	}
 }
 
+}    // namespace
+
+void forget_copies(State &state, HostId host)
+{
+	std::set<uint32_t> sets, gone;
+	for (auto &[sid, s] : state.snapshots) {
+		if (!s.copy(host) && !(s.in_progress() && s.holder == host))
+			continue;
+		sets.insert(s.set);
+		if (s.in_progress())
+			for (Snapshot *x : set_of(state, s.set)) {
+				x->phase = SnapshotPhase::discarding;
+				x->last_try = true;
+				x->failure = title(*x) + " was given up: host " + state.host_name(host) + " is lost";
+			}
+		std::erase_if(s.copies, [&](const SnapshotCopy &c) { return c.host == host; });
+		if (s.copies.empty() && s.phase != SnapshotPhase::discarding)
+			gone.insert(sid);
+	}
+	for (uint32_t sid : gone)
+		state.snapshots.erase(sid);
+	for (uint32_t set : sets)
+		retry_or_give_up(state, set);
+}
+
+namespace {
+
 json deadline(State &state, const Fields &f)
 {
 	bool changed = false;

@@ -4,6 +4,9 @@
 // encoding in snapshot.cc.
 #include "lockstepd/cluster/internal.h"
 
+#include "lockstepd/cluster/option.h"
+#include "lockstepd/cluster/repair.h"
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -90,6 +93,17 @@ auto *with_host(Sequence &sequence, HostId host)
 const Replica *Volume::replica(HostId host) const { return with_host(replicas, host); }
 Replica *Volume::replica(HostId host) { return with_host(replicas, host); }
 const Opener *Volume::opener(HostId host) const { return with_host(openers, host); }
+const Remnant *Volume::remnant(HostId host) const { return with_host(remnants, host); }
+
+std::set<HostId> Volume::hosts_with_something() const
+{
+	std::set<HostId> hosts = devices;
+	for (const Replica &r : replicas)
+		hosts.insert(r.host);
+	for (const Remnant &r : remnants)
+		hosts.insert(r.host);
+	return hosts;
+}
 
 const SnapshotCopy *Snapshot::copy(HostId host) const { return with_host(copies, host); }
 
@@ -188,8 +202,11 @@ uint64_t reserved(const State &state, const Pool &pool, bool only_not_created)
 	uint64_t sum = 0;
 	for (const auto &[vid, volume] : state.volumes) {
 		const Replica *r = volume.replica(pool.host);
+		const Remnant *left = volume.remnant(pool.host);
 		if (r && r->pool == pool.name && !(only_not_created && r->created))
 			sum += replica_bytes(volume, *r);
+		else if (left && left->pool == pool.name && !only_not_created)
+			sum += left->lv_bytes;
 	}
 	// Copies in a thin pool share their blocks with the replica; what they come to hold shows in the pool's own figures.
 	for (const auto &[sid, s] : state.snapshots)
@@ -207,10 +224,20 @@ uint64_t pool_reserved(const State &state, const Pool &pool) { return reserved(s
 
 uint64_t pool_available(const State &state, const Pool &pool)
 {
+	if (pool_used_percent(pool) > POOL_FULL_PERCENT)
+		return 0;
 	if (pool.kind == PoolKind::thin)
-		return minus(pool.size_bytes * OVERSUBSCRIPTION, pool_reserved(state, pool));
+		return minus(uint64_t((unsigned __int128)pool.size_bytes * oversubscription_percent(state) / 100), pool_reserved(state, pool));
 	// A thick pool may hold LVs that are not ours: neither what it reports nor what we reserved suffices alone.
 	return std::min(minus(pool.size_bytes, pool_reserved(state, pool)), minus(pool.free_bytes, reserved(state, pool, true)));
+}
+
+unsigned pool_used_percent(const Pool &pool)
+{
+	if (pool.kind == PoolKind::thick || !pool.size_bytes)    // a thick pool is full when it has no room, not before
+		return 0;
+	auto used = unsigned((pool.size_bytes - pool.free_bytes) / (pool.size_bytes / 100 + 1));
+	return std::max(used, pool.metadata_percent);
 }
 
 HostId choose_primary(const State &state, const Volume &volume)
@@ -220,7 +247,9 @@ HostId choose_primary(const State &state, const Volume &volume)
 		if (vid != volume.vid && v.primary)
 			load[v.primary]++;
 	HostId best = 0;
-	auto rank = [&](HostId h) { return std::tuple(h != volume.chosen_primary, !volume.opener(h), load[h], h); };
+	auto rank = [&](HostId h) {
+		return std::tuple(!wanted(state, *volume.replica(h)), h != volume.chosen_primary, !volume.opener(h), load[h], h);
+	};
 	for (const Replica &r : volume.replicas)
 		if (r.clean() && state.online(r.host) && (!best || rank(r.host) < rank(best)))
 			best = r.host;
@@ -231,8 +260,12 @@ HostId wanted_primary(const State &state, const Volume &volume)
 {
 	auto can_serve = [&](HostId h) {
 		const Replica *r = volume.replica(h);
-		return r && r->clean() && state.online(h);
+		return r && r->clean() && state.online(h) && wanted(state, *r);
 	};
+	// A replica that is to go does not serve on while another can.
+	if (volume.primary && !wanted(state, *volume.replica(volume.primary)))
+		if (HostId heir = choose_primary(state, volume); heir && can_serve(heir))
+			return heir;
 	if (volume.chosen_primary && can_serve(volume.chosen_primary))
 		return volume.chosen_primary;
 	if (!volume.chosen_primary && volume.cls == LKS_EXCLUSIVE && volume.openers.size() == 1 && can_serve(volume.openers[0].host))
@@ -266,6 +299,7 @@ lks_record to_record(const Volume &volume)
 		to.host = r.host;
 		to.state = uint8_t(r.state);
 		to.since = r.since;
+		to.added = r.added;
 	}
 	for (const Opener &o : volume.openers) {
 		lks_record_opener &to = record.openers[record.nopeners++];
@@ -293,8 +327,8 @@ namespace {
 
 std::string check_replicas(const Volume &v)
 {
-	if (v.replicas.size() > LKS_MAX_REPLICAS)
-		return "too many replicas";
+	if (v.replicas.size() > LKS_MAX_REPLICAS || v.redundancy < 1 || v.redundancy > LKS_MAX_REPLICAS)
+		return "too many replicas, or a redundancy out of range";
 	HostId last = 0;
 	bool in_sync = false;
 	for (const Replica &r : v.replicas) {
@@ -305,18 +339,28 @@ std::string check_replicas(const Volume &v)
 			return "a replica's since is above the version";
 		if (r.md_offset < v.size_bytes)
 			return "metadata inside the data";
-		if (!r.created && v.phase == Phase::ready)
-			return "ready without all replicas";
 		if ((r.next_offset || r.wipe) && !v.grow_bytes)
 			return "a replica moves its metadata though the volume does not grow";
 		if (r.next_offset && (r.wipe || r.next_offset < v.grow_bytes || r.next_offset <= r.md_offset))
 			return "a replica moves its metadata to a wrong place";
+		if (r.added < 1 || r.added > r.since)
+			return "a replica's since is below the version that added it";
+		if (!r.created && v.phase == Phase::ready && (r.state != ReplicaState::stale || r.since != r.added || r.added == 1))
+			return "a replica that is not made yet and not a new, stale one";
+		if (v.remnant(r.host))
+			return "a replica where a former one is not removed yet";
 		in_sync = in_sync || r.in_sync();
 	}
 	if (v.phase != Phase::deleting && !in_sync)
 		return "no replica is in sync";
-	if (v.phase != Phase::deleting && v.replicas.size() != v.redundancy)
+	if (v.phase == Phase::creating && !v.reverting && v.replicas.size() != v.redundancy)
 		return "not as many replicas as the redundancy";
+	last = 0;
+	for (const Remnant &r : v.remnants) {
+		if (r.host <= last || r.host > LKS_MAX_HOSTS)
+			return "remnants are not in ascending order of distinct hosts";
+		last = r.host;
+	}
 	return {};
 }
 
@@ -377,6 +421,8 @@ std::string check_hosts(const State &s)
 			return "Raft id out of range or twice";
 		if (!names.insert(h.name).second || !uuids.insert(h.uuid).second)
 			return "two hosts with one name or UUID";
+		if (h.online && (h.evicted || h.away_ms))
+			return "a host that is online counts as away";
 	}
 	return {};
 }
@@ -415,7 +461,13 @@ std::string check(const State &s)
 		for (HostId h : v.devices)
 			if (!s.host(h))
 				return "volume " + v.name + ": a device on no host";
-		if (v.phase == Phase::deleting && v.replicas.empty() && v.devices.empty())
+		for (const Remnant &r : v.remnants)
+			if (!s.pool(r.pool, r.host))
+				return "volume " + v.name + ": a remnant in no pool";
+		for (const Opener &o : v.openers)
+			if (!s.host(o.host))
+				return "volume " + v.name + ": an opener on no host";
+		if (v.phase == Phase::deleting && v.hosts_with_something().empty())
 			return "volume " + v.name + ": a tombstone of nothing";
 		if (std::string error = check_volume(v); !error.empty())
 			return "volume " + v.name + ": " + error;

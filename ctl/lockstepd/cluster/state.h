@@ -51,6 +51,27 @@
 //  group.delete     name                                            Refused while it has volumes
 //  group.label      name labels{key: text|null}                     changed. null removes. Idempotent
 //  volume.label     name labels{key: text|null}                     changed. The same for a volume
+//  volume.redundancy vid redundancy                                 the number of replicas wanted; repair.h does the rest
+//  replica.add      vid host(o) asked(o) version(o)                 host. One more replica, stale and empty, on that host or
+//                                                                   where there is most room; made as in a create: a
+//                                                                   replica.failed takes it back. asked: redundancy + 1
+//  replica.leave    vid host lower(o)                               it goes as soon as enough others are in sync. lower:
+//                                                                   redundancy - 1. Idempotent
+//  replica.move     vid from host(o)                                host. replica.add, and the one on "from" leaves
+//  replica.stay     vid host                                        it does not leave. Idempotent
+//  replica.remove   vid host version(o)                             repair.h's: out of the record, into the remnants; never
+//                                                                   the primary, never a good copy that is needed
+//  replica.purged   vid host                                        nothing is left of it on that host. Idempotent
+//  host.evict       host                                            what it holds is replaced. Refused before its deadline,
+//                                                                   and while too many hosts are away. Idempotent
+//  host.evacuate    host                                            the same for a host that may be online. Idempotent
+//  host.restore     host                                            neither evicted, nor evacuated, nor removed. Idempotent
+//  host.lost        host force(o)                                   it never comes back: all of it is forgotten at once
+//  host.remove      host                                            an empty host takes its devices down, then says
+//  host.gone        host                                            this. Forgotten
+//  option.set       name value host(o)                              see option.h. value "default": no longer set here
+//  life.elapsed     hosts{id: ms} replicas[[vid, host, ms]..]       how long hosts have been away and replicas failed, as
+//                                                                   leaders have counted. Never less than before
 //  record.propose   vid host version term members primary           the primary's proposal (W3, C6, J3; M1 if it names another
 //                                                                   primary and the next term). See propose_entry()
 //  record.suspect   vid host                                        S1, S3: restarted with hot extents. Idempotent
@@ -91,7 +112,6 @@ namespace lockstep {
 using HostId = uint8_t;    // 1..64; 0: none
 
 constexpr uint32_t LEVEL = 1;                           // highest feature level of entries that this program understands
-constexpr uint64_t OVERSUBSCRIPTION = 2;                // a thin pool may promise this many times its size
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;
@@ -114,6 +134,12 @@ struct Host {
 	uint64_t since_ms = 0;                          // Unix time at which it became so
 	uint32_t level = LEVEL;
 	std::string key;                                // digest of its public key, see net/certs.h; empty in tests only
+	bool evicted = false;                           // away too long: what it holds is replaced; ends when it is back
+	bool evacuating = false;                        // what it holds is moved to other hosts
+	bool removing = false;                          // takes its devices down, then it is gone
+	uint64_t away_ms = 0;                           // counted by leaders while it is offline (life.h)
+	std::map<std::string, std::string> options;     // that differ for this host (option.h)
+	bool keeps_replicas() const { return !evicted && !evacuating && !removing; }
 	bool operator==(const Host &) const = default;
 };
 
@@ -126,6 +152,7 @@ struct Pool {
 	std::string vg, thin_lv;                        // thin_lv only for thin
 	uint64_t size_bytes = 0;                        // of the volume group or thin pool
 	uint64_t free_bytes = 0;                        // as last reported
+	unsigned metadata_percent = 0;                  // of a thin pool, used, rounded up; as last reported
 	bool operator==(const Pool &) const = default;
 };
 
@@ -140,14 +167,28 @@ struct Replica {
 	HostId host = 0;
 	ReplicaState state = ReplicaState::insync;
 	uint64_t since = 0;                             // version that last took it out of the in-sync set, or added it
+	uint64_t added = 1;                             // version that added it
 	std::string pool;
 	uint64_t md_offset = 0;                         // bytes from the start of its LV to its metadata
 	bool created = false;
 	uint64_t next_offset = 0;                       // the volume grows: where its metadata move to; 0: they have, or need not
 	bool wipe = false;                              // they have moved, and where they stood is not zeros yet
+	bool leaving = false;                           // goes as soon as enough others are in sync
+	bool asked = false;                             // replica.add asked for it: if it cannot be made, redundancy is again what it was
+	HostId instead_of = 0;                          // replica.move: if it cannot be made, that one does not leave
+	uint64_t failed_ms = 0;                         // counted by leaders while it is failed (life.h)
 	bool in_sync() const { return state == ReplicaState::insync || state == ReplicaState::suspect; }
 	bool clean() const { return state == ReplicaState::insync; }
 	bool operator==(const Replica &) const = default;
+};
+
+// What a host still has to remove of a replica that is in the record no more.
+struct Remnant {
+	HostId host = 0;
+	std::string pool;
+	uint64_t md_offset = 0;
+	uint64_t lv_bytes = 0;
+	bool operator==(const Remnant &) const = default;
 };
 
 struct Opener {
@@ -191,11 +232,15 @@ struct Volume {
 	bool drained = false;
 	std::vector<Replica> replicas;                  // ascending host
 	std::vector<Opener> openers;                    // ascending host
+	std::vector<Remnant> remnants;                  // ascending host; never of a host that has a replica
+	std::set<HostId> shunned;                       // a replica could not be made there: others are tried first
 	bool operator==(const Volume &) const = default;
 
 	const Replica *replica(HostId host) const;      // nullptr if it has none there
 	Replica *replica(HostId host);
 	const Opener *opener(HostId host) const;
+	const Remnant *remnant(HostId host) const;
+	std::set<HostId> hosts_with_something() const;  // a replica, a remnant or a device
 };
 
 // ---- snapshots (snapshots.cc) ----
@@ -238,7 +283,7 @@ struct Snapshot {
 	bool in_progress() const { return phase <= SnapshotPhase::resuming; }
 };
 
-struct Failure {                                        // of a create that was rolled back
+struct Failure {                                        // of a create, or of a new replica, that was rolled back
 	std::string name, message;
 	int status = 0;
 	bool operator==(const Failure &) const = default;
@@ -266,6 +311,7 @@ struct State {
 	std::map<uint32_t, Failure> snapshot_failures;  // by set; the last MAX_FAILURES
 	Authority authority;                            // of the cluster; see host/keys.h for why its key is here
 	std::map<std::string, Token> tokens;            // by the SHA-256 of the secret, in hex
+	std::map<std::string, std::string> options;     // of the cluster, those that are set (option.h)
 	bool operator==(const State &) const = default;
 
 	bool initialized() const { return !uuid.empty(); }
@@ -316,6 +362,9 @@ uint64_t replica_bytes(const Volume &volume, const Replica &replica);  // as it 
 // Bytes that new replicas may still take in the pool.
 uint64_t pool_available(const State &state, const Pool &pool);
 uint64_t pool_reserved(const State &state, const Pool &pool);
+unsigned pool_used_percent(const Pool &pool);                          // of its space, or of a thin pool's metadata if that is more
+constexpr unsigned POOL_ALARM_PERCENT = 70, POOL_GRAVE_PERCENT = 80;
+constexpr unsigned POOL_FULL_PERCENT = 90;                             // from here on it takes no new replicas
 
 bool valid_volume_name(std::string_view name);                         // [A-Za-z0-9][A-Za-z0-9._-]{0,126}
 bool valid_name(std::string_view name);                                // of hosts, pools, clusters; the same, up to 63

@@ -34,6 +34,18 @@ Error io_error(const char *what, const std::string &path)
 	return failed("cannot " + std::string(what) + " " + path + ": " + strerror(errno));
 }
 
+Done flush_dir(const std::string &dir)
+{
+	const int dir_fd = open(dir.empty() ? "." : dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (dir_fd < 0)
+		return io_error("open", dir);
+	const int flushed = fsync(dir_fd);
+	close(dir_fd);
+	if (flushed != 0)
+		return io_error("flush", dir);
+	return Nothing{};
+}
+
 }    // namespace
 
 std::string raft_dir_of(const std::string &state_dir)
@@ -67,15 +79,7 @@ Done write_file_durably(const std::string &path, const std::string &content)
 	close(fd);
 	if (rename(tmp.c_str(), path.c_str()) != 0)
 		return io_error("put in place", path);
-	const std::string dir = fs::path(path).parent_path().string();
-	const int dir_fd = open(dir.empty() ? "." : dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (dir_fd < 0)
-		return io_error("open", dir);
-	const int flushed = fsync(dir_fd);
-	close(dir_fd);
-	if (flushed != 0)
-		return io_error("flush", dir);
-	return Nothing{};
+	return flush_dir(fs::path(path).parent_path().string());
 }
 
 Done store_host_file(const std::string &state_dir, const HostFile &f)
@@ -88,6 +92,14 @@ Done store_host_file(const std::string &state_dir, const HostFile &f)
 			      {"raft_id", f.raft_id},
 			      {"name", f.name}};
 	return write_file_durably(host_file_path(state_dir), content.dump(2) + "\n");
+}
+
+Done drop_host_file(const std::string &state_dir)
+{
+	const std::string path = host_file_path(state_dir);
+	if (rename(path.c_str(), (path + ".left").c_str()) != 0 && errno != ENOENT)
+		return io_error("set aside", path);
+	return flush_dir(state_dir);
 }
 
 Result<std::optional<HostFile>> load_host_file(const std::string &state_dir)

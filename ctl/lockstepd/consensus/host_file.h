@@ -34,6 +34,9 @@ Result<std::optional<HostFile>> load_host_file(const std::string &state_dir);
 // Atomic and durable: tmp, fsync, rename, fsync of the directory. Blocks.
 Done store_host_file(const std::string &state_dir, const HostFile &file);
 
+// The end of the membership: host.json is set aside, durably. Idempotent. Blocks.
+Done drop_host_file(const std::string &state_dir);
+
 // Any small file, the same way.
 Done write_file_durably(const std::string &path, const std::string &content);
 

@@ -236,6 +236,7 @@ Done Daemon::serve(const HostFile &file)
 	});
 	log_->on_role_change([this](bool is_leader, int leader) {
 		leader_since_ms_ = Loop::now_ms();
+		life_clock_.forget();
 		loop_.log(is_leader ? "this host leads the cluster"
 				    : leader ? fmt::format("{} leads the cluster", state_.host(leader) ? "host " + state_.host_name(leader)
 													: fmt::format("host {}", leader))
@@ -287,6 +288,7 @@ void Daemon::wire_reconciler()
 	world.log = [this](const std::string &line) { loop_.log(line); };
 	world.dumped = [this] { look(); };
 	world.quorum = [this] { return log_->leader() != 0; };
+	world.removed = [this] { removed(); };
 	reconciler_ = std::make_unique<Reconciler>(member_->host_id, std::move(world));
 	reconciler_->module_changed(module_error_);
 }
@@ -497,9 +499,35 @@ std::map<HostId, Liveness> Daemon::liveness() const
 	return alive;
 }
 
+// How long hosts have been away; see repair.h.
+void Daemon::count_time()
+{
+	Json entry = counting_ ? Json() : life_clock_.look(state_, Loop::now_ms());
+	if (entry.is_null())
+		return;
+	counting_ = true;
+	propose(std::move(entry), [this](Result<Json> answer) {
+		counting_ = false;
+		if (!answer)
+			loop_.log("the time that hosts have been away could not be written: " + answer.error().message);
+	});
+}
+
+// The host is in the cluster no more: it forgets that it was. Its raft log is worth nothing without host.json.
+void Daemon::removed()
+{
+	if (Done dropped = drop_host_file(config_.state_dir); !dropped)
+		loop_.log(dropped.error().message);
+	stop("this host was removed from the cluster; to join one again reload the kernel module first");
+}
+
 void Daemon::lead()
 {
-	if (!member_ || stopping_ || !log_->is_leader() || deciding_)
+	if (!member_ || stopping_ || !log_->is_leader())
+		return;
+	if (state_.initialized())
+		count_time();
+	if (deciding_)
 		return;
 	if (!state_.initialized()) {
 		found_cluster();

@@ -28,6 +28,7 @@
 
 #include "lockstepd/api/server.h"
 #include "lockstepd/cluster/controller.h"
+#include "lockstepd/cluster/repair.h"
 #include "lockstepd/cluster/state.h"
 #include "lockstepd/consensus/host_file.h"
 #include "lockstepd/consensus/log.h"
@@ -81,6 +82,8 @@ private:
 	void update_peers();
 	void update_facts();
 	void lead();
+	void count_time();
+	void removed();                                         // from the cluster
 	std::map<HostId, Liveness> liveness() const;
 	void report_soft();
 	void inspect_pool(const std::string &vg, const std::string &thin_lv, JsonReply done);
@@ -133,6 +136,8 @@ private:
 	unsigned deciding_ = 0;                                 // decisions proposed and not answered
 	std::string lead_error_;                                // why the last one was not carried out
 	uint64_t leader_since_ms_ = 0;
+	LifeClock life_clock_;
+	bool counting_ = false;                                 // a life.elapsed is under way
 	std::map<HostId, uint64_t> known_since_ms_;             // when this daemon began to look for a host
 	uint64_t founding_ms_ = 0;
 	bool authority_logged_ = false;                         // the founder's copy of its key is gone

@@ -181,11 +181,27 @@ Done lvm_activate(const ReplicaLv &lv)
 	return Nothing{};
 }
 
+// The selection has LVM itself look at the tag, in the same breath. What it leaves alone may be something else of that name.
+Done lvm_remove(const ReplicaLv &lv)
+{
+	auto removed = lvm({"lvremove", "--yes", "--select", fmt::format("lv_tags={{\"{}\"}}", replica_lv_tag(lv.uuid)), full_name(lv)},
+			   fmt::format("cannot remove logical volume {}", full_name(lv)));
+	if (removed && !has_node(lv))
+		return Nothing{};
+	auto report = lvm_report(lv.vg);
+	if (!report)
+		return report.error();
+	if (!report->replica(lv))
+		return Nothing{};
+	return removed ? failed(fmt::format("logical volume {} is still there after its removal", full_name(lv))) : removed.error();
+}
+
 // LVM is slow to start, so it is asked only when lvcreate has failed whether the LV was there already.
 Done lvm_create(const ReplicaLv &lv)
 {
 	const std::string size = fmt::format("{}b", lv.size_bytes);    // LVM rounds up to its extents
-	std::vector<std::string> args = {"lvcreate", "--yes", "--name", replica_lv_name(lv.vid), "--addtag", replica_lv_tag(lv.uuid)};
+	std::vector<std::string> args = {"lvcreate", "--yes", "--name", replica_lv_name(lv.vid), "--addtag", replica_lv_tag(lv.uuid),
+					 "--addtag", replica_added_tag(lv.added)};
 	// What a thick LV holds from former times is never read: the extent table says what was written (DESIGN section 5).
 	if (lv.thin_pool.empty())
 		args.insert(args.end(), {"--wipesignatures", "n", "--zero", "n", "--size", size, lv.vg});
@@ -203,24 +219,18 @@ Done lvm_create(const ReplicaLv &lv)
 	if (!report->replica(lv))
 		return forbidden(fmt::format("logical volume {} does not carry the tag {}: it is not ours and is left alone; "
 					     "rename or remove it", full_name(lv), replica_lv_tag(lv.uuid)));
+	if (!contains(named->tags, replica_added_tag(lv.added))) {
+		// What an earlier replica left, say on a disk that was away when it was to be removed.
+		if (Done gone = lvm_remove(lv); !gone)
+			return gone;
+		auto again = lvm(args, fmt::format("cannot create logical volume {}", full_name(lv)));
+		if (!again)
+			return again.error();
+		return Nothing{};
+	}
 	if (named->size_bytes < lv.size_bytes)
 		return failed(fmt::format("logical volume {} has {} bytes but needs {}", full_name(lv), named->size_bytes, lv.size_bytes));
 	return lvm_activate(lv);
-}
-
-// The selection has LVM itself look at the tag, in the same breath. What it leaves alone may be something else of that name.
-Done lvm_remove(const ReplicaLv &lv)
-{
-	auto removed = lvm({"lvremove", "--yes", "--select", fmt::format("lv_tags={{\"{}\"}}", replica_lv_tag(lv.uuid)), full_name(lv)},
-			   fmt::format("cannot remove logical volume {}", full_name(lv)));
-	if (removed && !has_node(lv))
-		return Nothing{};
-	auto report = lvm_report(lv.vg);
-	if (!report)
-		return report.error();
-	if (!report->replica(lv))
-		return Nothing{};
-	return removed ? failed(fmt::format("logical volume {} is still there after its removal", full_name(lv))) : removed.error();
 }
 
 }    // namespace
@@ -245,6 +255,7 @@ const LogicalVolume *LvmReport::replica(const ReplicaLv &lv) const
 
 std::string replica_lv_name(uint32_t vid) { return fmt::format("lockstep.{}", vid); }
 std::string replica_lv_tag(const std::string &uuid) { return "lockstep.volume=" + uuid; }
+std::string replica_added_tag(uint64_t added) { return fmt::format("lockstep.added={}", added); }
 std::string replica_lv_path(const std::string &vg, uint32_t vid) { return fmt::format("/dev/{}/{}", vg, replica_lv_name(vid)); }
 
 Result<PoolSpace> pool_space(const LvmReport &report, const std::string &vg, const std::string &thin_pool)

@@ -2,8 +2,8 @@
 //
 // LVM, through its own tools.
 //
-// A replica's LV is named "lockstep.<vid>" and carries the tag "lockstep.volume=<uuid of the volume>". Nothing without that
-// tag is ever changed or removed, whatever its name. All verbs are idempotent. They block (for worker threads, one a
+// A replica's LV is named "lockstep.<vid>" and carries the tags "lockstep.volume=<uuid of the volume>" and
+// "lockstep.added=<version that added the replica>". Nothing without the first is ever changed or removed, whatever its name. All verbs are idempotent. They block (for worker threads, one a
 // volume group) but end after LVM_TIMEOUT_MS: a volume group whose disks hang costs itself, not the host.
 //
 // LVM is told not to look into our own devices: what a guest keeps on its disk is none of the host's business, and a read
@@ -49,6 +49,7 @@ struct ReplicaLv {
 	uint32_t vid = 0;
 	std::string uuid;         // of the volume
 	uint64_t size_bytes = 0;  // least size: data and metadata
+	uint64_t added = 1;       // version of the record that added the replica
 };
 
 // A copy of a replica's LV.
@@ -74,6 +75,7 @@ struct LvmReport {
 
 std::string replica_lv_name(uint32_t vid);
 std::string replica_lv_tag(const std::string &uuid);
+std::string replica_added_tag(uint64_t added);
 std::string replica_lv_path(const std::string &vg, uint32_t vid);
 std::string snapshot_lv_name(const SnapshotLv &lv);
 std::string snapshot_lv_tag(const std::string &uuid);
@@ -97,8 +99,8 @@ Result<LvmReport> parse_lvm_report(std::string_view json);
 struct Lvm {
 	// One volume group; an Error (not_found) if there is none of that name.
 	std::function<Result<LvmReport>(const std::string &vg)> report;
-	// Makes the LV and activates it; an LV of that name with our tag and at least that size is taken as it is. Refused
-	// (forbidden) if something else has that name.
+	// Makes the LV and activates it; an LV of that name with our tags and at least that size is taken as it is, one of an
+	// earlier replica of the volume is removed first. Refused (forbidden) if something else has that name.
 	std::function<Done(const ReplicaLv &)> create;
 	std::function<Done(const ReplicaLv &)> activate;
 	// Absent already: done. What has the name but not our tag is left alone: then ours is absent.

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 
 #include <fmt/format.h>
@@ -331,6 +332,7 @@ void Reconciler::look()
 		for (uint32_t vid : vids)
 			look_at_volume(vid);
 		look_at_snapshots();
+		look_leaving();
 	} while (look_again_);
 	looking_ = false;
 }
@@ -412,12 +414,14 @@ void Reconciler::report_pool(const Pool &pool, const Result<PoolSpace> &space)
 		return;
 	}
 	const uint64_t change = std::max(space->free_bytes, pool.free_bytes) - std::min(space->free_bytes, pool.free_bytes);
-	if (space->size_bytes == pool.size_bytes && change < std::max<uint64_t>(pool.size_bytes / 200, 4 << 20)) {
+	const auto metadata_percent = unsigned(std::ceil(std::clamp(space->metadata_percent, 0.0, 100.0)));
+	if (space->size_bytes == pool.size_bytes && metadata_percent == pool.metadata_percent &&
+	    change < std::max<uint64_t>(pool.size_bytes / 200, 4 << 20)) {
 		finish(task, object, Nothing{});
 		return;
 	}
 	Json entry = {{"op", "pool.report"}, {"name", pool.name}, {"host", self_}, {"size_bytes", space->size_bytes},
-		      {"free_bytes", space->free_bytes}};
+		      {"free_bytes", space->free_bytes}, {"metadata_percent", metadata_percent}};
 	world_.propose(entry, [this, name = pool.name, object](Result<Json> answer) {
 		finish(pool_tasks_[name], object, outcome(answer));
 		look();
@@ -439,6 +443,14 @@ void Reconciler::look_at_volume(uint32_t vid)
 		}
 		w.phase = phase;
 	}
+	const Replica *mine = v ? v->replica(self_) : nullptr;
+	if (const uint64_t added = mine ? mine->added : 0; w.added != added) {
+		w.replica.failures = 0;
+		w.replica.not_before_ms = 0;
+		w.replica.error.clear();
+		w.disk_retry_ms = 0;
+		w.added = added;
+	}
 	if (!v) {
 		const auto tasks = w.tasks();
 		const bool idle = std::none_of(tasks.begin(), tasks.end(), [](const Task *t) { return t->busy; });
@@ -456,8 +468,19 @@ void Reconciler::look_at_volume(uint32_t vid)
 			look_creating(*v, w);
 		break;
 	case Phase::ready:
+		if (const Replica *r = v->replica(self_); r && !r->created)
+			look_creating(*v, w);
 		if (!dump_)
 			break;
+		if (leaving()) {
+			if (k)
+				take_down(vid, *k, w);
+			else if (const Remnant *left = v->remnant(self_))
+				look_remnant(*v, *left, w);
+			break;
+		}
+		if (const Remnant *left = v->remnant(self_); left && !(k && k->replica))
+			look_remnant(*v, *left, w);
 		look_config(*v, k, w);
 		if (k) {
 			look_sessions(*v, *k, w);
@@ -470,57 +493,6 @@ void Reconciler::look_at_volume(uint32_t vid)
 			look_deleting(*v, k, w);
 		break;
 	}
-}
-
-Result<ReplicaLv> Reconciler::lv_of(const Volume &v, const Replica &r) const
-{
-	const Pool *pool = world_.state().pool(r.pool, self_);
-	if (!pool)
-		return not_found(fmt::format("host {} has no pool {}", world_.state().host_name(self_), r.pool));
-	return ReplicaLv{pool->vg, pool->kind == PoolKind::thin ? pool->thin_lv : "", v.vid, v.uuid,
-			 replica_lv_bytes(r.md_offset, v.size_bytes, v.block_size)};
-}
-
-ReplicaMetadata Reconciler::metadata_of(const Volume &v, const Replica &r, const ReplicaLv &lv) const
-{
-	return {replica_lv_path(lv.vg, v.vid), r.md_offset, v.vid, v.uuid, v.size_bytes, v.block_size, self_, v.version, v.term};
-}
-
-// ---- a volume comes into being ----
-
-void Reconciler::look_creating(const Volume &v, VolumeWork &w)
-{
-	const Replica *r = v.replica(self_);
-	if (!r || r->created || !may(w.replica))
-		return;
-	auto give_up = [&](const std::string &why) {
-		if (v.reverting)
-			return finish(w.replica, object_name(v.vid), failed(why));
-		ask(v.vid, &VolumeWork::replica,
-		    {{"op", "replica.failed"},
-		     {"message", fmt::format("volume {} could not be created on host {}: {}", v.name, world_.state().host_name(self_), why)}});
-	};
-	auto lv = lv_of(v, *r);
-	if (!lv)
-		give_up(lv.error().message);
-	else if (!module_error_.empty())
-		give_up(module_error_);
-	else if (!v.reverting && (w.replica.failures >= CREATE_TRIES || (w.replica.failures && w.replica.status != Status::failed)))
-		give_up(w.replica.error);
-	else if (v.source)
-		make_from_snapshot(v, *r, *lv, w);
-	else
-		act(v.vid, &VolumeWork::replica, vg_key(lv->vg),
-		    [lvm = world_.lvm, format = world_.metadata.format, lv = *lv, metadata = metadata_of(v, *r, *lv)]() -> Done {
-			    if (Done done = lvm.create(lv); !done)
-				    return done;
-			    return format(metadata);
-		    },
-		    [this, vid = v.vid](bool ok) {
-			    look_at_pools_soon();
-			    if (ok)
-				    ask(vid, &VolumeWork::replica, {{"op", "replica.created"}});
-		    });
 }
 
 // ---- a volume in use ----
@@ -646,7 +618,7 @@ void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork
 	auto detach = [&] {
 		act(v.vid, &VolumeWork::replica, replica_key(v.vid), [kernel = world_.kernel, vid = v.vid] { return kernel.replica_detach(vid); });
 	};
-	if (!r) {
+	if (!r || !r->created) {
 		if (k.replica)
 			detach();
 		return;
@@ -740,34 +712,11 @@ void Reconciler::look_deleting(const Volume &v, const KernelVolume *k, VolumeWor
 		return;
 	}
 	const Replica *r = v.replica(self_);
-	if ((!r && !v.devices.contains(self_)) || !may(w.config) || !may(w.replica))
+	const Remnant *left = v.remnant(self_);
+	if (!v.hosts_with_something().contains(self_) || !may(w.config) || !may(w.replica))
 		return;
-	if (r && !w.lv_gone) {
-		auto lv = lv_of(v, *r);
-		if (!lv) {
-			finish(w.replica, object_name(v.vid), lv.error());
-			return;
-		}
-		act(v.vid, &VolumeWork::replica, vg_key(lv->vg),
-		    [lvm = world_.lvm, wipe = world_.metadata.wipe, lv = *lv, metadata = metadata_of(v, *r, *lv)]() -> Done {
-			    // A thick LV's content outlives it; its superblock must not vouch for a later replica of this volume.
-			    if (lv.thin_pool.empty()) {
-				    auto report = lvm.report(lv.vg);
-				    if (!report)
-					    return report.error();
-				    if (!report->replica(lv))
-					    return Nothing{};
-				    if (Done done = lvm.activate(lv); !done)
-					    return done;
-				    if (Done done = wipe(metadata.path, metadata.offset); !done)
-					    return done;
-			    }
-			    return lvm.remove(lv);
-		    },
-		    [this, vid = v.vid](bool ok) {
-			    works_[vid].lv_gone = ok;
-			    look_at_pools_soon();
-		    });
+	if ((r || left) && !w.lv_gone) {
+		purge(v, r ? r->pool : left->pool, r ? r->md_offset : left->md_offset, w);
 		return;
 	}
 	if (may(w.gone))
@@ -788,6 +737,7 @@ std::vector<Problem> Reconciler::problems() const
 	else
 		add(0, kernel_task_);
 	add(0, sync_task_);
+	add(0, leave_task_);
 	for (const auto &[host, task] : peer_tasks_)
 		add(0, task);
 	for (const auto &[pool, task] : pool_tasks_)

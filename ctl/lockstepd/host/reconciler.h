@@ -69,6 +69,7 @@ struct ReconcilerWorld {
 	std::function<void(const std::string &line)> log;
 	std::function<void()> dumped;                                  // a new dump is there
 	std::function<bool()> quorum;                                  // there is a leader; unset: always
+	std::function<void()> removed;                                 // this host is in the cluster no more
 };
 
 struct Problem {
@@ -128,6 +129,7 @@ private:
 		uint64_t refused_ms = 0, refused_logged_ms = 0;
 		mutable bool node_seen = false;        // the device's node in /dev
 		std::optional<Phase> phase;
+		uint64_t added = 0;                    // of the replica here, 0: none
 		bool read_log = false;                 // a barrier succeeded since the attachment (S3)
 		bool lv_gone = false;
 		uint64_t ended = 0;                    // sessions up to here are over on this host
@@ -165,6 +167,10 @@ private:
 	void look_config(const Volume &v, const KernelVolume *k, VolumeWork &w);
 	void look_sessions(const Volume &v, const KernelVolume &k, VolumeWork &w);
 	void look_replica(const Volume &v, const KernelVolume &k, VolumeWork &w);
+	void look_remnant(const Volume &v, const Remnant &left, VolumeWork &w);
+	void make_replica(const Volume &v, const Replica &r, VolumeWork &w);
+	void purge(const Volume &v, const std::string &pool, uint64_t md_offset, VolumeWork &w);
+	void look_leaving();
 	void attach(const Volume &v, const Replica &r, VolumeWork &w);
 	void admit(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);
 	void take_down(uint32_t vid, const KernelVolume &k, VolumeWork &w);
@@ -202,7 +208,9 @@ private:
 	void hold_changed(uint32_t vid);
 	bool hold_is_wanted(uint32_t vid, uint64_t hold) const;
 	Result<ReplicaLv> lv_of(const Volume &v, const Replica &r) const;
+	Result<ReplicaLv> lv_in(const Volume &v, const std::string &pool, uint64_t md_offset) const;
 	ReplicaMetadata metadata_of(const Volume &v, const Replica &r, const ReplicaLv &lv) const;
+	bool leaving() const;                          // this host is being removed from the cluster
 
 	HostId self_;
 	ReconcilerWorld world_;
@@ -215,7 +223,7 @@ private:
 	bool barrier_busy_ = false;
 	std::set<uint32_t> barrier_for_;                  // volumes whose replica waits for the next barrier
 	bool looking_ = false, look_again_ = false;
-	Task kernel_task_, sync_task_;
+	Task kernel_task_, sync_task_, leave_task_;
 	std::map<HostId, Task> peer_tasks_;
 	std::map<std::string, Task> pool_tasks_;
 	std::map<std::string, uint64_t> pool_seen_ms_;

@@ -138,7 +138,7 @@ TEST_CASE("hosts and pools are listed")
 	Outcome o = d.run({"host", "list"});
 	CHECK(has(o.out, "HOST   ID  STATUS   SINCE"));
 	CHECK(has(o.out, "alpha   1  online"));
-	CHECK(has(o.out, "gamma   3  offline"));
+	CHECK(has(o.out, "gamma   3  OFFLINE"));
 	CHECK(d.json_of({"host", "list", "--json"})[1]["name"] == "beta");
 	o = d.run({"pool", "list"});
 	CHECK(has(o.out, "default  beta   thin  lockstep_group/thin_device  20 GiB  15 GiB       0 B    40 GiB"));
@@ -378,7 +378,7 @@ TEST_CASE("status of a degraded cluster says what is wrong and how long it will 
 	Outcome o = d.run({"status"});
 	INFO(o.out);
 	CHECK(has(o.out, "cluster lab: 3 hosts (1 OFFLINE), 2 volumes (1 offline, 1 syncing)\n"
-			 "  ! host gamma is offline\n"
+			 "  ! host gamma is offline; evicted in 1 h\n"
 			 "  ! volume vm1 is syncing: resync of beta\n"
 			 "  ! volume vm2 is offline: no host with a replica in sync is online: bring back gamma\n\n"));
 	CHECK(has(o.out, "beta syncing 69.4 %, 312 MiB to copy\n"));

@@ -8,6 +8,7 @@
 
 #include "lockstep/cli.h"
 #include "lockstepd/api/server.h"
+#include "lockstepd/cluster/repair.h"
 
 #include <catch2/catch_test_macros.hpp>
 
@@ -46,6 +47,8 @@ public:
 	std::string create_error;               // hosts answer a new replica with this failure
 	bool quorum = true;
 	unsigned broken_holds = 0;              // so many attempts at a snapshot fail
+	bool repairs = false;                   // the leader adds and removes replicas
+	bool resyncs = false;                   // primaries get replicas in sync
 
 	explicit FakeDaemon(unsigned hosts = 3, unsigned effect_timeout_ms = 5000)
 		: server_(backend(), {socket_path(), effect_timeout_ms, STARTING_TIMEOUT_MS})
@@ -151,6 +154,10 @@ private:
 				nlohmann::json answer = lockstep::apply(state_, state_.applied + 1, entry);
 				busy = busy || answer.value("changed", false);
 			}
+			for (const nlohmann::json &entry : life()) {
+				nlohmann::json answer = lockstep::apply(state_, state_.applied + 1, entry);
+				busy = busy || (answer["ok"] == true && answer.value("changed", true));
+			}
 		}
 	}
 
@@ -223,6 +230,46 @@ private:
 						{"attempt", s.attempt}});
 			}
 		}
+		return list;
+	}
+
+	// New replicas are made and resynced, old ones purged, empty hosts leave; the leader repairs.
+	std::vector<nlohmann::json> life() const
+	{
+		std::vector<nlohmann::json> list;
+		for (const auto &[id, h] : state_.hosts)
+			if (h.removing && h.online && !idle.contains(id))
+				list.push_back({{"op", "host.gone"}, {"host", id}});
+		for (const auto &[vid, v] : state_.volumes) {
+			if (v.phase != Phase::ready)
+				continue;
+			nlohmann::json members = nlohmann::json::array();
+			bool joins = false;
+			for (const Replica &r : v.replicas) {
+				bool works = state_.online(r.host) && !idle.contains(r.host);
+				nlohmann::json entry = {{"vid", vid}, {"host", r.host}, {"op", "replica.created"}};
+				if (!create_error.empty()) {
+					entry["op"] = "replica.failed";
+					entry["message"] = "volume " + v.name + " gets no replica on host " + state_.host_name(r.host) + ": " + create_error;
+				}
+				if (!r.created && works)
+					list.push_back(entry);
+				bool joiner = r.state == ReplicaState::stale && r.created && works;
+				joins = joins || joiner;
+				if (r.clean() || joiner)
+					members.push_back(r.host);
+			}
+			for (const Remnant &r : v.remnants)
+				if (state_.online(r.host) && !idle.contains(r.host))
+					list.push_back({{"op", "replica.purged"}, {"vid", vid}, {"host", r.host}});
+			if (joins && resyncs && repairs && v.primary)
+				list.push_back({{"op", "record.propose"}, {"vid", vid}, {"host", v.primary}, {"version", v.version}, {"term", v.term},
+						{"members", members}});
+		}
+		if (repairs)
+			for (const auto &[vid, v] : state_.volumes)
+				if (nlohmann::json entry = decide_repair(state_, v); !entry.is_null())
+					list.push_back(entry);
 		return list;
 	}
 

@@ -4,7 +4,7 @@
 // stay identical; every invariant holds after every entry; versions, terms and incarnations never go back; the log's bytes
 // decode to what was encoded. A third of the entries is nonsense on purpose. The seed is printed with a failure; set
 // LOCKSTEP_SEED to run one history alone.
-#include "fixture.h"
+#include "life.h"
 
 #include "lockstepd/cluster/controller.h"
 
@@ -19,7 +19,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr unsigned HISTORIES = 100, ENTRIES = 400;
+constexpr unsigned HISTORIES = 100, ENTRIES = 550;
 
 struct History {
 	std::mt19937_64 random;
@@ -247,13 +247,96 @@ struct History {
 			return {{"op", "nonsense"}, {"vid", vid()}};
 		if (n < 24)
 			return group_or_label();
-		if (n < 40)
+		if (n < 36)
 			return life_of_a_volume(vid());
-		if (n < 50)
+		if (n < 44)
 			return growth(vid());
-		if (n < 72)
+		if (n < 62)
 			return snapshots(vid());
+		if (n < 78)
+			return life_of_replicas_and_hosts(ready_vid());
 		return record_change(vid());
+	}
+
+	// Mostly what can be carried out: a volume that is ready, a host that has a replica of it or is away.
+	uint32_t ready_vid()
+	{
+		for (int i = 0; i < 5; i++) {
+			uint32_t id = vid();
+			if (const Volume *v = c.state.volume(id); v && v->phase == Phase::ready)
+				return id;
+		}
+		return vid();
+	}
+	HostId host_with_replica(uint32_t id)
+	{
+		const Volume *v = c.state.volume(id);
+		return v && !v->replicas.empty() && chance(90) ? v->replicas[pick(unsigned(v->replicas.size()))].host : host();
+	}
+	HostId host_away()
+	{
+		for (const auto &[id, h] : c.state.hosts)
+			if (!h.online && chance(60))
+				return id;
+		return host();
+	}
+
+	json life_of_replicas_and_hosts(uint32_t id)
+	{
+		auto on_host = [&](const char *op) { return json{{"op", op}, {"vid", id}, {"host", host()}}; };
+		switch (pick(20)) {
+		case 0: return {{"op", "volume.redundancy"}, {"vid", id}, {"redundancy", 1 + pick(4)}};
+		case 1: return {{"op", "replica.add"}, {"vid", id}, {"asked", chance(50)}};
+		case 2: return on_host("replica.add");
+		case 3: return {{"op", "replica.move"}, {"vid", id}, {"from", host_with_replica(id)}};
+		case 4: return {{"op", "replica.leave"}, {"vid", id}, {"host", host_with_replica(id)}, {"lower", chance(50)}};
+		case 5: return {{"op", "replica.stay"}, {"vid", id}, {"host", host_with_replica(id)}};
+		case 6:
+		case 7:
+		case 8: return {{"op", "replica.remove"}, {"vid", id}, {"host", host_with_replica(id)}};
+		case 9:
+		case 10: return on_host("replica.purged");
+		case 11: return {{"op", "life.elapsed"}, {"hosts", {{std::to_string(host_away()), (5 + pick(90)) * 60'000}}}, {"replicas", {{id, host(), pick(20) * 60'000}}}};
+		case 12:
+		case 18:
+		case 19: return {{"op", "host.evict"}, {"host", host_away()}};
+		case 13: return {{"op", "host.evacuate"}, {"host", host()}};
+		case 14: return {{"op", "host.restore"}, {"host", host()}};
+		case 15: return {{"op", "option.set"}, {"name", chance(50) ? "auto-evict-minutes" : "disk-grace-minutes"}, {"value", chance(70) ? "5" : "off"}};
+		case 16:
+			if (chance(20))
+				return {{"op", chance(50) ? "host.remove" : "host.gone"}, {"host", host()}};
+			return on_host("replica.created");
+		default:
+			if (chance(20) && c.state.hosts.size() > 3)
+				return {{"op", "host.lost"}, {"host", host_away()}, {"force", chance(30)}};
+			return on_host("replica.created");
+		}
+	}
+
+	// However it came about: good copies are not thrown away.
+	void check_good_copies(const json &entry, const State &before)
+	{
+		for (const auto &[vid, v] : before.volumes) {
+			const Volume *now = c.state.volume(vid);
+			if (!now || now->phase != Phase::ready || v.phase != Phase::ready)
+				continue;
+			size_t left = 0, in_sync = 0;
+			for (const Replica &r : now->replicas) {
+				left += r.clean();
+				in_sync += r.in_sync();
+			}
+			bool lost = entry["op"] == "host.lost";
+			INFO(entry.dump() << " on " << to_json(v).dump());
+			for (const Replica &r : v.replicas) {
+				if (now->replica(r.host) || !r.created)
+					continue;
+				REQUIRE((r.host != v.primary || lost));
+				if (r.clean())
+					REQUIRE(left >= (lost ? 1 : v.redundancy));
+				REQUIRE((left >= 1 || (lost && in_sync)));
+			}
+		}
 	}
 
 	json step(const json &entry)
@@ -270,6 +353,7 @@ struct History {
 			twin = *restored;
 		}
 		REQUIRE(twin == c.state);
+		check_good_copies(entry, before);
 		for (const auto &[vid, v] : before.volumes)
 			if (const Volume *now = c.state.volume(vid)) {
 				REQUIRE(now->version - v.version <= 1);
@@ -292,19 +376,56 @@ struct History {
 		heal();
 	}
 
-	// All hosts come back: the controller settles, and no volume that somebody needs is left without a primary.
+	// All hosts come back and do their part: it settles. Every volume then has the copies it should have if there is room, all in
+	// sync; none that somebody needs is without a primary, and nobody has anything left to remove.
 	void heal()
 	{
 		std::map<HostId, Liveness> all;
 		for (const auto &[id, h] : c.state.hosts)
 			all[id] = {true, 0};
-		for (int round = 0; round < 5; round++)
-			for (const json &d : decide(c.state, all, c.index))
+		bool busy = true;
+		for (int round = 0; busy; round++) {
+			REQUIRE(round < 100);
+			busy = false;
+			for (const json &d : decide(c.state, all, c.index)) {
 				REQUIRE(step(d)["ok"] == true);
-		REQUIRE(decide(c.state, all, c.index).empty());
-		for (const auto &[vid, v] : c.state.volumes)
-			if (v.phase == Phase::ready && !v.openers.empty())
+				busy = true;
+			}
+			std::vector<json> entries;
+			for (const auto &[vid, v] : c.state.volumes) {
+				hosts_of_a_volume(v, [&](HostId) { return true; }, {}, true, entries);
+				for (const Replica &r : v.replicas) {
+					if (r.state == ReplicaState::failed)
+						entries.push_back({{"op", "record.repaired"}, {"vid", vid}, {"host", r.host}});
+					if (r.next_offset)
+						entries.push_back({{"op", "replica.moved"}, {"vid", vid}, {"host", r.host}, {"offset", r.next_offset}});
+					if (r.wipe)
+						entries.push_back({{"op", "replica.grown"}, {"vid", vid}, {"host", r.host}});
+				}
+			}
+			for (const auto &[sid, x] : c.state.snapshots) {
+				if (x.in_progress())
+					entries.push_back({{"op", "snapshot.broken"}, {"set", x.set}, {"attempt", x.attempt}, {"message", "test"}, {"final", true}});
+				if (x.phase == SnapshotPhase::discarding || x.phase == SnapshotPhase::deleting)
+					for (const SnapshotCopy &copy : x.copies)
+						entries.push_back({{"op", "snapshot.removed"}, {"sid", sid}, {"host", copy.host}});
+			}
+			for (const json &e : entries) {
+				json answer = step(e);
+				busy = (answer["ok"] == true && answer.value("changed", true)) || busy;
+			}
+		}
+		for (const auto &[vid, v] : c.state.volumes) {
+			REQUIRE(v.phase == Phase::ready);
+			REQUIRE(v.remnants.empty());
+			if (!v.openers.empty())
 				REQUIRE(v.primary != 0);
+			size_t good = 0;
+			for (const Replica &r : v.replicas)
+				good += r.clean() && wanted(c.state, r);
+			INFO(to_json(v).dump() << repair_obstacle(c.state, v));
+			REQUIRE((good == v.redundancy || !repair_obstacle(c.state, v).empty()));
+		}
 	}
 };
 
@@ -328,7 +449,9 @@ TEST_CASE("random histories give identical states that keep every invariant")
 			       "device.ready", "host.status", "host.add", "pool.report", "record.propose", "record.suspect", "record.resign",
 			       "volume.primary", "volume.set", "volume.resize", "replica.moved", "replica.grown", "volume.grown", "snapshot.create",
 			       "snapshot.held", "snapshot.taken", "snapshot.resumed", "snapshot.broken", "snapshot.removed", "snapshot.delete",
-			       "snapshot.restore", "snapshot.revert", "record.failed", "record.repaired", "record.failover", "record.open", "record.close", "group.create",
+			       "snapshot.restore", "snapshot.revert", "record.failed", "record.repaired", "record.failover", "record.open", "record.close",
+			       "replica.add", "replica.move", "replica.leave", "replica.remove", "replica.purged", "replica.stay", "volume.redundancy",
+			       "host.evacuate", "host.restore", "host.evict", "host.lost", "life.elapsed", "option.set", "group.create",
 			       "group.delete", "group.label", "volume.label"}) {
 		INFO(op);
 		CHECK(carried_out[op] > 20);    // else the histories do not exercise it

@@ -171,6 +171,8 @@ ReconcilerWorld FakeWorld::world()
 					violations.push_back("replica.created without a formatted replica");
 			}
 			const auto left = lvs.find(replica_lv_path("vg", vid));
+			if (op == "replica.purged" && left != lvs.end() && !left->second.lv.tags.empty())
+				violations.push_back("replica.purged while there is something left of it");
 			if (op == "replica.deleted" && ((left != lvs.end() && !left->second.lv.tags.empty()) || volumes.contains(vid)))
 				violations.push_back("replica.deleted while there is something left of it");
 			Result<Json> answer = effect<Result<Json>>(op + " " + std::to_string(vid), [&]() -> Result<Json> {
@@ -202,6 +204,7 @@ ReconcilerWorld FakeWorld::world()
 	w.quorum = [this] { return quorum; };
 	w.now_ms = [this] { return now_ms; };
 	w.log = [this](const std::string &line) { log_lines.push_back(line); };
+	w.removed = [this] { removed = true; };
 	return w;
 }
 
@@ -499,8 +502,10 @@ Lvm FakeWorld::lvm()
 	l.create = [this](const ReplicaLv &lv) {
 		return effect<Done>("lv_create " + std::to_string(lv.vid), [=, this]() -> Done {
 			const std::string path = replica_lv_path(lv.vg, lv.vid);
-			if (lvs.contains(path) && lvs[path].lv.tags != std::vector{replica_lv_tag(lv.uuid)})
+			if (lvs.contains(path) && (lvs[path].lv.tags.empty() || lvs[path].lv.tags[0] != replica_lv_tag(lv.uuid)))
 				return forbidden("it is not ours");
+			if (lvs.contains(path) && (lvs[path].lv.tags.size() < 2 || lvs[path].lv.tags[1] != replica_added_tag(lv.added)))
+				lvs.erase(path);
 			FakeLv &f = lvs[path];
 			f.lv.vg = lv.vg;
 			f.lv.name = replica_lv_name(lv.vid);
@@ -508,7 +513,7 @@ Lvm FakeWorld::lvm()
 			f.lv.active = true;
 			f.lv.size_bytes = lv.size_bytes;
 			f.content = "empty";
-			f.lv.tags = {replica_lv_tag(lv.uuid)};
+			f.lv.tags = {replica_lv_tag(lv.uuid), replica_added_tag(lv.added)};
 			return Nothing{};
 		});
 	};
@@ -526,7 +531,7 @@ Lvm FakeWorld::lvm()
 			if (KernelVolume *k = find(lv.vid); k && k->replica)
 				violations.push_back("an attached LV was removed");
 			const std::string path = replica_lv_path(lv.vg, lv.vid);
-			if (lvs.contains(path) && lvs[path].lv.tags == std::vector{replica_lv_tag(lv.uuid)})
+			if (lvs.contains(path) && !lvs[path].lv.tags.empty() && lvs[path].lv.tags[0] == replica_lv_tag(lv.uuid))
 				lvs.erase(path);
 			return Nothing{};
 		});

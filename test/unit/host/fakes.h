@@ -62,6 +62,7 @@ public:
 	Json propose(Json entry);      // by anybody; throws if refused
 	State state;
 	bool quorum = true;
+	bool removed = false;                  // the daemon was told that its host is in the cluster no more
 	uint64_t barriers_begun = 0;
 	std::vector<std::string> proposals;    // ops of this host, in order
 

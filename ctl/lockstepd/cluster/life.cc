@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The life of a volume's replicas: added, made, leaving, removed, purged; see the table in state.h and repair.h.
+//
+// A new replica enters the record stale and empty before anything of it exists: from then on its primary knows that it misses
+// everything. It counts for nothing until the primary has resynced it and proposes it as a member. A replica goes the other
+// way round: out of the record first, and what its host has left of it (a remnant) is removed afterwards, however long that
+// host is away. While there is a remnant the host gets no new replica of the volume, so two lives never meet on one disk.
+//
+// What is enforced here whoever asks: the primary is never removed, nor the last good copy, nor a good copy while there are
+// fewer others than the redundancy.
+#include "lockstepd/cluster/internal.h"
+#include "lockstepd/cluster/repair.h"
+
+#include <algorithm>
+
+namespace lockstep::cluster {
+
+using nlohmann::json;
+
+namespace {
+
+const Volume &ready_volume(const State &state, const Fields &f)
+{
+	const Volume &v = volume_of(state, f);
+	if (v.phase != Phase::ready)
+		refuse(forbidden("volume " + v.name + " is " + (v.phase == Phase::creating ? "still being created" : "being deleted")));
+	if (f.has("version") && f.number("version") != v.version)
+		refuse(forbidden("volume " + v.name + ": its record is at version " + std::to_string(v.version) + ", the change was made for " +
+				 std::to_string(f.number("version"))));
+	return v;
+}
+
+const Replica &replica_at(const State &state, const Volume &v, HostId host)
+{
+	const Replica *r = v.replica(host);
+	if (!r)
+		refuse(not_found("volume " + v.name + " has no replica on host " + state.host_name(host)));
+	return *r;
+}
+
+
+// Adds the replica to the copy; the version is one further already.
+HostId add_to(const State &state, Volume &next, const Fields &f, bool asked)
+{
+	Wanted w = one_more(next);
+	if (f.has("host"))
+		w.hosts = {host_of(state, f).id};
+	if (next.grow_bytes)
+		refuse(forbidden("volume " + next.name + " is growing: wait until it has"));
+	if (next.replicas.size() >= LKS_MAX_REPLICAS)
+		refuse(forbidden("volume " + next.name + " has " + std::to_string(next.replicas.size()) + " replicas, there cannot be more"));
+	HostId host = place(state, w).at(0);
+	Replica r;
+	r.host = host;
+	r.state = ReplicaState::stale;
+	r.since = r.added = next.version;
+	r.pool = w.pool;
+	r.md_offset = next.size_bytes;
+	r.asked = asked;
+	next.replicas.insert(std::find_if(next.replicas.begin(), next.replicas.end(), [&](const Replica &x) { return x.host > host; }), r);
+	return host;
+}
+
+json replica_add(State &state, const Fields &f)
+{
+	Volume next = ready_volume(state, f);
+	bool asked = f.has("asked") && f.flag("asked");
+	if (asked && next.redundancy >= LKS_MAX_REPLICAS)
+		refuse(forbidden("volume " + next.name + ": its redundancy is " + std::to_string(next.redundancy) + " already, the highest there is"));
+	next.version++;
+	next.redundancy += asked;
+	json answer = done();
+	answer["host"] = add_to(state, next, f, asked);
+	replace(state, std::move(next));
+	return answer;
+}
+
+json replica_move(State &state, const Fields &f)
+{
+	Volume next = ready_volume(state, f);
+	HostId from = f.host("from");
+	if (replica_at(state, next, from).leaving)
+		refuse(forbidden("volume " + next.name + ": its replica on host " + state.host_name(from) + " is leaving already"));
+	next.version++;
+	json answer = done();
+	HostId to = add_to(state, next, f, false);
+	next.replica(to)->instead_of = from;
+	next.replica(from)->leaving = true;
+	answer["host"] = to;
+	replace(state, std::move(next));
+	return answer;
+}
+
+json replica_leave(State &state, const Fields &f)
+{
+	Volume next = ready_volume(state, f);
+	HostId host = f.host();
+	const Replica &r = replica_at(state, next, host);
+	bool lower = f.has("lower") && f.flag("lower");
+	if (r.leaving)
+		return done(false);
+	if (lower && next.redundancy == 1)
+		refuse(forbidden("volume " + next.name + ": its redundancy is 1: move its replica, or delete the volume"));
+	bool another = std::any_of(next.replicas.begin(), next.replicas.end(), [&](const Replica &x) { return x.host != host && x.clean(); });
+	if (!another)
+		refuse(forbidden("volume " + next.name + ": no other replica than that on host " + state.host_name(host) +
+				 " is in sync: wait until one is, see `lockstep status " + next.name + "`"));
+	next.replica(host)->leaving = true;
+	next.redundancy -= lower;
+	replace(state, std::move(next));
+	return done();
+}
+
+json replica_stay(State &state, const Fields &f)
+{
+	Volume next = ready_volume(state, f);
+	bool changed = replica_at(state, next, f.host()).leaving;
+	next.replica(f.host())->leaving = false;
+	replace(state, std::move(next));
+	return done(changed);
+}
+
+}    // namespace
+
+std::string bound(const State &state, const Volume &v, HostId host)
+{
+	if (v.grow_bytes)
+		return "the volume is growing";
+	for (const auto &[sid, s] : state.snapshots) {
+		if (s.vid != v.vid)
+			continue;
+		if (s.in_progress())
+			return "snapshot " + s.name + " is being taken";
+		const SnapshotCopy *c = s.copy(host);
+		const Pool *pool = c ? state.pool(c->pool, c->host) : nullptr;
+		if (pool && pool->kind == PoolKind::thick)
+			return "snapshot " + s.name + " in a thick pool cannot outlive it: delete that first";
+	}
+	return {};
+}
+
+namespace {
+
+void move_to_remnants(Volume &next, HostId host)
+{
+	const Replica r = *next.replica(host);
+	std::erase_if(next.replicas, [&](const Replica &x) { return x.host == host; });
+	auto at = std::find_if(next.remnants.begin(), next.remnants.end(), [&](const Remnant &x) { return x.host > host; });
+	next.remnants.insert(at, {host, r.pool, r.md_offset, replica_bytes(next, r)});
+}
+
+json replica_remove(State &state, const Fields &f)
+{
+	Volume next = ready_volume(state, f);
+	HostId host = f.host();
+	const Replica r = replica_at(state, next, host);
+	const std::string its = "volume " + next.name + ": its replica on host " + state.host_name(host);
+	if (next.primary == host)
+		refuse(forbidden(its + " is the primary"));
+	if (std::string why = bound(state, next, host); !why.empty())
+		refuse(forbidden(its + " cannot go: " + why));
+	size_t good = 0, wanted_good = 0;
+	for (const Replica &x : next.replicas)
+		if (x.host != host && x.clean()) {
+			good++;
+			wanted_good += wanted(state, x);
+		}
+	if (!good)
+		refuse(forbidden(its + " cannot go: no other one is in sync"));
+	if (r.clean() && wanted_good < next.redundancy)
+		refuse(forbidden(its + " cannot go: of the others " + std::to_string(wanted_good) + " of " + std::to_string(next.redundancy) +
+				 " are in sync"));
+	next.version++;
+	move_to_remnants(next, host);
+	replace(state, std::move(next));
+	return done();
+}
+
+json replica_purged(State &state, const Fields &f)
+{
+	HostId host = host_of(state, f).id;
+	uint32_t vid = uint32_t(f.number("vid", UINT32_MAX));
+	if (!state.volume(vid))
+		return done(false);
+	Volume next = *state.volume(vid);
+	if (next.phase == Phase::deleting)
+		refuse(forbidden("volume " + next.name + " is being deleted: replica.deleted tells that all of it is gone"));
+	bool changed = std::erase_if(next.remnants, [&](const Remnant &r) { return r.host == host; }) > 0;
+	replace(state, std::move(next));
+	return done(changed);
+}
+
+json volume_redundancy(State &state, const Fields &f)
+{
+	Volume next = ready_volume(state, f);
+	auto redundancy = unsigned(f.number("redundancy", UINT32_MAX));
+	if (redundancy < 1 || redundancy > LKS_MAX_REPLICAS)
+		refuse(usage_error("volume " + next.name + ": its redundancy must be 1 to " + std::to_string(LKS_MAX_REPLICAS)));
+	bool changed = next.redundancy != redundancy;
+	if (redundancy > next.redundancy) {
+		auto have = size_t(std::count_if(next.replicas.begin(), next.replicas.end(), [&](const Replica &r) { return wanted(state, r); }));
+		if (have < redundancy) {
+			Wanted w = one_more(next);
+			w.redundancy = redundancy - unsigned(have);
+			place(state, w);    // refuses if there is no room: better now than half done
+		}
+	}
+	next.redundancy = redundancy;
+	next.shunned.clear();
+	changed = changed || next != *state.volume(next.vid);
+	replace(state, std::move(next));
+	return done(changed);
+}
+
+}    // namespace
+
+void take_back(State &state, const Volume &v, HostId host, const std::string &message)
+{
+	Volume next = v;
+	const Replica r = *v.replica(host);
+	next.version++;
+	if (r.asked && next.redundancy > 1)
+		next.redundancy--;
+	if (Replica *old = next.replica(r.instead_of))
+		old->leaving = false;
+	move_to_remnants(next, host);
+	next.shunned.insert(host);
+	remember_failure(state, v, message);
+	replace(state, std::move(next));
+}
+
+Command replica_command(const std::string &op)
+{
+	static const std::map<std::string, Command> commands = {
+		{"volume.redundancy", volume_redundancy}, {"replica.add", replica_add},       {"replica.move", replica_move},
+		{"replica.leave", replica_leave},         {"replica.stay", replica_stay},     {"replica.remove", replica_remove},
+		{"replica.purged", replica_purged},
+	};
+	auto it = commands.find(op);
+	return it == commands.end() ? nullptr : it->second;
+}
+
+}    // namespace lockstep::cluster
