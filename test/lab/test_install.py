@@ -186,3 +186,21 @@ def test_install_keeps_lvm_out_of_guests(host, disks):
     filters = host.out('lvmconfig devices/global_filter')
     assert '/dev/sdz' in filters and filters.index('/dev/lockstep/') < filters.index('/dev/sdz')
     host.run("sed -i '/sdz/d' /etc/lvm/lvm.conf")
+
+
+def test_install_uninstall(host, disks):
+    """Last, for it takes the programs away."""
+    one, = disks[:1]
+    install(host, f'--disks {one}')
+    before = state(host)
+    assert 'would run: rm' in install(host, '--uninstall --dry-run').out
+    assert state(host) == before, 'a dry run changes nothing'
+    host.run('mkdir -p /var/lib/lockstep && echo {} >/var/lib/lockstep/host.json')
+    refused(host, ('--uninstall', 5, 'is in a cluster'), ('--uninstall --force', 2, 'takes nothing'), ('--join x', 2, 'needs a token'))
+    host.run('rm /var/lib/lockstep/host.json')
+    for _ in range(2):
+        install(host, '--uninstall')
+        gone = '/etc/modules-load.d/lockstep.conf /etc/systemd/system/lockstepd.service /etc/lvm/lvmlocal.conf /usr/sbin/lockstepd'
+        assert host.run(f'ls {gone}', check=False).out == ''
+        assert host.out('vgs --noheadings -o vg_name') == 'lockstep_group', 'disks are left alone'
+        assert host.run('grep -w lockstep /proc/modules', check=False).status == 1

@@ -28,7 +28,19 @@ void compare_hosts(const State &before, const State &after, std::vector<std::str
 			lines.push_back(fmt::format("host {} is {}", host.name, host.online ? "online" : "offline"));
 		else if (known->addresses != host.addresses || known->port != host.port)
 			lines.push_back(fmt::format("host {} is now at {} port {}", host.name, fmt::join(host.addresses, " "), host.port));
+		if (!known)
+			continue;
+		auto changed = [&](bool was, bool is, const char *begins, const char *ends) {
+			if (was != is)
+				lines.push_back(fmt::format("host {} {}", host.name, is ? begins : ends));
+		};
+		changed(known->evicted, host.evicted, "is evicted: its replicas are made anew elsewhere", "is not evicted any more");
+		changed(known->evacuating, host.evacuating, "is being evacuated", "takes replicas again");
+		changed(known->removing, host.removing, "leaves the cluster", "stays in the cluster");
 	}
+	for (const auto &[id, host] : before.hosts)
+		if (!after.host(id))
+			lines.push_back(fmt::format("host {} is in the cluster no more", host.name));
 }
 
 void compare_volume(const State &before, const State &after, const Volume &v, std::vector<std::string> &lines)
@@ -46,6 +58,12 @@ void compare_volume(const State &before, const State &after, const Volume &v, st
 			lines.push_back(fmt::format("volume {}: is being deleted{}{}", v.name, v.failure.empty() ? "" : ": ", v.failure));
 			break;
 		}
+	for (const Replica &r : v.replicas)
+		if (known && known->phase == v.phase && !known->replica(r.host))
+			lines.push_back(fmt::format("volume {}: gets a replica on host {}", v.name, after.host_name(r.host)));
+	for (const Replica &r : known && known->phase == v.phase && v.phase == Phase::ready ? known->replicas : std::vector<Replica>{})
+		if (!v.replica(r.host))
+			lines.push_back(fmt::format("volume {}: has no replica on host {} any more", v.name, before.host_name(r.host)));
 	if (known && known->version != v.version)
 		lines.push_back(fmt::format("volume {}: {}", v.name, describe_record(after, v)));
 }
