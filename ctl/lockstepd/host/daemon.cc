@@ -412,6 +412,13 @@ void Daemon::state_changed()
 		publish();
 		if (!member_)
 			return;
+		// Also if the answer to this host's own host.gone got lost.
+		const bool listed = state_.host(member_->host_id) != nullptr;
+		if (was_listed_ && !listed) {
+			removed();
+			return;
+		}
+		was_listed_ = listed;
 		tls_.recheck();
 		update_peers();
 		if (!authority_logged_)

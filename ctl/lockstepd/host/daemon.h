@@ -138,6 +138,7 @@ private:
 	uint64_t leader_since_ms_ = 0;
 	LifeClock life_clock_;
 	bool counting_ = false;                                 // a life.elapsed is under way
+	bool was_listed_ = false;                               // this host is among the State's
 	std::map<HostId, uint64_t> known_since_ms_;             // when this daemon began to look for a host
 	uint64_t founding_ms_ = 0;
 	bool authority_logged_ = false;                         // the founder's copy of its key is gone
