@@ -2,7 +2,11 @@
 """Replicas and hosts come and go while a volume is written to: nothing that was synced is lost, the number of good copies is
 restored, and no logical volume is left behind."""
 import pytest
+
 from lablib import Cluster, SyncLog, assert_same, wait
+
+# in make test-long, until they have passed on an idle machine
+pytestmark = pytest.mark.slow
 
 
 def replicas(cluster, name, host=None):

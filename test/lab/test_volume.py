@@ -2,7 +2,12 @@
 """Volumes in use: who serves them, growing them, snapshots, shared ones; all under load."""
 import re
 
+import pytest
+
 from lablib import SyncLog, assert_same, together, wait
+
+# in make test-long, until they have passed on an idle machine
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 
