@@ -6,7 +6,7 @@ import pytest
 
 from lablib import SyncLog, assert_same, together, wait
 
-# in make test-long, until they have passed on an idle machine
+# five minutes together: in make test-long
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
