@@ -90,6 +90,7 @@ struct ApiServer::Impl {
 	void routes_serving();
 	Result<uint32_t> vid_of(const std::string &name);      // by a State that is not older than the call
 	Result<HostId> host_or_self(const json &body);
+	Result<json> propose_unused(const json &entry, const std::string &volume);
 	Result<json> choose_primary(uint32_t vid, const std::string &name, HostId host);
 	Result<json> ask_primary(const std::string &name, const std::string &verb, json body);
 	Result<json> volume_list(const httplib::Request &req);

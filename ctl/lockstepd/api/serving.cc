@@ -50,6 +50,32 @@ Result<uint32_t> ApiServer::Impl::vid_of(const std::string &name)
 	return v->vid;
 }
 
+// Proposes what is refused while the volume is in use. A close reaches the log a moment after it has returned; if nothing but
+// such a close is in the way, it is waited for.
+Result<json> ApiServer::Impl::propose_unused(const json &entry, const std::string &volume)
+{
+	Result<json> result = backend.propose(entry);
+	if (result || result.error().status != Status::forbidden || !backend.barrier())
+		return result;
+	const std::shared_ptr<const State> s = backend.state();
+	const Volume *v = s->volume_named(volume);
+	if (!v || v->openers.empty())
+		return result;
+	for (const Opener &o : v->openers) {
+		const Result<json> in_use = s->online(o.host) ? backend.ask_host(o.host, "volume.in_use", {{"vid", v->vid}}) : json(true);
+		if (!in_use || *in_use != false)
+			return result;
+	}
+	auto closed = [&](const State &now) {
+		const Volume *then = now.volume(v->vid);
+		return !then || std::none_of(v->openers.begin(), v->openers.end(), [&](const Opener &o) {
+			const Opener *still = then->opener(o.host);
+			return still && still->session == o.session;
+		});
+	};
+	return wait_for(closed, options.effect_timeout_ms) ? backend.propose(entry) : result;
+}
+
 Result<json> ApiServer::Impl::volume_list(const httplib::Request &)
 {
 	if (Done ready = ready_for_changes(); !ready)

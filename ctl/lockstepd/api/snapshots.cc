@@ -182,7 +182,7 @@ Result<json> ApiServer::Impl::snapshot_revert(const httplib::Request &req)
 	std::string volume = req.matches[1], name = req.matches[2];
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
-	Result<json> begun = backend.propose({{"op", "snapshot.revert"}, {"volume", volume}, {"name", name}});
+	Result<json> begun = propose_unused({{"op", "snapshot.revert"}, {"volume", volume}, {"name", name}}, volume);
 	if (!begun)
 		return begun;
 	const uint32_t vid = begun->at("vid");

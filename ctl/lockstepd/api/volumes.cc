@@ -147,7 +147,7 @@ Result<json> ApiServer::Impl::volume_delete(const httplib::Request &req)
 	std::string name = req.matches[1];
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
-	Result<json> result = backend.propose({{"op", "volume.delete"}, {"name", name}});
+	Result<json> result = propose_unused({{"op", "volume.delete"}, {"name", name}}, name);
 	if (!result)
 		return result;
 	uint32_t vid = result->at("vid");

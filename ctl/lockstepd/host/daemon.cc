@@ -356,7 +356,9 @@ void Daemon::listen_to_links()
 	links_.on_call("volume.in_use", [this](int, Json body, Links::Reply reply) {
 		if (!reconciler_ || !body.is_object() || !body.contains("vid") || !body["vid"].is_number_unsigned())
 			return reply(failed("not ready"));
-		reply(Json(reconciler_->in_use(body["vid"].get<uint32_t>())));
+		reconciler_->in_use(body["vid"].get<uint32_t>(), [reply](Result<bool> in_use) {
+			reply(in_use ? Result<Json>(*in_use) : Result<Json>(in_use.error()));
+		});
 	});
 	links_.on_call("volume.verify", [this](int, Json body, Links::Reply reply) {
 		if (!reconciler_)

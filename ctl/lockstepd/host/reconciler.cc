@@ -163,6 +163,7 @@ void Reconciler::take_dump()
 				host_set_ = false;
 				finish(kernel_task_, "kernel", result->error());
 			}
+			answer_in_use(*result ? Done(Nothing{}) : result->error());
 			if (dump_again_)
 				take_dump();
 			if (*result && world_.dumped)
@@ -604,10 +605,22 @@ void Reconciler::refused(const Volume &v, HostId holder, VolumeWork &w)
 	w.refused_ms = now;
 }
 
-bool Reconciler::in_use(uint32_t vid) const
+void Reconciler::in_use(uint32_t vid, std::function<void(Result<bool>)> done)
 {
-	const KernelVolume *k = dump_ ? dump_->volume(vid) : nullptr;
-	return k && (k->writers || k->open_waiters);
+	in_use_questions_.push_back({vid, dumps_begun_ + 1, std::move(done)});
+	request_dump();
+}
+
+void Reconciler::answer_in_use(const Done &dumped)
+{
+	auto due = std::stable_partition(in_use_questions_.begin(), in_use_questions_.end(),
+					 [this](const InUseQuestion &q) { return q.needs_dump > dumps_begun_; });
+	std::vector<InUseQuestion> answered(std::make_move_iterator(due), std::make_move_iterator(in_use_questions_.end()));
+	in_use_questions_.erase(due, in_use_questions_.end());
+	for (const InUseQuestion &q : answered) {
+		const KernelVolume *k = dumped ? dump_->volume(q.vid) : nullptr;
+		q.done(dumped ? Result<bool>(k && (k->writers || k->open_waiters)) : Result<bool>(dumped.error()));
+	}
 }
 
 void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork &w)

@@ -93,7 +93,9 @@ public:
 	void kernel_resync();                          // events were lost, or the module has been loaded
 	void module_changed(const std::string &error); // empty: it is loaded
 
-	bool in_use(uint32_t vid) const;               // open for writing on this host, or about to be
+	// Says whether the volume is open for writing on this host, or about to be, by a dump begun after the call: whoever closed
+	// it before the question is not counted. An Error if the kernel does not answer.
+	void in_use(uint32_t vid, std::function<void(Result<bool>)> done);
 	const KernelDump *dump() const { return dump_ ? &*dump_ : nullptr; }    // nullptr: not known
 	bool synced() const { return synced_; }
 	std::vector<Problem> problems() const;
@@ -153,6 +155,7 @@ private:
 
 	void request_dump();
 	void take_dump();
+	void answer_in_use(const Done &dumped);
 	void sync();
 	void read_log_for(uint32_t vid);
 	void start_barrier();
@@ -219,6 +222,12 @@ private:
 	bool host_set_ = false;
 	bool dumping_ = false, dump_again_ = false, dump_wanted_ = true;
 	uint64_t dumps_begun_ = 0, dumps_done_ = 0, dumped_ms_ = 0;
+	struct InUseQuestion {
+		uint32_t vid;
+		uint64_t needs_dump;
+		std::function<void(Result<bool>)> done;
+	};
+	std::vector<InUseQuestion> in_use_questions_;
 	bool synced_ = false;
 	bool barrier_busy_ = false;
 	std::set<uint32_t> barrier_for_;                  // volumes whose replica waits for the next barrier

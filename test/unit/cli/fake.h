@@ -19,6 +19,7 @@
 #include <set>
 #include <sstream>
 #include <string>
+#include <thread>
 
 namespace lockstep::test {
 
@@ -49,6 +50,7 @@ public:
 	unsigned broken_holds = 0;              // so many attempts at a snapshot fail
 	bool repairs = false;                   // the leader adds and removes replicas
 	bool resyncs = false;                   // primaries get replicas in sync
+	std::set<HostId> closing;               // hosts that have closed everything; the log hears of it after they were asked
 
 	explicit FakeDaemon(unsigned hosts = 3, unsigned effect_timeout_ms = 5000)
 		: server_(backend(), {socket_path(), effect_timeout_ms, STARTING_TIMEOUT_MS})
@@ -319,6 +321,14 @@ private:
 		};
 		b.ask_host = [this](HostId host, const std::string &verb, const nlohmann::json &body) -> Result<nlohmann::json> {
 			std::lock_guard lock(mutex_);
+			if (verb == "volume.in_use") {
+				if (closing.contains(host))
+					later_ = std::jthread([this, host, vid = body["vid"].get<uint32_t>()] {
+						apply({{"op", "record.close"}, {"vid", vid}, {"host", host},
+						       {"session", state()->volume(vid)->opener(host)->session}});
+					});
+				return nlohmann::json(!closing.contains(host));
+			}
 			asked_ = "host " + std::to_string(host) + " " + verb + " " + body.dump();
 			if (verb == "volume.openers")
 				return nlohmann::json{{{"pid", 77}, {"command", "tapdisk"}}};
@@ -330,6 +340,7 @@ private:
 	std::mutex mutex_;
 	State state_;
 	std::string joined_, asked_;
+	std::jthread later_;
 	ApiServer server_;
 
 public:

@@ -264,6 +264,28 @@ TEST_CASE("an open waits for a holder that is just closing")
 	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }, 2000));
 }
 
+TEST_CASE("whether a volume is in use is said by the kernel as it is after the question")
+{
+	Ready r;
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1 && r.w.daemon().dump()->volume(r.vid)->writers == 1; }));
+	std::optional<bool> said;
+	auto ask = [&] {
+		said.reset();
+		r.w.daemon().in_use(r.vid, [&](Result<bool> in_use) {
+			REQUIRE(in_use);
+			said = *in_use;
+		});
+		REQUIRE(r.w.run_until([&] { return said.has_value(); }));
+		return *said;
+	};
+	CHECK(ask());
+	r.w.daemon().kernel_resync();    // a dump is under way that shows the writer
+	r.kernel().writers = r.kernel().openers = 0;
+	CHECK(!ask());
+}
+
 TEST_CASE("an open waits while there is no quorum")
 {
 	Ready r;
