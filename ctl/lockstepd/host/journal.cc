@@ -43,6 +43,37 @@ void compare_hosts(const State &before, const State &after, std::vector<std::str
 			lines.push_back(fmt::format("host {} is in the cluster no more", host.name));
 }
 
+// Hosts open and close a shared volume all the time: that is no event.
+bool only_openers_of_shared(const Volume &before, const Volume &after)
+{
+	Volume same = before;
+	same.version = after.version;
+	same.session_serial = after.session_serial;
+	same.openers = after.openers;
+	return after.cls == LKS_SHARED && same == after;
+}
+
+void compare_snapshots(const State &before, const State &after, std::vector<std::string> &lines)
+{
+	for (const auto &[sid, s] : after.snapshots) {
+		const Snapshot *known = before.snapshot(sid);
+		const std::string title = fmt::format("snapshot {} of volume {}", s.name, s.volume);
+		if (!known && s.in_progress())
+			lines.push_back(title + ": is being taken");
+		else if (known && known->phase == s.phase)
+			continue;
+		else if (s.phase == SnapshotPhase::ready)
+			lines.push_back(title + ": is there");
+		else if (s.phase == SnapshotPhase::discarding)
+			lines.push_back(title + ": is discarded: " + s.failure);
+		else if (s.phase == SnapshotPhase::deleting)
+			lines.push_back(title + ": is being deleted");
+	}
+	for (const auto &[sid, s] : before.snapshots)
+		if (!after.snapshot(sid))
+			lines.push_back(fmt::format("snapshot {} of volume {}: is gone", s.name, s.volume));
+}
+
 void compare_volume(const State &before, const State &after, const Volume &v, std::vector<std::string> &lines)
 {
 	const Volume *known = before.volume(v.vid);
@@ -64,7 +95,11 @@ void compare_volume(const State &before, const State &after, const Volume &v, st
 	for (const Replica &r : known && known->phase == v.phase && v.phase == Phase::ready ? known->replicas : std::vector<Replica>{})
 		if (!v.replica(r.host))
 			lines.push_back(fmt::format("volume {}: has no replica on host {} any more", v.name, before.host_name(r.host)));
-	if (known && known->version != v.version)
+	if (known && known->size_bytes != v.size_bytes)
+		lines.push_back(fmt::format("volume {}: has {} bytes, {} before", v.name, v.size_bytes, known->size_bytes));
+	else if (known && known->grow_bytes != v.grow_bytes && v.grow_bytes)
+		lines.push_back(fmt::format("volume {}: grows to {} bytes", v.name, v.grow_bytes));
+	if (known && known->version != v.version && !only_openers_of_shared(*known, v))
 		lines.push_back(fmt::format("volume {}: {}", v.name, describe_record(after, v)));
 }
 
@@ -97,6 +132,7 @@ std::vector<std::string> differences(const State &before, const State &after)
 						    pool.thin_lv.empty() ? "" : "/", pool.thin_lv));
 	for (const auto &[vid, v] : after.volumes)
 		compare_volume(before, after, v, lines);
+	compare_snapshots(before, after, lines);
 	for (const auto &[vid, v] : before.volumes)
 		if (!after.volume(vid))
 			lines.push_back(fmt::format("volume {}: is gone", v.name));
