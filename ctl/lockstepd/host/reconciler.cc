@@ -239,6 +239,7 @@ void Reconciler::kernel_event(const KernelEvent &event)
 	case LKS_CMD_EV_CLOSE: {
 		VolumeWork &w = works_[event.vid];
 		w.ended = std::max(w.ended, event.session);
+		w.open.needs_dump = dumps_begun_ + 1;    // an older one may show the wait of the open that has come to its end
 		break;
 	}
 	case LKS_CMD_EV_DISK_ERROR:

@@ -268,7 +268,7 @@ Done FakeWorld::config_set(const lks_record &record, bool admit)
 		k->hold = 0;
 	k->noted_version = std::max<uint64_t>(k->noted_version, record.version);
 	for (const lks_record_opener &o : record.openers)
-		if (o.host == 1 && k->open_waiters && record.primary) {
+		if (o.host == 1 && k->open_waiters && record.primary && !opens_late) {
 			k->writers += k->open_waiters;
 			k->openers += k->open_waiters;
 			k->open_waiters = 0;

@@ -66,6 +66,7 @@ public:
 	uint64_t barriers_begun = 0;
 	std::vector<std::string> proposals;    // ops of this host, in order
 
+	bool opens_late = false;              // a record that grants a session does not end the wait of an open at once
 	std::map<HostId, bool> in_use_there;   // what other hosts answer; absent: they do not
 
 	// ---- faults ----

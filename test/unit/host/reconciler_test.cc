@@ -198,6 +198,24 @@ TEST_CASE("an open is granted, and its end leaves the record")
 	CHECK(r.volume().opener(1)->session > session);
 }
 
+TEST_CASE("the wait of an open that has come to its end is not taken for another open")
+{
+	Ready r;
+	r.w.opens_late = true;    // the primary drains first
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.w.daemon().dump()->volume(r.vid)->noted_version == r.volume().version && r.volume().opener(1); }));
+	REQUIRE(r.w.daemon().dump()->volume(r.vid)->open_waiters == 1);
+	r.kernel().open_waiters = 0;
+	r.kernel().session_ended = r.volume().opener(1)->session;
+	KernelEvent closed = event(LKS_CMD_EV_CLOSE, r.vid);
+	closed.session = r.kernel().session_ended;
+	r.w.daemon().kernel_event(closed);
+	REQUIRE(r.w.run_until([&] { return r.volume().openers.empty(); }));
+	r.w.run_for(3000);
+	CHECK(r.w.count("record.open") == 1);
+}
+
 TEST_CASE("an open is found without its event")
 {
 	Ready r;
