@@ -24,6 +24,7 @@
 #include <linux/workqueue.h>
 #include "core/core.h"
 
+#define LKS_CONTROL_LANE 0		/* carries no data if the link has another */
 #define LKS_SILENT_TCP_MS 10000		/* TCP gives up on data that were not acknowledged for so long */
 #define LKS_KEEPALIVE_IDLE_S 3		/* an idle lane is probed after this, */
 #define LKS_KEEPALIVE_INTERVAL_S 1	/* this often, */
@@ -51,6 +52,7 @@ struct lks_lane {
 	struct list_head queue;		/* struct lks_tx; under peer->lock */
 	u64 queued_bytes;		/* under peer->lock */
 	u64 sent, received;		/* frames; sent: under peer->lock */
+	u64 sent_bytes;			/* of those frames; under peer->lock */
 	wait_queue_head_t wait;		/* of the sender and of a receiver that waits for the link */
 };
 
@@ -61,7 +63,7 @@ struct lks_link {
 	u8 nready;			/* lanes that are there; under peer->admin */
 	enum lks_link_state state;	/* under peer->lock; CLOSING is final */
 	bool silent;			/* L4: closed because the host did not answer */
-	unsigned int turn;		/* lane to try first for LKS_LANE_ANY; under peer->lock */
+	unsigned int turn;		/* counts frames for LKS_LANE_ANY; under peer->lock */
 	const char *reason;		/* why it closes; a constant */
 	struct work_struct close_work;
 	struct lks_lane lanes[LKS_MAX_LANES];

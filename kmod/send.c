@@ -54,12 +54,16 @@ static void enqueue(struct lks_lane *lane, struct lks_tx *tx)
 		wake_up(&lane->wait);
 }
 
-/* The lane with the shortest queue, in turn among equals. */
+/*
+ * The lane with the shortest queue, in turn among equals. Lane 0 stays free of what may be long where there is another: the
+ * leases' pings go there, and a promise that waits behind megabytes runs out.
+ */
 static unsigned int choose(struct lks_link *link)
 {
-	unsigned int i, best = link->turn++ % link->nlanes;
+	unsigned int first = link->nlanes > 1 ? LKS_CONTROL_LANE + 1 : 0;
+	unsigned int i, best = first + link->turn++ % (link->nlanes - first);
 
-	for (i = 0; i < link->nlanes; i++)
+	for (i = first; i < link->nlanes; i++)
 		if (link->lanes[i].queued_bytes < link->lanes[best].queued_bytes)
 			best = i;
 	return best;
@@ -167,6 +171,7 @@ static struct lks_tx *next_tx(struct lks_lane *lane, bool *more)
 		list_del(&tx->link);
 		lane->queued_bytes -= sizeof(tx->h) + tx->h.length;
 		lane->sent++;
+		lane->sent_bytes += sizeof(tx->h) + tx->h.length;
 		*more = !list_empty(&lane->queue);
 	}
 	spin_unlock(&lane->link->peer->lock);

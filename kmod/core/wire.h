@@ -19,7 +19,7 @@
  *  ACK         any   number    -         -          0                     -            the write is in the member's cache
  *  STABLE      0     -         stable    -          0                     -
  *  FLUSH       0     number    -         -          0                     -            F1
- *  FLUSHED     0     number    -         -          0                     -
+ *  FLUSHED     any   number    -         -          0                     -
  *  SYNC        any   number    -         bytes      data, or 0: zeros     bytes        resync copy; tag: its length
  *  SYNCED      any   number    -         -          0                     -
  *  PREPARE     0     -         -         -          0                     -            D2, J2; its MAPs went ahead
@@ -34,6 +34,12 @@
  *  COMPARE     any   id        hash      bytes      0                     bytes        is the hash of your blocks this? Flag
  *                                                                                     ZEROES: have you never written there?
  *  COMPARED    any   id        LKS_CMP_* -          0                     -
+ *
+ * Lanes. What must come in order goes down one: 0 (MAPs ahead of what they belong to; the rest there is short and must not
+ * wait behind data), or all of them (C2). "any" is not ordered with anything, nor with itself: a write whose number is above a
+ * STABLE may come before or after it, a FLUSH covers only writes that all have acknowledged (F1), an ACK names its write,
+ * and a promise (L1..L3) only runs out when its PING or PONG is late. So whoever sends is free to choose the lane of "any":
+ * the module uses lane 0 only if there is no other, the simulator each at random.
  *
  * DISCARD and ZEROES carry no data: tag is the number of bytes. Hashes are XXH64 with seed 0.
  */

@@ -13,6 +13,7 @@
 #include <functional>
 #include <map>
 #include <sstream>
+#include <thread>
 
 #include <fmt/format.h>
 #include <yaml-cpp/yaml.h>
@@ -108,6 +109,7 @@ void read_map(const YAML::Node &node, const std::string &prefix, const Readers &
 HostConfig read_config(const YAML::Node &root, const std::string &hostname)
 {
 	HostConfig c;
+	c.lanes = default_lanes();
 	const Readers consensus = {
 		{"heartbeat-ms", [&](auto &k, auto &n) { c.heartbeat_ms = number_of(k, n, 10, 10'000); }},
 		{"election-ms", [&](auto &k, auto &n) { c.election_ms = number_of(k, n, 50, 60'000); }},
@@ -137,6 +139,11 @@ HostConfig read_config(const YAML::Node &root, const std::string &hostname)
 }
 
 }    // namespace
+
+unsigned default_lanes()
+{
+	return 1 + std::clamp(std::thread::hardware_concurrency(), 1u, 4u);
+}
 
 Result<HostConfig> parse_config(const std::string &text, const std::string &path, const std::string &hostname)
 {

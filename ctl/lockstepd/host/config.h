@@ -23,10 +23,13 @@ struct HostConfig {
 	unsigned heartbeat_ms = 100;           // consensus
 	unsigned election_ms = 1000;           // consensus
 	unsigned host_timeout_ms = 4000;       // a host silent for so long is offline
-	unsigned lanes = 1;                    // of a link this host dials: 1 .. LKS_MAX_LANES
+	unsigned lanes = 2;                    // of a link this host dials: 1 .. LKS_MAX_LANES; default: see default_lanes()
 };
 
 constexpr const char *CONFIG_PATH = "/etc/lockstep/lockstep.yaml";
+
+// One for what must not wait behind data (the kernel's lane 0), and one for data for each CPU, up to four.
+unsigned default_lanes();
 
 Result<HostConfig> load_config(const std::string &path);
 

@@ -86,6 +86,9 @@ TEST_CASE("a configuration with everything, and one with the least")
 	CHECK(least->port == 7788);
 	CHECK(least->state_dir == "/var/lib/lockstep");
 	CHECK(least->host_timeout_ms == 4000);
+	CHECK(least->lanes == default_lanes());
+	CHECK(default_lanes() >= 2);    // or the leases' pings wait behind data
+	CHECK(default_lanes() <= 5);
 }
 
 TEST_CASE("a bad configuration is refused with file, line and key")
