@@ -83,8 +83,8 @@ static int replica_show(struct seq_file *m, void *unused)
 		   s.term, s.noted_version, s.session);
 	seq_printf(m, "memory: %zu bytes\n", v->allocated);
 	if (v->backing)
-		seq_printf(m, "disk: %s metadata=%llu sector=%u%s\n", v->backing->path, v->backing->offset, v->backing->sector,
-			   v->backing->thin ? " thin" : "");
+		seq_printf(m, "disk: %s metadata=%llu sector=%u%s\n", v->backing->path, lks_volume_meta_offset(v, &s),
+			   v->backing->sector, v->backing->thin ? " thin" : "");
 	seq_printf(m, "attached: %u admitted: %u suspect: %u failed: %u\n", s.attached, s.admitted, s.suspect, s.failed);
 	seq_printf(m, "extents: %u hot, %u written, of %llu\n", s.hot_extents, s.written_extents,
 		   DIV_ROUND_UP_ULL(v->size, LKS_EXTENT_BYTES));

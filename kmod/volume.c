@@ -588,6 +588,33 @@ static void explain_attach(int err, struct netlink_ext_ack *ack)
 	}
 }
 
+/* META_MOVED only asks; the core changes over when it can, and forgets where to when it has detached. */
+u64 lks_volume_meta_offset(struct lks_volume *v, const struct lks_vol_status *s)
+{
+	if (s->attached)
+		v->backing->offset = s->meta_offset;
+	return v->backing->offset;
+}
+
+static u64 meta_offset_now(struct lks_volume *v)
+{
+	struct lks_vol_status s;
+
+	lks_vol_status(v->core, v->now_ms, &s);
+	return lks_volume_meta_offset(v, &s);
+}
+
+/* Has this very replica been attached before? */
+static bool is_attached(struct lks_volume *v, const char *path, u64 offset)
+{
+	bool is;
+
+	lks_volume_lock(v);
+	is = !v->detaching && !strcmp(v->backing->path, path) && meta_offset_now(v) == offset;
+	mutex_unlock(&v->lock);
+	return is;
+}
+
 /* Under v->admin. */
 int lks_volume_attach(struct lks_volume *v, const char *path, u64 offset, bool thin, struct netlink_ext_ack *ack)
 {
@@ -595,7 +622,7 @@ int lks_volume_attach(struct lks_volume *v, const char *path, u64 offset, bool t
 	int err;
 
 	if (v->backing) {
-		if (!v->detaching && !strcmp(v->backing->path, path) && v->backing->offset == offset)
+		if (is_attached(v, path, offset))
 			return 0;
 		NL_SET_ERR_MSG(ack, "another replica is attached, or this one is being detached");
 		return -EBUSY;
@@ -636,6 +663,7 @@ int lks_volume_detach(struct lks_volume *v, struct netlink_ext_ack *ack)
 	lks_volume_lock(v);
 	if (!v->detaching) {
 		v->detaching = true;
+		meta_offset_now(v);
 		lks_vol_detach(v->core, v->now_ms);
 	}
 	lks_volume_unlock(v, true);
@@ -706,8 +734,6 @@ int lks_volume_meta_moved(struct lks_volume *v, u64 offset, struct netlink_ext_a
 	lks_volume_lock(v);
 	if (v->backing)
 		err = lks_vol_meta_moved(v->core, offset, v->now_ms);
-	if (!err)
-		v->backing->offset = offset;
 	lks_volume_unlock(v, true);
 	if (err)
 		NL_SET_ERR_MSG(ack, "no such move of the metadata is under way");

@@ -158,6 +158,8 @@ int lks_volume_meta_move(struct lks_volume *v, u64 offset, u64 size, struct netl
 int lks_volume_meta_moved(struct lks_volume *v, u64 offset, struct netlink_ext_ack *ack);
 int lks_volume_resize(struct lks_volume *v, u64 size, struct netlink_ext_ack *ack);
 void lks_volume_abort(struct lks_volume *v);
+/* Under the lock, with a backing device; s: what the core says now. Where the metadata are that an attach would have to read. */
+u64 lks_volume_meta_offset(struct lks_volume *v, const struct lks_vol_status *s);
 
 void lks_volume_exit(void);
 

@@ -371,7 +371,8 @@ def test_module_grow(lab):
     """A volume grows while it is open: its metadata move behind the new end, then the device is larger; nothing is lost."""
     grown = 96 << 20
     a, = lab.boot(1)
-    start(a, 1)
+    a.run("dmsetup create disk --table \"0 $(blockdev --getsz /dev/vdb) linear /dev/vdb 0\"")
+    start(a, 1, disk='/dev/mapper/disk')
     kdrive(a, 'device-add 1')
     decider = auto(a, '1:insync')
     a.run(f'dd if=/dev/urandom of=/dev/lockstep/v1 bs=1M count={SIZE >> 20} oflag=direct')
@@ -386,10 +387,20 @@ def test_module_grow(lab):
     kdrive(a, f'meta-move 1 {grown} {grown}')
     wait(lambda: 'move-current' in volume(a), 30, 'the metadata to stand in both places')
     refused(a, f'meta-move 1 {2 * grown} {grown}', 'Device or resource busy')
-    kdrive(a, f'meta-moved 1 {grown}')
+
+    # A disk that answers nothing keeps the kernel from changing over: until it has, it names the old place.
+    config = lambda n, size='': kdrive(a, f'config 1 {int(state["noted"]) + n} {state["term"]} 1 {state["session"]} 1:insync '
+                                          f'1:{state["session"]} {size}')
+    a.run('dmsetup suspend --nolockfs disk')
+    config(1)
+    for _ in range(2):
+        kdrive(a, f'meta-moved 1 {grown}')
+        assert volume(a)['offset'] == str(SIZE) and volume(a)['move'] == str(grown) and 'move-current' in volume(a)
+    a.run('dmsetup resume disk')
+    wait(lambda: volume(a)['offset'] == str(grown), 20, 'the kernel to change over')
     wait(lambda: 'move' not in volume(a), 60, 'what stood behind the data to be zeros')
     assert volume(a)['offset'] == str(grown) and int(volume(a)['capacity']) >= grown
-    kdrive(a, f'config 1 {int(state["noted"]) + 1} {state["term"]} 1 {state["session"]} 1:insync 1:{state["session"]} {grown}')
+    config(2, grown)
     kdrive(a, f'resize 1 {grown}')
     kdrive(a, f'resize 1 {grown}')
     refused(a, f'resize 1 {SIZE}', 'Invalid argument')
@@ -404,6 +415,6 @@ def test_module_grow(lab):
     for verb in ('device-del', 'detach', 'volume-del'):
         kdrive(a, f'{verb} 1')
     kdrive(a, f'volume-add 1 v1 0 {grown}')
-    assert 'suspect=0' in kdrive(a, f'attach 1 /dev/vdb {grown}')
+    assert 'suspect=0' in kdrive(a, f'attach 1 /dev/mapper/disk {grown}')
     assert a.out(f'dd if=/dev/vdb bs=1M count={grown >> 20} iflag=direct 2>/dev/null | sha256sum') == after
     stop(a)
