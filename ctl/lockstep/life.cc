@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 
 namespace lockstep::cli {
@@ -85,10 +86,21 @@ Result<json> host_in(const json &status, const std::string &name)
 	return not_found("the cluster has no host named " + name);
 }
 
+// Of how many volumes the host has something to delete that is a replica no more.
+unsigned volumes_left_behind(const json &status, const std::string &host)
+{
+	unsigned volumes = 0;
+	for (const json &v : status["volumes"]) {
+		const json &behind = v["changes"]["left_behind"];
+		volumes += std::find(behind.begin(), behind.end(), host) != behind.end();
+	}
+	return volumes;
+}
+
 // What still has to be copied before the host's replicas can go, and what stands in the way.
 std::string left_to_do(const json &status, const std::string &host)
 {
-	unsigned replicas = 0;
+	unsigned replicas = 0, behind = volumes_left_behind(status, host);
 	uint64_t to_copy = 0;
 	std::string obstacle;
 	for (const json &v : status["volumes"]) {
@@ -105,6 +117,8 @@ std::string left_to_do(const json &status, const std::string &host)
 			obstacle = shown(v["changes"]["obstacle"]);
 	}
 	std::string text = fmt::format("{} {} left", replicas, replicas == 1 ? "replica" : "replicas");
+	if (behind)
+		text += fmt::format(", {} to delete", behind);
 	if (to_copy)
 		text += ", " + format_bytes(to_copy) + " to copy";
 	return obstacle.empty() ? text : text + "; " + obstacle;
@@ -125,7 +139,12 @@ Done evacuate(Context &context, const std::string &host, bool wait)
 			return h.error();
 		if ((*h)["evacuating"] != true)
 			return forbidden("the evacuation of host " + host + " was called off");
-		if ((*h)["replicas"] == 0) {
+		const bool deleted = !volumes_left_behind(*status, host);
+		if ((*h)["replicas"] == 0 && !deleted && (*h)["status"] != "online") {
+			context.out << fmt::format("host {} holds nothing that is needed; it will delete what is left on its disks when it is back\n", host);
+			return Nothing{};
+		}
+		if ((*h)["replicas"] == 0 && deleted) {
 			context.out << fmt::format("host {} is empty; `lockstep host remove {}` takes it out of the cluster, `lockstep host restore {}` lets it "
 						   "take replicas again\n", host, host, host);
 			return Nothing{};

@@ -106,6 +106,14 @@ TEST_CASE("hosts: evacuate, restore, remove, lost")
 	CHECK(has(d.run({"status"}).out, "host beta is being evacuated, 1 replicas left"));
 	CHECK(has(d.run({"host", "list"}).out, "online, evacuating"));
 	d.resyncs = true;
+	d.idle = {2};
+	o = d.run({"host", "evacuate", "beta", "--no-wait"});
+	CHECK((o.status == 0 && has(o.out, "host beta: 0 replicas left, 1 to delete")));
+	d.online(2, false);
+	o = d.run({"host", "evacuate", "beta"});
+	CHECK((o.status == 0 && has(o.out, "host beta holds nothing that is needed")));
+	d.idle = {};
+	d.online(2, true);
 	o = d.run({"host", "evacuate", "beta"});
 	CHECK((o.status == 0 && has(o.out, "host beta is empty")));
 	o = d.run({"host", "restore", "beta"});
