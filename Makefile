@@ -66,9 +66,10 @@ $B/lockstepd: $B/o/ctl/lockstepd/main.o $B/libctl.a
 $B/lockstep: $B/o/$(cli_main:.cc=.o) $B/libcli.a $B/libctl.a
 	$(CXX) -o $@ $^ $(LIBS)
 
+# -O1 -g1: daemon and command line wait for others most of the time, and who builds them waits for the compiler
 $B/o/%.o: %.cc
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) -c -o $@ $<
+	$(CXX) $(CXXFLAGS) -O1 -g1 -c -o $@ $<
 
 $B/o/%.o: %.c
 	@mkdir -p $(@D)
@@ -85,7 +86,7 @@ $(foreach u,$(units),$(eval $(call unit_rule,$(u))))
 # tests are compiled without optimisation: building them takes longer than running them
 $B/test-o/%.o: %.cc
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) -O0 -c -o $@ $<
+	$(CXX) $(CXXFLAGS) -O0 -g1 -c -o $@ $<
 
 $B/libcore.a: $(core_o)
 	@rm -f $@
