@@ -316,7 +316,7 @@ void Reconciler::look()
 	do {
 		look_again_ = false;
 		sync();
-		if (!synced_)
+		if (!synced_ || !world_.state().host(self_))    // a host that was removed makes nothing anew
 			continue;
 		if (dump_wanted_ && !dumping_ && world_.now_ms() - dumped_ms_ >= DUMP_LEAST_MS)
 			take_dump();

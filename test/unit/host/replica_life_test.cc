@@ -161,6 +161,7 @@ TEST_CASE("a host that leaves takes its devices down, says so, and is told")
 		e.tell({{"op", "host.remove"}, {"host", 1}});
 		REQUIRE(e.w.run_until([&] { return !e.w.state.host(1); }));
 		CHECK(e.w.run_until([&] { return e.w.removed; }, 1000));
+		e.w.run_for(3000);    // the daemon ends a moment later
 		CHECK(e.w.volumes.empty());
 		CHECK(e.w.violations.empty());
 	}
