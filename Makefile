@@ -121,7 +121,8 @@ lab: all
 setup:
 	scripts/setup
 
-demo: setup
+demo:
+	scripts/setup --demo
 	$(MAKE) -j$(JOBS) all
 	$(PYTHON) test/lab/demo.py
 
