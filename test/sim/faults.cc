@@ -32,11 +32,11 @@ void World::faults_step()
 
 void World::fault()
 {
-	enum { CRASH, BLACKOUT, CUT, ONE_WAY, ISOLATE, FAILOVER, TAKE_OVER, BREAK, PAUSE, DISK, DAEMON, LOG, REATTACH, HANDOVER, HOLD, VERIFY, FULL, GROW };
+	enum { CRASH, BLACKOUT, CUT, ONE_WAY, ISOLATE, FAILOVER, TAKE_OVER, BREAK, PAUSE, DISK, DAEMON, LOG, REATTACH, HANDOVER, HOLD, VERIFY, FULL, GROW, HALFWAY };
 	Host &a = random_host(), &b = *hosts[(a.id + random.below(hosts.size() - 1)) % hosts.size()];
 	Volume &v = random_volume();
 	Time how_long = random.between(5, 150) * STEP;
-	switch (random.weighted({40, 4, 60, 25, 15, 15, 15, 30, 20, 15, 10, 8, 12, 25, 15, 8, 6, 10})) {
+	switch (random.weighted({40, 4, 60, 25, 15, 15, 15, 30, 20, 15, 10, 8, 12, 25, 15, 8, 6, 10, 25})) {
 	case CRASH:
 		crash(a, random.between(5, random.chance(.3) ? 20 : 120) * STEP);
 		break;
@@ -116,6 +116,9 @@ void World::fault()
 		break;
 	case HOLD:
 		begin_hold(v, random.between(1, 30) * 100 * MS);
+		break;
+	case HALFWAY:
+		rewrite_halfway(v);
 		break;
 	}
 }
@@ -288,6 +291,82 @@ void World::spoil_activation(uint8_t id, uint32_t vid)
 	else
 		isolate(h, volume(vid));
 	at(random.between(1, 12) * STEP, [this, vid] { failover(volume(vid)); });
+}
+
+void World::stall_lane(uint8_t from, uint8_t to, unsigned lane, Time how_long)
+{
+	Link *l = link_of(from, to);
+	if (!l)
+		return;
+	trace("h%u>h%u lane %u stalls for %llu ms", from, to, lane, (unsigned long long)(how_long / MS));
+	Time &due = l->lanes[l->hosts[1] == from][lane].last_due;
+	due = std::max(due, now + how_long);
+}
+
+// What R2 is for takes three misfortunes in a row, which chance alone hardly ever deals: the last writes of a primary have
+// reached one member and not another; the next primary has rewritten some of them everywhere, not all, when it dies, after its
+// tick has told what is stable; both members go on under a third, and nobody who made the writes is left to repeat them.
+void World::rewrite_halfway(Volume &v)
+{
+	const lks_record &r = v.record();
+	Instance *p = r.primary ? find(r.primary, v.vid) : nullptr;
+	std::vector<uint8_t> others;
+	for (uint8_t h : v.replicas)
+		if (h != r.primary && replica_in(r, h)->state == LKS_REPLICA_INSYNC && host(h).up)
+			others.push_back(h);
+	Instance *writer = nullptr;
+	for (auto &h : hosts)
+		if (Instance *i = find(h->id, v.vid); i && i->core && i->door == Door::open && h->id != r.primary)
+			writer = i;
+	if (!p || !p->core || p->core->role != LKS_ACTIVE || !writer || others.size() < 2)
+		return;
+	uint8_t client = writer->host.id, heir = random.pick(others);
+	if (std::count(others.begin(), others.end(), client))
+		heir = client;
+	std::erase(others, heir);
+	stall_lane(r.primary, random.pick(others), static_cast<unsigned>(random.below(profile.lanes)), random.between(1, 4) * SECOND);
+	for (const Span &w : v.windows)
+		for (unsigned n = 0; n < 2; n++) {
+			uint64_t skip = random.below(w.count);
+			Span span = {w.first + skip, random.between(1, w.count - skip)};
+			uint64_t extent = LKS_EXTENT_BYTES / SECTOR;
+			span.count = std::min(span.count, extent - span.first % extent);
+			if ((span.first + span.count) * SECTOR <= writer->core->p.size)
+				submit_op(*writer, LKS_OP_WRITE, span, 0);
+		}
+	at(random.between(1, 8) * STEP, [this, &v, heir, client, term = r.term] {
+		if (!hostile || v.record().term != term || !quorum(host(heir)) ||
+		    replica_in(v.record(), heir)->state != LKS_REPLICA_INSYNC)
+			return;
+		if (client != heir)
+			crash(host(client), random.between(5, 60) * STEP);
+		std::set<uint8_t> keep;
+		for (uint8_t h : v.replicas)
+			keep.insert(h);
+		start_term(v, heir, keep);
+		at(STEP, [this, &v, heir, term] { stall_rewriting(v, heir, term + 1, now + 5 * SECOND); });
+	});
+}
+
+// Waits until the primary of this term is rewriting; some of it then takes long to arrive somewhere, and the primary dies.
+void World::stall_rewriting(Volume &v, uint8_t primary, uint64_t term, Time limit)
+{
+	Instance *p = find(primary, v.vid);
+	if (!hostile || now > limit || v.record().term != term)
+		return;
+	if (!p || !p->core || p->core->role != LKS_ACTIVATING || p->core->cfg.term != term || !p->core->recon_begun) {
+		at(1 * MS, [this, &v, primary, term, limit] { stall_rewriting(v, primary, term, limit); });
+		return;
+	}
+	for (uint8_t h : v.replicas)
+		if (h != primary)
+			stall_lane(primary, h, profile.lanes - 1, 2 * SECOND);
+	at(random.between(100, 500) * MS, [this, &v, primary, term] {
+		if (!hostile || v.record().term != term)
+			return;
+		crash(host(primary), random.between(100, 200) * STEP);
+		at(random.between(1, 6) * STEP, [this, &v] { failover(v); });
+	});
 }
 
 // A member restarts in good order while its promise to the primary is fresh, and is made the primary at once; the old one is
