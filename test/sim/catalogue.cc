@@ -299,6 +299,77 @@ void join_half_seen(World &w, bool lost)
 void play_join_half_seen(World &w) { join_half_seen(w, true); }
 void play_join_unheard(World &w) { join_half_seen(w, false); }
 
+// The proposal of h3's join is under way in the log, and what h1 proposes after it is lost. Returns the entry.
+lks_record join_under_way(Script &s)
+{
+	World &w = s.w;
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	write_all(s, 4, 0, 6);
+	cut_pair(s, 1, 3, 20 * SECOND);
+	write_all(s, 4, 0, 6);
+	removed(s, 3);
+	w.heal_network();
+	s.catch_moment("its join is proposed", [&] { return s.on(1).core->join_stage == LKS_JOIN_PROPOSE; });
+	w.host(1).daemon = false;
+	lks_record late = w.next_version(s.v);
+	for (int i = 0; i < late.nreplicas; i++)
+		if (late.replicas[i].host == 3) {
+			late.replicas[i].state = LKS_REPLICA_INSYNC;
+			late.replicas[i].since = late.version;
+		}
+	return late;
+}
+
+// The joiner crashes and reads the log before its join is committed: the record then calls a replica clean that has lost
+// completed writes.
+void play_join_late_joiner(World &w)
+{
+	Script s(w);
+	lks_record late = join_under_way(s);
+	write_all(s, 4, 0, 6);    // h3 has acknowledged these, and nothing has flushed them
+	w.survival = 0;
+	w.crash(w.host(3), 1 * SECOND);
+	w.survival = -1;
+	s.await("h3 has read the log", [&] {
+		Instance *i = w.find(3, s.v.vid);
+		return i && i->core && i->core->admitted;
+	});
+	s.expect(!s.member(3) && s.on(3).core->suspect, "h3 is suspect and knows no join");
+	s.expect(w.commit(s.v, late), "the join is committed now");
+	w.crash(w.host(1), 30 * SECOND);
+	w.start_term(s.v, 3, {2, 3});
+	s.pass(6 * SECOND);
+	s.expect(!s.serves(3), "h3 does not serve");
+	s.promote(2, {});
+	read_all(s, 4, 6);
+	w.settle("at the end");
+}
+
+// The primary is gone when the join is committed, and the joiner has to serve at once.
+void play_join_late_primary(World &w)
+{
+	Script s(w);
+	lks_record late = join_under_way(s);
+	for (unsigned lane : {0u, 1u})
+		s.delay_lane(1, 3, lane, 20 * SECOND);
+	std::vector<uint64_t> ops;
+	for (unsigned i = 0; i < 6; i++)
+		ops.push_back(s.begin(4, LKS_OP_WRITE, place(i)));
+	s.pass(300 * MS);    // these wait for the joiner, which they never reach
+	w.crash(w.host(1), 30 * SECOND);
+	s.pass(2 * SECOND);
+	s.expect(!s.member(3), "h3 knows no join");
+	s.expect(w.commit(s.v, late), "the join is committed now");
+	w.crash(w.host(2), 30 * SECOND);
+	s.promote(3, {});
+	for (uint64_t op : ops)
+		s.await_op(4, op);
+	read_all(s, 3, 6);
+	w.settle("at the end");
+}
+
 // What was flushed before a replica joined was flushed on the others only; then all power is lost, and it is the joined one
 // that must serve.
 void play_joined_then_dark(World &w)
@@ -711,6 +782,8 @@ const std::vector<Scenario> &catalogue()
 		{"two-losses", "B17: a second loss during the first one's removal", play_two_losses},
 		{"join-half-seen", "B18: a joiner is lost between its join being proposed and recorded (C5)", play_join_half_seen},
 		{"join-unheard", "B18, B34: a joiner counts before its join is recorded (J1)", play_join_unheard},
+		{"join-late-joiner", "B18: a join is recorded after the joiner has crashed and read the log (S4)", play_join_late_joiner},
+		{"join-late-primary", "B18: a join is recorded after the primary has gone (J1)", play_join_late_primary},
 		{"joined-then-dark", "B44: a joiner has what others had flushed before (J2)", play_joined_then_dark},
 		{"survivor-knows", "B12, B27: a member learns from a version what a lost one lacks (C3)", play_survivor_knows},
 		{"writes-through-resync", "B26, B29, B30, B34: writes and discards to what is being copied, without end", play_writes_through_resync},
