@@ -52,19 +52,19 @@ std::function<void(Done)> when_done(Links::Reply reply)
 	};
 }
 
+}    // namespace
+
+std::string with_port(const std::string &address, unsigned port)
+{
+	return address.find(':') == std::string::npos ? fmt::format("{}:{}", address, port) : fmt::format("[{}]:{}", address, port);
+}
+
 std::vector<std::string> addresses_of(const Host &host)
 {
 	std::vector<std::string> addresses;
 	for (const std::string &address : host.addresses)
 		addresses.push_back(with_port(address, host.port));
 	return addresses;
-}
-
-}    // namespace
-
-std::string with_port(const std::string &address, unsigned port)
-{
-	return address.find(':') == std::string::npos ? fmt::format("{}:{}", address, port) : fmt::format("[{}]:{}", address, port);
 }
 
 uint64_t unix_ms()
@@ -456,6 +456,7 @@ void Daemon::look()
 	lanes_->look();
 	report_soft();
 	keep_address();
+	ask_whether_member();
 }
 
 void Daemon::update_peers()

@@ -51,6 +51,7 @@ constexpr uint64_t ELECTED_GRACE_MS = 1500;      // a new leader calls nobody of
 constexpr uint64_t SOFT_LEAST_MS = 500;          // between two reports about oneself
 constexpr uint64_t IN_USE_TIMEOUT_MS = 1000;     // for another host to say that it uses a volume
 constexpr uint64_t JOIN_TIMEOUT_MS = 12'000;
+constexpr uint64_t ASK_MEMBER_PERIOD_MS = 5000;
 constexpr uint64_t CERT_PERIOD_MS = 3'600'000;   // looks whether the certificate is to be renewed
 
 class Daemon {
@@ -94,6 +95,7 @@ private:
 	Json self_json() const;                                 // {uuid name addresses port level}
 	Done take_identity();                                   // from the disk
 	std::optional<std::string> not_a_member(const PeerCert &peer, bool established) const;
+	void ask_whether_member();                              // while there is no leader
 	void keep_certificate();                                // renews it in time
 	void token(uint64_t valid_s, JsonReply done);
 	Result<std::string> host_uuid() const;                  // kept on disk until the membership is
@@ -141,6 +143,7 @@ private:
 	bool was_listed_ = false;                               // this host is among the State's
 	std::map<HostId, uint64_t> known_since_ms_;             // when this daemon began to look for a host
 	uint64_t founding_ms_ = 0;
+	uint64_t asked_member_ms_ = 0;
 	bool authority_logged_ = false;                         // the founder's copy of its key is gone
 	bool keeping_address_ = false;
 	std::vector<std::string> listening_for_;                // the State's addresses of this host that the port follows
@@ -156,6 +159,7 @@ private:
 
 // "10.77.2.1" and 7788 as "10.77.2.1:7788"; IPv6 in brackets.
 std::string with_port(const std::string &address, unsigned port);
+std::vector<std::string> addresses_of(const Host &host);    // with ports
 
 // Unix time in ms.
 uint64_t unix_ms();

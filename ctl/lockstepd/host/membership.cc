@@ -160,10 +160,36 @@ std::optional<std::string> Daemon::not_a_member(const PeerCert &peer, bool estab
 		return "it is not known here yet";
 	}
 	if (!host || host->raft_id != peer.subject.raft_id)
-		return "it was removed from the cluster";
+		return Tls::REMOVED;
 	if (host->key != peer.key_digest)
 		return "its key is not the one it joined with";
 	return std::nullopt;
+}
+
+// A daemon that died between its host.gone (or a `host lost` that it never saw) and setting host.json aside comes back as a host that
+// nobody knows: nobody sends it the log any more, so it cannot learn that from there. While it hears of no leader it asks each host that
+// it knows; one that let it in would say so. Their word is final: a raft id is never given out twice. (Purpose api, since nothing is
+// made of such a connection.)
+void Daemon::ask_whether_member()
+{
+	if (log_->leader() || !state_.initialized() || Loop::now_ms() - asked_member_ms_ < ASK_MEMBER_PERIOD_MS)
+		return;
+	asked_member_ms_ = Loop::now_ms();
+	for (const auto &[id, host] : state_.hosts) {
+		if (id == member_->host_id)
+			continue;
+		Hello hello;
+		hello.purpose = Purpose::api;
+		hello.to_host = id;
+		dialer_.dial(addresses_of(host), host.port, hello, [this, name = host.name](Result<int> fd, const HelloAnswer &answer) {
+			if (fd)
+				close(*fd);
+			if (!answer.removed || stopping_)
+				return;
+			loop_.log(fmt::format("host {} says that this host was removed from the cluster", name));
+			removed();
+		});
+	}
 }
 
 // Each host has the authority's key and signs its own new certificate; connections go on with the old one.

@@ -53,6 +53,7 @@ struct Attempt {
 	std::optional<size_t> speaking;                  // which one says hello
 	Timer next_start;
 	std::string last_error;
+	bool removed = false;          // one of them said so
 };
 
 struct Request {
@@ -129,8 +130,10 @@ void Dialer::Impl::start_next(Token token)
 		return;
 	const auto done = std::move(a.done);
 	const std::string error = a.last_error.empty() ? "no address is known" : a.last_error;
+	HelloAnswer refusal;
+	refusal.removed = a.removed;
 	attempts.erase(token);
-	done(failed(error), HelloAnswer{});
+	done(failed(error), refusal);
 }
 
 std::unique_ptr<Try> Dialer::Impl::open(Attempt &a, const std::string &text, std::string &error)
@@ -270,6 +273,7 @@ void Dialer::Impl::ready(Token token, size_t at)
 	}
 	auto answer = decode_hello_answer(t.reader.body());
 	if (!answer || !answer->ok) {
+		a.removed = a.removed || (answer && answer->removed);
 		failed_at(token, at, t.where + ": " + (answer ? "refused: " + answer->message : answer.error().message));
 		return;
 	}

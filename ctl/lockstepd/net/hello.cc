@@ -88,10 +88,13 @@ std::string encode_hello(const Hello &h)
 
 std::string encode_hello_answer(const HelloAnswer &a)
 {
-	return framed(MAGIC_ANSWER, {{"ok", a.ok},
-				     {"message", a.message.substr(0, STRING_MAX_BYTES)},
-				     {"host", uint64_t(a.host)},
-				     {"name", a.name.substr(0, STRING_MAX_BYTES)}});
+	json body = {{"ok", a.ok},
+		     {"message", a.message.substr(0, STRING_MAX_BYTES)},
+		     {"host", uint64_t(a.host)},
+		     {"name", a.name.substr(0, STRING_MAX_BYTES)}};
+	if (a.removed)
+		body["removed"] = true;
+	return framed(MAGIC_ANSWER, body);
 }
 
 Result<size_t> decode_hello_header(std::string_view header, bool answer)
@@ -135,6 +138,7 @@ Result<HelloAnswer> decode_hello_answer(std::string_view bytes)
 	    !take(*body, "message", a.message) || !take(*body, "host", a.host, 64) || !take(*body, "name", a.name))
 		return failed("its answer is malformed");
 	a.ok = body->at("ok").get<bool>();
+	a.removed = !a.ok && body->contains("removed") && body->at("removed").is_boolean() && body->at("removed").get<bool>();
 	return a;
 }
 

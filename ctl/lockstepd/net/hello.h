@@ -68,6 +68,7 @@ struct Hello {
 struct HelloAnswer {
 	bool ok = false;
 	std::string message;    // when refused: one line
+	bool removed = false;   // refused since the sender is in the cluster no more; never said of one that may still become known
 	int host = 0;           // who answered; 0 when it has no id
 	std::string name;
 	std::string address;    // filled in by the Dialer: the one that answered, as it was given

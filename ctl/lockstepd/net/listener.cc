@@ -239,7 +239,7 @@ void Listener::Impl::ready(HalfOpen *h)
 		return;
 	}
 	const auto no = objection(*hello, h->tls->peer());
-	const HelloAnswer answer{!no, no.value_or(""), identity.host_id, identity.name, ""};
+	const HelloAnswer answer{!no, no.value_or(""), no == Tls::REMOVED, identity.host_id, identity.name, ""};
 	if (no)
 		refuse(h->peer + " (" + (hello->from_name.empty() ? "unnamed" : hello->from_name) + ", " +
 			       purpose_name(hello->purpose) + ")",

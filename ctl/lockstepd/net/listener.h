@@ -101,7 +101,8 @@ public:
 	// One attempt: begins with the addresses in order, DIAL_STAGGER_MS apart (CONNECT_TIMEOUT_MS each); the first that
 	// completes the hello wins.
 	// Identity's fields are filled into `hello` (for join: none but the name). On success the callback owns `fd`, with the
-	// properties that ListenerHandlers tells of its purpose. The error names the last address and is one line.
+	// properties that ListenerHandlers tells of its purpose. The error names the last address and is one line; answer.removed then
+	// tells that a host of the cluster, by its certificate, said that this one is in it no more.
 	// Retrying is the caller's business (retry_delay_ms). cancel(token) prevents the callback.
 	using Token = uint64_t;
 	using Callback = std::function<void(Result<int> fd, const HelloAnswer &answer)>;

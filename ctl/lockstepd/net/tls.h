@@ -130,6 +130,9 @@ public:
 	void set_admission(Admission objection);
 	std::optional<std::string> objection(const PeerCert &peer) const;
 
+	// The objection to a host whose membership has ended for good: it is told so (HelloAnswer::removed).
+	static constexpr const char *REMOVED = "it was removed from the cluster";
+
 	// Asks again about the peers of all relays, and cuts those that are not let in any more.
 	void recheck();
 

@@ -251,7 +251,9 @@ TEST_CASE("hello: what is written is read, and nothing else")
 	CHECK_FALSE(decode(json::array({1, 2})));
 	CHECK_FALSE(decode_hello(""));
 
-	const auto answer = decode_hello_answer(std::string_view(encode_hello_answer({false, "no", 3, "h3", ""})).substr(HELLO_HEADER_BYTES));
+	const auto answer = decode_hello_answer(std::string_view(encode_hello_answer({false, "no", true, 3, "h3", ""})).substr(HELLO_HEADER_BYTES));
+	REQUIRE(answer);
+	CHECK(answer->removed);
 	REQUIRE(answer);
 	CHECK_FALSE(answer->ok);
 	CHECK(answer->message == "no");

@@ -302,10 +302,11 @@ TEST_CASE("who is let in: not the expired, the foreign, the forged, the nameless
 	listener.handlers().on_link = [&](const Hello &, int fd) { fds.push_back(fd); };
 	int removed = 0;
 	tls.set_admission([&](const PeerCert &peer, bool) {
-		return peer.subject.host == removed ? std::optional<std::string>("it was removed from the cluster") : std::nullopt;
+		return peer.subject.host == removed ? std::optional<std::string>(Tls::REMOVED) : std::nullopt;
 	});
 	const int before = open_fds();
 
+	bool told_removed = false;
 	const auto attempt = [&](const TlsIdentity &identity, int host = 2) {
 		Tls own(loop, LaneEnd::relay);
 		Dialer dialer(loop, own);
@@ -315,8 +316,9 @@ TEST_CASE("who is let in: not the expired, the foreign, the forged, the nameless
 		Hello hello;
 		hello.purpose = Purpose::link;
 		std::string outcome;
-		dialer.dial({"127.0.0.1:" + std::to_string(listener.port())}, 0, hello, [&](Result<int> fd, const HelloAnswer &) {
+		dialer.dial({"127.0.0.1:" + std::to_string(listener.port())}, 0, hello, [&](Result<int> fd, const HelloAnswer &answer) {
 			outcome = fd ? "ok" : fd.error().message;
+			told_removed = answer.removed;
 			if (fd)
 				close(*fd);
 		});
@@ -346,7 +348,9 @@ TEST_CASE("who is let in: not the expired, the foreign, the forged, the nameless
 	CHECK(has(attempt(identity_of(CLUSTER, 3, 103)), "its certificate is that of host 3"));
 	CHECK(has(attempt(identity_of(CLUSTER, 2, 177)), "its certificate is that of host 2, raft member 177"));
 	removed = 4;
+	CHECK_FALSE(told_removed);
 	CHECK(has(attempt(identity_of(CLUSTER, 4, 104), 4), "it was removed from the cluster"));
+	CHECK(told_removed);
 
 	// One log line for each reason, not each try.
 	lines.clear();
@@ -368,7 +372,7 @@ TEST_CASE("a host that is removed is cut at once, others are not")
 	Two t(loop);
 	t.far_tls.set_admission([&](const PeerCert &peer, bool established) {
 		CHECK(established);
-		return peer.subject.host == removed ? std::optional<std::string>("it was removed from the cluster") : std::nullopt;
+		return peer.subject.host == removed ? std::optional<std::string>(Tls::REMOVED) : std::nullopt;
 	});
 	auto near = t.near_tls.stream_end(std::move(t.near));
 	auto far = t.far_tls.stream_end(std::move(t.far));
