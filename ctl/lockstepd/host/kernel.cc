@@ -105,6 +105,7 @@ KernelVolume read_volume(Attributes a)
 					  number(a[LKS_A_CAPACITY]), number(a[LKS_A_MOVE_OFFSET]), a[LKS_A_MOVE_CURRENT] != nullptr};
 	v.hold = number(a[LKS_A_HOLD]);
 	v.handover_to = uint8_t(number(a[LKS_A_HANDOVER_TO]));
+	v.freeze_ms = uint32_t(number(a[LKS_A_FREEZE_MS]));
 	v.verify_total = number(a[LKS_A_VERIFY_TOTAL]);
 	v.verify_done = number(a[LKS_A_VERIFY_DONE]);
 	v.verify_differ = number(a[LKS_A_VERIFY_DIFFER]);

@@ -59,6 +59,7 @@ struct KernelVolume {
 	std::vector<KernelPeerReplica> peers;
 	uint32_t hot_extents = 0, written_extents = 0;
 	uint64_t hold = 0;         // number of the quiesce that stands; 0: none
+	uint32_t freeze_ms = 0;    // requests that wait longer fail; 0: they wait
 	uint8_t handover_to = 0;   // host id of a planned handover under way; 0: none
 	uint64_t verify_total = 0, verify_done = 0, verify_differ = 0;    // blocks
 	bool operator==(const KernelVolume &) const = default;

@@ -187,7 +187,7 @@ private:
 	// serving.cc
 	void look_serving(const Volume &v, const KernelVolume &k, VolumeWork &w);
 	bool look_holds(const Volume &v, const KernelVolume &k, VolumeWork &w);
-	bool look_tuning(const Volume &v, VolumeWork &w);
+	bool look_tuning(const Volume &v, const KernelVolume &k, VolumeWork &w);
 	void look_handover(const Volume &v, const KernelVolume &k, VolumeWork &w);
 	void call_kernel(const std::string &key, std::function<Done()> command, std::function<void(Done)> done);
 

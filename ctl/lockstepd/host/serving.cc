@@ -15,7 +15,7 @@ void Reconciler::look_serving(const Volume &v, const KernelVolume &k, VolumeWork
 {
 	if (!may(w.serve))
 		return;
-	if (look_tuning(v, w) || look_holds(v, k, w))
+	if (look_tuning(v, k, w) || look_holds(v, k, w))
 		return;
 	if (v.primary == self_ && k.role == LKS_ACTIVE && k.noted_version >= v.version)
 		look_handover(v, k, w);
@@ -24,16 +24,13 @@ void Reconciler::look_serving(const Volume &v, const KernelVolume &k, VolumeWork
 }
 
 // NoQuorum::error: while there is a quorum a request waits for a fail-over as long as that takes.
-bool Reconciler::look_tuning(const Volume &v, VolumeWork &w)
+bool Reconciler::look_tuning(const Volume &v, const KernelVolume &k, VolumeWork &w)
 {
 	const bool quorum = !world_.quorum || world_.quorum();
 	const uint32_t freeze_ms = v.no_quorum == NoQuorum::error && !quorum ? ERROR_AFTER_MS : 0;
-	// The kernel may remember what another daemon told it; a new volume's default is 0.
-	const bool first = !w.freeze_ms && v.no_quorum == NoQuorum::freeze;
-	if (w.freeze_ms == freeze_ms || first) {
-		w.freeze_ms = freeze_ms;
+	// What another daemon told this kernel, before a restart, stands in the dump.
+	if (w.freeze_ms.value_or(k.freeze_ms) == freeze_ms)
 		return false;
-	}
 	act(v.vid, &VolumeWork::serve, serve_key(v.vid), [kernel = world_.kernel, vid = v.vid, freeze_ms] { return kernel.tune(vid, freeze_ms); },
 	    [this, vid = v.vid, freeze_ms](bool ok) {
 		    if (ok)

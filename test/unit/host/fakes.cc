@@ -468,6 +468,8 @@ Kernel FakeWorld::kernel()
 	k.tune = [=, this](uint32_t vid, uint32_t ms) {
 		return act(name("tune", vid), [=, this]() -> Done {
 			freeze_ms[vid] = ms;
+			if (KernelVolume *k = find(vid))
+				k->freeze_ms = ms;
 			return Nothing{};
 		});
 	};

@@ -84,6 +84,16 @@ TEST_CASE("without a quorum requests fail only where that was asked for, and no 
 	r.w.quorum = true;
 	REQUIRE(r.w.run_until([&] { return r.w.freeze_ms[r.vid] == 0; }, 3000));
 	CHECK(quiet(r.w));
+	// The policy changes while this host's daemon is dead: the next one finds what the kernel was told.
+	r.w.quorum = false;
+	REQUIRE(r.w.run_until([&] { return r.w.freeze_ms[r.vid] == ERROR_AFTER_MS; }, 1000));
+	r.w.kill_daemon();
+	r.w.propose({{"op", "volume.set"}, {"vid", r.vid}, {"no_quorum", "freeze"}});
+	r.w.quorum = true;
+	r.w.start_daemon();
+	REQUIRE(r.w.run_until([&] { return r.w.freeze_ms[r.vid] == 0; }, 3000));
+	r.w.run_for(1000);
+	CHECK(r.w.freeze_ms[r.vid] == 0);
 }
 
 TEST_CASE("a volume grows: killed or failing at any step, on this host or after a reboot, it converges")
