@@ -87,6 +87,18 @@ Result<json> Client::get(const std::string &path, unsigned timeout_s) const
 	return result_of(connection(socket_, timeout_s).Get(path), timeout_s);
 }
 
+Result<std::string> Client::get_text(const std::string &path) const
+{
+	if (Done can = reachable(); !can)
+		return can.error();
+	constexpr unsigned TIMEOUT_S = 30;
+	const httplib::Result response = connection(socket_, TIMEOUT_S).Get(path);
+	if (response && response->status == 200)
+		return response->body;
+	const Result<json> no = result_of(response, TIMEOUT_S);
+	return no ? failed("lockstepd gave no answer to " + path) : no.error();
+}
+
 Result<json> Client::post(const std::string &path, const json &body, unsigned timeout_s) const
 {
 	if (Done can = reachable(); !can)

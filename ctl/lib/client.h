@@ -21,6 +21,7 @@ public:
 
 	// timeout_s: how long the daemon may take to answer.
 	Result<nlohmann::json> get(const std::string &path, unsigned timeout_s = 30) const;
+	Result<std::string> get_text(const std::string &path) const;    // what is no JSON
 	Result<nlohmann::json> post(const std::string &path, const nlohmann::json &body, unsigned timeout_s = 150) const;
 	Result<nlohmann::json> patch(const std::string &path, const nlohmann::json &body, unsigned timeout_s = 150) const;
 	Result<nlohmann::json> del(const std::string &path, unsigned timeout_s = 150) const;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
 // The command line as a function, so that tests run it in their own process. Each command group is a file: cluster.cc
-// (cluster, host, pool), volume.cc, status.cc (status, wait-sync), life.cc (replicas, hosts' comings and goings, options).
+// (cluster, host, pool), volume.cc, status.cc (status, wait-sync), why.cc (why, events, metrics), life.cc (replicas, hosts' comings and goings, options).
 //
 // A command asks the daemon on this host and prints: tables for people, or with --json what the API answered. What went wrong
 // is one line on stderr; the exit status says of what kind it is (lib/error.h).
@@ -26,6 +26,7 @@ struct Context {
 	bool is_root = true;
 	std::function<uint64_t()> now_ms = {};  // Unix time
 	bool terminal = false;                  // out is one
+	unsigned rounds = 0;                    // of what goes on for ever (status --watch, events --follow); 0: no limit. For tests
 	Client client() const { return Client(socket); }
 };
 
@@ -38,6 +39,7 @@ void add_status(CLI::App &app, Context &context, Action &action);
 void add_serving(CLI::App &app, CLI::App &volume, Context &context, Action &action);    // volumes in use
 void add_snapshot(CLI::App &app, Context &context, Action &action);
 void add_option(CLI::App &app, Context &context, Action &action);
+void add_why(CLI::App &app, Context &context, Action &action);
 // Further verbs of these command groups (life.cc).
 void add_volume_life(CLI::App &volume, Context &context, Action &action);
 void add_host_life(CLI::App &host, Context &context, Action &action);

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <sstream>
 
 namespace lockstep::cli {
 
@@ -194,6 +195,37 @@ Done status(Context &context, const std::string &volume, bool as_json)
 	return Nothing{};
 }
 
+// Draws the status again whenever something in it has changed; off a terminal one after the other, JSON one object a line.
+Done watch(Context &context, const std::string &volume, bool as_json)
+{
+	std::string last;
+	for (unsigned round = 0;; round++) {
+		std::ostringstream text;
+		Context page{text, context.err, context.socket, context.is_root, context.now_ms};
+		Result<json> answer = cluster_status(context, volume);
+		if (!answer)
+			return answer.error();
+		if (as_json)
+			text << answer->dump() << "\n";
+		else if (volume.empty())
+			print_status(page, *answer);
+		else
+			for (const json &v : (*answer)["volumes"])
+				print_volume(page, v);
+		if (text.str() != last && context.terminal && !as_json)
+			context.out << "\033[H\033[J" << text.str();
+		else if (text.str() != last)
+			context.out << (last.empty() || as_json ? "" : "\n") << text.str();
+		context.out.flush();
+		last = text.str();
+		if (context.rounds && round + 1 >= context.rounds)
+			return Nothing{};
+		Result<json> moved = context.client().get(fmt::format("/v1/wait?index={}&ms={}", (*answer)["applied"].get<uint64_t>(), POLL_MS));
+		if (!moved)
+			return moved.error();
+	}
+}
+
 // ---- wait-sync -----------------------------------------------------------------------------------------------------
 
 // What is not in sync yet, one text a replica.
@@ -273,14 +305,17 @@ void add_status(CLI::App &app, Context &context, Action &action)
 	struct Options {
 		std::string volume;
 		std::vector<std::string> volumes;
-		bool as_json = false;
+		bool as_json = false, watch = false;
 		double timeout_s = 0;
 	};
 	auto o = std::make_shared<Options>();
 	CLI::App *status_command = app.add_subcommand("status", "Health of the cluster, its hosts and volumes");
 	status_command->add_option("VOLUME", o->volume, "Only this volume, in detail");
 	status_command->add_flag("--json", o->as_json, "Print JSON");
-	status_command->callback([=, &context, &action] { action = [=, &context] { return status(context, o->volume, o->as_json); }; });
+	status_command->add_flag("--watch", o->watch, "Go on showing it as it changes, until interrupted");
+	status_command->callback([=, &context, &action] {
+		action = [=, &context] { return o->watch ? watch(context, o->volume, o->as_json) : status(context, o->volume, o->as_json); };
+	});
 	CLI::App *wait_command = app.add_subcommand("wait-sync", "Wait until all replicas are in sync");
 	wait_command->add_option("VOLUME", o->volumes, "Only these volumes");
 	wait_command->add_option("--timeout", o->timeout_s, "Give up after so many seconds, with exit status 10 (default: never)")

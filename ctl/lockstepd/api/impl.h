@@ -4,6 +4,8 @@
 // object and names their routes. A handler is a member function from a request to Result<json>; it may throw BadRequest.
 #pragma once
 
+#include "lib/uuid.h"
+#include "lockstepd/api/events.h"
 #include "lockstepd/api/guard.h"
 #include "lockstepd/api/meter.h"
 #include "lockstepd/api/server.h"
@@ -14,6 +16,8 @@
 #include <thread>
 
 namespace lockstep {
+
+constexpr unsigned MAX_POLL_MS = 30000;
 
 struct BadRequest {
 	std::string message;
@@ -45,6 +49,7 @@ struct ApiServer::Impl {
 	bool stopping = false;
 	json reports = json::object();
 	SyncMeter meter;
+	EventList events{make_uuid().substr(0, 8)};
 
 	Impl(ApiBackend b, ApiOptions o) : backend(std::move(b)), options(std::move(o)) { routes(); }
 
@@ -113,6 +118,7 @@ struct ApiServer::Impl {
 	Result<json> snapshot_restore(const httplib::Request &req);
 	Result<json> snapshot_revert(const httplib::Request &req);
 	Result<json> volume_clone(const httplib::Request &req);
+
 	// life.cc
 	void routes_life();
 	Done wait_created(uint32_t vid, HostId host);
@@ -124,6 +130,11 @@ struct ApiServer::Impl {
 	Result<json> option_list(const httplib::Request &req);
 	Result<json> option_set(const httplib::Request &req);
 	Result<json> capacity_of(const httplib::Request &req);
+
+	// watch.cc
+	void routes_watch();
+	Result<json> get_events(const httplib::Request &req);
+	Result<json> get_why(const httplib::Request &req);
 };
 
 // Waits until holds(State) is true, looking again whenever the State or a host's report changes; false after the time-out or

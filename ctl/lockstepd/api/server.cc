@@ -24,7 +24,6 @@ namespace {
 
 constexpr size_t MAX_THREADS = 32;
 constexpr size_t MAX_BODY_BYTES = 64 * 1024;
-constexpr unsigned MAX_POLL_MS = 30000;
 
 int http_status(Status status)
 {
@@ -179,6 +178,7 @@ void ApiServer::Impl::routes()
 	http.Get("/v1/wait", route(&Impl::get_wait));
 	routes_cluster();
 	routes_life();
+	routes_watch();
 	routes_serving();
 	routes_snapshots();
 	routes_volumes();
@@ -300,6 +300,15 @@ void ApiServer::changed()
 	{
 		std::lock_guard lock(impl_->mutex);
 		impl_->turn++;
+	}
+	impl_->moved.notify_all();
+}
+
+void ApiServer::happened(const std::string &kind, const std::string &name, const std::string &line)
+{
+	{
+		std::lock_guard lock(impl_->mutex);
+		impl_->events.add(kind, name, line, api_now_ms());
 	}
 	impl_->moved.notify_all();
 }

@@ -20,6 +20,9 @@
 //   POST   /v1/volumes           {name, size_bytes, redundancy(o), pool(o), hosts(o: names), uuid(o), group(o), labels(o)}
 //   PATCH  /v1/volumes/NAME      {labels: {key: text or null}}
 //   DELETE /v1/volumes/NAME
+//   GET    /v1/events?after=C&ms=M  what has happened after the cursor C; waits up to M ms for something (events.h)
+//   GET    /v1/why/NAME          what is the matter with a volume or host, and what to do
+//   GET    /metrics              the same status for Prometheus
 //   GET    /v1/wait?index=N&ms=M long poll: the status once State::applied is above N, or after M ms (at most 30,000)
 //
 // Errors: {"status":2|3|5|10,"message":"one line"} with HTTP 400, 404, 409 or 503. Requests are bounded: 64 KiB of body,
@@ -37,7 +40,7 @@
 // "peers" counts from the primary only. Send a report when something in it changed, while a resync runs once a second, and
 // drop it by soft(host, nullptr) when the host's link is lost.
 //
-// Context: start() and stop() from one thread; changed() and soft() from any, they do not block.
+// Context: start() and stop() from one thread; changed(), soft() and happened() from any, they do not block.
 #pragma once
 
 #include "lib/error.h"
@@ -98,6 +101,8 @@ public:
 	void stop();
 	void changed();                            // the State has moved on
 	void soft(HostId host, const nlohmann::json &report);
+	// A line of the log, for GET /v1/events; kind, name: what it is about (events.h). Before changed().
+	void happened(const std::string &kind, const std::string &name, const std::string &line);
 
 private:
 	struct Impl;

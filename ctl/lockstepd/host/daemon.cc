@@ -444,8 +444,10 @@ void Daemon::publish()
 		before = published_;
 		published_ = next;
 	}
-	for (const std::string &line : differences(*before, *next))
-		loop_.log(line);
+	for (const Change &change : changes_between(*before, *next)) {
+		loop_.log(change.line);
+		api_->happened(change.kind, change.name, change.line);
+	}
 	api_->changed();
 }
 

@@ -12,6 +12,13 @@
 
 namespace lockstep {
 
+struct Change {
+	std::string kind;    // "volume", "host", "pool", "snapshot" or "cluster": what it is about,
+	std::string name;    // and which
+	std::string line;
+};
+
+std::vector<Change> changes_between(const State &before, const State &after);
 std::vector<std::string> differences(const State &before, const State &after);
 
 // "version 7, term 2, primary alpha, open on beta, in sync: alpha beta, stale: gamma"

@@ -47,6 +47,7 @@ public:
 	std::set<HostId> idle;                  // hosts that do nothing
 	std::string create_error;               // hosts answer a new replica with this failure
 	bool quorum = true;
+	unsigned rounds = 0;                    // Context::rounds
 	unsigned broken_holds = 0;              // so many attempts at a snapshot fail
 	bool repairs = false;                   // the leader adds and removes replicas
 	bool resyncs = false;                   // primaries get replicas in sync
@@ -72,6 +73,7 @@ public:
 			static std::atomic<uint64_t> now_ms = NOW_MS;
 			return now_ms += 50;
 		}};
+		context.rounds = rounds;
 		int status = cli::run(args, context);
 		INFO(err.str());
 		std::string line = err.str();

@@ -199,6 +199,11 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	http.ask("get", "/status", "/status");
 	http.ask("get", "/status", "/status?volume=nothing", {}, 404);
 	http.ask("get", "/wait", "/wait?index=0&ms=0");
+	d.server().happened("volume", "a", "volume a: is ready");
+	http.ask("get", "/events", "/events");
+	http.ask("get", "/why/{name}", "/why/a");
+	http.ask("get", "/why/{name}", "/why/gamma");
+	http.ask("get", "/why/{name}", "/why/nosuch", {}, 404);
 	http.ask("get", "/volumes", "/volumes");
 	http.ask("get", "/volumes/{name}", "/volumes/b");
 	d.idle = {};
