@@ -8,7 +8,8 @@
  * two writes of one block (at least 4 KiB, aligned) in flight (W2).
  *
  * A discarded range must read as zeros on every replica. Only a thin volume promises that, and only for whole granules;
- * everything else is overwritten with zeros.
+ * everything else is overwritten with zeros. What is less than a granule of a thin volume is looked at first: to write zeros
+ * where nothing is allocated would take space from the pool, and a file system's trim of small free ranges fill it.
  */
 #include <linux/blkdev.h>
 #include <linux/highmem.h>
@@ -128,13 +129,14 @@ void lks_backing_submit(struct lks_volume *v, struct lks_io *io)
 
 /* ---- the slow ways: in the worker ---- */
 
-static int transfer_sector(struct lks_backing *b, blk_opf_t opf, u64 at)
+/* b->scratch, or the first bytes of it: whole sectors */
+static int transfer_scratch(struct lks_backing *b, blk_opf_t opf, u64 at, u32 bytes)
 {
 	struct bio *bio = bio_alloc_bioset(b->bdev, 1, opf, GFP_NOIO, &bios);
 	int err;
 
 	bio->bi_iter.bi_sector = at >> SECTOR_SHIFT;
-	__bio_add_page(bio, b->scratch, b->sector, 0);
+	__bio_add_page(bio, b->scratch, bytes, 0);
 	err = submit_bio_wait(bio);
 	bio_put(bio);
 	return err;
@@ -151,7 +153,7 @@ static int part_of_sector(struct lks_backing *b, struct lks_io *io, u64 from, u6
 	u64 at = rounddown(from, (u64)b->sector);
 	u32 in_buf = from - io->offset, n;
 	u32 in_sector = from - at;
-	int err = transfer_sector(b, REQ_OP_READ | REQ_SYNC, at);
+	int err = transfer_scratch(b, REQ_OP_READ | REQ_SYNC, at, b->sector);
 
 	for (; !err && from < to; from += n, in_buf += n, in_sector += n) {
 		struct page *page = io->buf ? io->buf->vecs[in_buf / PAGE_SIZE].bv_page : NULL;
@@ -166,7 +168,7 @@ static int part_of_sector(struct lks_backing *b, struct lks_io *io, u64 from, u6
 	}
 	if (err || io->op == LKS_IO_READ)
 		return err;
-	return transfer_sector(b, write_flags(io), at);
+	return transfer_scratch(b, write_flags(io), at, b->sector);
 }
 
 /* Bytes [from, to) of io: whole sectors. */
@@ -208,6 +210,24 @@ static int do_range(struct lks_backing *b, struct lks_io *io, u64 from, u64 to, 
 	return zero_sectors(b, first, last, flags);
 }
 
+/* Bytes [from, to) of a thin volume, less than a granule. */
+static int zero_edge(struct lks_backing *b, struct lks_io *io, u64 from, u64 to)
+{
+	u64 at = from;
+
+	while (at < to) {
+		u64 unit = rounddown(at, (u64)LKS_META_UNIT), end = min(unit + LKS_META_UNIT, to);
+		int err = transfer_scratch(b, REQ_OP_READ | REQ_SYNC, unit, LKS_META_UNIT);
+
+		if (err)
+			return err;
+		if (memchr_inv(page_address(b->scratch) + (at - unit), 0, end - at))
+			break;
+		at = end;
+	}
+	return at == to ? 0 : do_range(b, io, at, to, BLKDEV_ZERO_NOUNMAP);
+}
+
 static int discard(struct lks_backing *b, struct lks_io *io, u64 from, u64 to)
 {
 	u32 granule = bdev_discard_granularity(b->bdev);
@@ -218,13 +238,34 @@ static int discard(struct lks_backing *b, struct lks_io *io, u64 from, u64 to)
 		return do_range(b, io, from, to, 0);
 	first = min(roundup(from, (u64)granule), to);
 	last = max(rounddown(to, (u64)granule), first);
-	err = do_range(b, io, from, first, BLKDEV_ZERO_NOUNMAP);
+	err = zero_edge(b, io, from, first);
 	if (!err)
-		err = do_range(b, io, last, to, BLKDEV_ZERO_NOUNMAP);
+		err = zero_edge(b, io, last, to);
 	if (err || first == last)
 		return err;
 	err = blkdev_issue_discard(b->bdev, first >> SECTOR_SHIFT, (last - first) >> SECTOR_SHIFT, GFP_NOIO);
 	return err == -EOPNOTSUPP ? zero_sectors(b, first, last, 0) : err;
+}
+
+static int flush(struct lks_backing *b)
+{
+	struct bio *bio = bio_alloc_bioset(b->bdev, 0, REQ_OP_WRITE | REQ_SYNC | REQ_PREFLUSH, GFP_NOIO, &bios);
+	int err = submit_bio_wait(bio);
+
+	bio_put(bio);
+	return err;
+}
+
+/* There is no FUA for zeros that a device makes itself. */
+static int zero(struct lks_backing *b, struct lks_io *io, u64 from, u64 to)
+{
+	int err;
+
+	if (io->op == LKS_IO_DISCARD)
+		err = discard(b, io, from, to);
+	else
+		err = do_range(b, io, from, to, BLKDEV_ZERO_NOUNMAP);
+	return err || !(io->flags & LKS_IO_FUA) ? err : flush(b);
 }
 
 void lks_backing_slow_work(struct work_struct *work)
@@ -246,10 +287,10 @@ void lks_backing_slow_work(struct work_struct *work)
 		if (!io)
 			break;
 		end = io->offset + io->length;
-		if (io->op == LKS_IO_DISCARD)
-			err = discard(v->backing, io, io->offset, end);
+		if (io->op == LKS_IO_READ || io->op == LKS_IO_WRITE)
+			err = do_range(v->backing, io, io->offset, end, 0);
 		else
-			err = do_range(v->backing, io, io->offset, end, BLKDEV_ZERO_NOUNMAP);
+			err = zero(v->backing, io, io->offset, end);
 		finish(v, io, err);
 	}
 	memalloc_noio_restore(noio);

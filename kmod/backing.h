@@ -9,7 +9,7 @@ struct lks_backing {
 	struct file *file;	/* what bdev_file_open_by_path() gave */
 	struct block_device *bdev;
 	u32 sector;		/* bytes: the smallest transfer */
-	struct page *scratch;	/* a sector, for slow_io_work */
+	struct page *scratch;	/* LKS_META_UNIT bytes, for slow_io_work */
 	u64 offset;		/* bytes: where the metadata are, or were when last asked: lks_volume_meta_offset() */
 	bool thin;		/* reads zeros where it was never written, or was discarded in whole granules */
 	char path[];

@@ -247,6 +247,38 @@ def test_module_io(lab):
         stop(a)
 
 
+def test_module_thin(lab):
+    """A replica on a thin volume: what is discarded goes back to the pool, and trimming what is free takes nothing from it."""
+    a, = lab.boot(1)
+    chunk, extent = 256 << 10, 4 << 20
+    a.run(f'vgcreate -q g /dev/vdb && lvcreate -q -L 512m -V 128m -c {chunk >> 10}k --thinpool pool -n t g', timeout=120)
+    chunks = lambda: int(a.out('dmsetup status g-t').split()[3]) * 512 // chunk
+    start(a, 1, 'thin', disk='/dev/g/t')
+    kdrive(a, 'device-add 1')
+    decider = auto(a, '1:insync')
+    a.run('/lab/blockio random /dev/lockstep/v1 20 3', timeout=200)
+    assert a.out('sha256sum </dev/lockstep/v1') == digest(a, '/dev/g/t')
+    a.run('blkdiscard -f /dev/lockstep/v1')
+    empty = chunks()
+    assert empty < 8, 'only the metadata take space'
+    each = lambda what: a.run(f'for i in $(seq 0 {SIZE // extent - 1}); do {what} || exit 1; done', timeout=200)
+    each(f'dd if=/dev/urandom of=/dev/lockstep/v1 bs=4096 count=1 seek=$((i * {extent // 4096})) oflag=direct conv=notrunc 2>&1')
+    used = chunks()
+    assert used == empty + SIZE // extent
+    each(f'blkdiscard -f -o $((i * {extent} + 1048576 + 65536)) -l {chunk // 2} /dev/lockstep/v1')
+    assert chunks() == used, 'less than a chunk was discarded where nothing is: that takes no space'
+    before = digest(a, '/dev/g/t')
+    each(f'blkdiscard -f -z -o $((i * {extent} + 512)) -l 1024 /dev/lockstep/v1')
+    assert digest(a, '/dev/g/t') != before
+    a.run(f'blkdiscard -f -o 512 -l {SIZE - 1024} /dev/lockstep/v1')
+    assert chunks() == empty + 1, 'all but what is left of the first chunk is free'
+    a.run(f'cmp -n {SIZE - 512} /dev/zero /dev/lockstep/v1 0 512')
+    assert a.out('od -An -tx8 -N 512 /dev/lockstep/v1 | sort -u | wc -l') != '1', 'the first sector is as it was'
+    assert a.out('sha256sum </dev/lockstep/v1') == digest(a, '/dev/g/t')
+    decider.stop()
+    stop(a)
+
+
 def test_module_frozen(lab):
     """Who waits for a primary that does not come is failed on demand or after a time, and nothing stands in a teardown's way."""
     a, = lab.boot(1)
