@@ -144,8 +144,8 @@ struct lks_ops {
 	/*
 	 * Queue a frame to a peer: header h (the surroundings seal it), then h->length bytes from buf (a reference is
 	 * taken) or from bytes (copied). Frames of one lane stay in order. lane LKS_LANE_ALL: a copy down every lane (C2);
-	 * LKS_LANE_ANY: the surroundings choose (see wire.h). Without a link to host: dropped. What cannot be queued for lack of memory
-	 * must break the link, so that lks_vol_link_lost() follows.
+	 * LKS_LANE_ANY: the surroundings choose (see wire.h). Without a link to host: dropped. What cannot be queued for lack
+	 * of memory must break the link, so that lks_vol_link_lost() follows.
 	 */
 	void (*send)(void *ctx, u8 host, u8 lane, const struct lks_frame *h, struct lks_buf *buf, const void *bytes);
 
