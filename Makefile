@@ -9,7 +9,7 @@
 #	make sim [SEEDS=n] [FIRST=s] [SEED=s] [TRACE=1] [BREAK=rule]
 #	make check, kernels: see kmod/check.mk
 #	make sim-asan, sim-breaks, fuzz, coverage: see test/check.mk
-#	make lab [TEST=name] [KERNEL=trixie]  scenarios on virtual hosts
+#	make lab [TEST=name] [KERNEL=trixie|debug]  scenarios on virtual hosts
 #	make test-long        the same with many more seeds and all scenarios
 #	make clean
 
@@ -115,7 +115,7 @@ sim-long: $B/sim
 	test/run sim-long
 
 lab: all
-	$(if $(KERNEL),scripts/kernels --image $(KERNEL))
+	$(if $(KERNEL),$(if $(filter debug,$(KERNEL)),scripts/debug-kernel,scripts/kernels --image $(KERNEL)))
 	LAB_KERNEL=$(KERNEL) $(PYTHON) -m pytest test/lab $(if $(TEST),-k $(TEST)) -q -rA
 
 setup:

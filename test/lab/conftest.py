@@ -12,9 +12,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from lablib import Cluster, Lab, LabError, close_all, exit_on_signals
 from lablib.cluster import open_labs
+from lablib.paths import PATIENCE
 
 standing = None			# the cluster that the last scenario left, if it may be used again
-SCENARIO_SECONDS = 900
+SCENARIO_SECONDS = 900 * PATIENCE
 
 
 def pytest_configure(config):
@@ -35,6 +36,9 @@ def pytest_runtest_call(item):
     signal.alarm(SCENARIO_SECONDS)
     outcome = yield
     signal.alarm(0)
+    if not outcome.excinfo:
+        for lab in open_labs:
+            lab.look_for_leaks()
     for lab in open_labs:
         bad = lab.trouble()
         if outcome.excinfo or bad:

@@ -2,7 +2,7 @@
 """The lab's end of the agent's port (the protocol is described in ../agent.c)."""
 import signal, socket, struct, threading, time
 
-from .paths import LabError
+from .paths import PATIENCE, LabError
 
 RUN, STDIN, SIGNAL, HELLO, STDOUT, STDERR, TAKEN, EXIT = 1, 2, 3, 16, 17, 18, 19, 20
 WINDOW = 256 << 10
@@ -68,6 +68,7 @@ class Process:
     def wait(self, timeout=60):
         """The Result once the command has ended; HostDied or CommandTimeout otherwise (the command runs on)."""
         with self.agent.changed:
+            timeout *= PATIENCE
             if not self.agent.changed.wait_for(lambda: not self.running, timeout):
                 raise CommandTimeout(f'{self.agent.where}: `{self.command}` did not end within {timeout:g} s; so far: '
                                      f'{bytes(self.out[-500:]).decode(errors="replace")}'
@@ -116,6 +117,7 @@ class Agent:
 
     def wait_ready(self, timeout):
         with self.changed:
+            timeout *= PATIENCE
             if not self.changed.wait_for(lambda: self.ready or self.dead, timeout):
                 raise LabError(f'{self.where}: the agent did not answer within {timeout:g} s of power on')
             if self.dead:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import console, image, kernel, net
 from .agent import CommandFailed, CommandTimeout, HostDied
-from .paths import BUILD, FAILED, RUNS, LabError, process_tag, tag_is_alive
+from .paths import BUILD, DEBUG_KERNEL, FAILED, PATIENCE, RUNS, LabError, process_tag, tag_is_alive
 from .vm import Vm
 
 NAMES = ['alpha', 'beta', 'gamma', 'delta', 'epsilon', 'zeta', 'eta', 'theta']
@@ -27,6 +27,7 @@ stopping = threading.Event()		# the process is to end: threads that wait for som
 def wait(condition, timeout=60, what=None, every=0.2):
     """Calls `condition` until it returns something true, and returns that. Its LabErrors count as "not yet"; the last
     one is told when the time is up."""
+    timeout *= PATIENCE
     deadline, last = time.monotonic() + timeout, None
     while True:
         if stopping.is_set():
@@ -163,6 +164,14 @@ class Host:
         fresh, self.judged = text[self.judged:], len(text)
         return console.trouble(fresh, self.allowed)
 
+    def look_for_leaks(self):
+        """With a kernel that has kmemleak: what nobody points to any more is written to the console, and judged there. It
+        is reported when it is older than 5 s and two scans have found it."""
+        scan = ('k=/sys/kernel/debug/kmemleak; [ -e $k ] || exit 0; echo scan >$k; sleep 6; echo scan >$k; '
+                'while read -r l; do echo "kmemleak: $l"; done <$k >/dev/kmsg')
+        if DEBUG_KERNEL and self.up and self.vm.agent and self.vm.agent.ready:
+            self.run(scan, timeout=120)
+
     def allow(self, pattern):
         self.allowed.append(pattern)
 
@@ -197,6 +206,9 @@ class Lab:
         self.hosts += new
         together(lambda h: h.power_on(), new)
         return new
+
+    def look_for_leaks(self):
+        together(lambda h: h.look_for_leaks(), self.hosts)
 
     def trouble(self):
         """Kernel trouble on any console since last asked: ['alpha: line', ...]."""

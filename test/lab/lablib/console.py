@@ -9,6 +9,7 @@ TROUBLE = re.compile(r"""
   | suspicious\ RCU | inconsistent\ lock\ state | INFO:\ trying\ to\ register\ non-static | sleeping\ function\ called
   | scheduling\ while\ atomic | refcount_t: | list_(add|del)\ corruption | slab.*corrupt | KASAN: | UBSAN: | KFENCE:
   | Bad\ page\ state | page\ allocation\ failure | Out\ of\ memory: | lab:\ boot\ failed | segfault\ at | traps:\ .*trap
+  | suspected\ memory\ leaks
   | EXT4-fs\ (error|warning) | Buffer\ I/O\ error | lab:\ the\ agent\ ended
 """, re.VERBOSE | re.MULTILINE)
 

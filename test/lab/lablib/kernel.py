@@ -12,7 +12,7 @@ holds for one boot of the machine.
 import functools, gzip, lzma, os, shutil, struct, subprocess, tempfile
 from pathlib import Path
 
-from .paths import BUILD, GUEST, TOP, LabError
+from .paths import BUILD, DEBUG_KERNEL, GUEST, TOP, LabError
 
 # LAB_KERNEL: a suite whose kernel scripts/kernels --image has fetched; otherwise the machine's own
 OTHER = TOP / 'build/kernels' / os.environ['LAB_KERNEL'] if os.environ.get('LAB_KERNEL') else None
@@ -54,8 +54,11 @@ def decompress(data):
 
 
 def vmlinux():
-    """Path of the decompressed kernel; made on first use."""
+    """Path of the decompressed kernel; made on first use. One with KASAN stays as it is: the PVH entry runs C code before
+    KASAN's shadow is there."""
     source = ROOT / f'boot/vmlinuz-{release()}'
+    if DEBUG_KERNEL:
+        return source
     made = BUILD / f'vmlinux-{release()}'
     if newer(made, source):
         return made

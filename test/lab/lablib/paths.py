@@ -9,6 +9,9 @@ GUEST = LAB / 'guest'
 BUILD = TOP / 'build' / 'lab'
 RUNS = BUILD / 'run'
 FAILED = BUILD / 'failed'
+# A kernel that checks itself is several times slower: whatever a scenario waits for may take so much longer.
+DEBUG_KERNEL = os.environ.get('LAB_KERNEL') == 'debug'
+PATIENCE = 5 if DEBUG_KERNEL else 1
 
 
 class LabError(Exception):

@@ -19,11 +19,14 @@ from pathlib import Path
 
 from . import image, kernel, net
 from .agent import Agent, HostDied
-from .paths import LabError
+from .paths import DEBUG_KERNEL, LabError
 
 COMMAND_LINE = ('console=ttyS0 panic=-1 oops=panic mitigations=off nokaslr random.trust_cpu=on net.ifnames=0 '
                 'printk.devkmsg=on rcupdate.rcu_cpu_stall_timeout=60 loglevel=7 tsc=reliable no_timer_check')
 BOOT_SECONDS = 120
+# The debug kernel: what its tables take; and the firmware's program for the interrupts of PCI, which it would interpret for minutes.
+DEBUG_KERNEL_MB = 512
+DEBUG_KERNEL_OPTION = ' acpi=off'
 
 
 class Spawner:
@@ -102,7 +105,8 @@ class Qmp:
 class Vm:
     def __init__(self, folder, name, number, networks, data_bytes, memory_mb=640, cpus=1, extra_disks=()):
         self.folder, self.name, self.number, self.networks = Path(folder), name, number, networks
-        self.memory_mb, self.cpus, self.extra_disks = memory_mb, cpus, list(extra_disks)
+        self.memory_mb = memory_mb + (DEBUG_KERNEL_MB if DEBUG_KERNEL else 0)
+        self.cpus, self.extra_disks = cpus, list(extra_disks)
         self.folder.mkdir(parents=True)
         self.console_path = self.folder / 'console.log'
         self.daemon_path = self.folder / 'lockstepd.log'
@@ -121,7 +125,8 @@ class Vm:
         args = ['qemu-system-x86_64', '-name', self.name, '-machine', 'pc,usb=off,vmport=off,hpet=off', *accel,
                 '-m', str(self.memory_mb), '-smp', str(self.cpus), '-nodefaults', '-no-user-config', '-display', 'none',
                 '-no-reboot', '-kernel', str(kernel.vmlinux()), '-initrd', str(kernel.initramfs()),
-                '-append', f'{COMMAND_LINE} {kernel.clock_options()} lab.host={self.name} ' + ' '.join(
+                '-append', f'{COMMAND_LINE}{DEBUG_KERNEL_OPTION if DEBUG_KERNEL else ""} {kernel.clock_options()} '
+                f'lab.host={self.name} ' + ' '.join(
                     f'lab.{n}={net.address(n, self.number)}/24' for n in net.NETWORKS),
                 '-qmp', f'unix:{self.folder}/qmp,server=on,wait=off',
                 '-chardev', f'file,id=console,path={self.console_path},append=on', '-serial', 'chardev:console',
