@@ -125,7 +125,7 @@ void add_volume(CLI::App &app, Context &context, Action &action)
 	list_command->add_flag("--json", o->as_json, "Print JSON");
 	list_command->callback([=, &context, &action] { action = [=, &context] { return list(context, o->as_json); }; });
 	CLI::App *delete_command = volume->add_subcommand("delete", "Delete a volume and all its data");
-	delete_command->add_option("NAME", o->name, "Name of the volume")->required();
+	delete_command->add_option("VOLUME", o->name, "Name of the volume")->required();
 	add_serving(app, *volume, context, action);
 	delete_command->callback([=, &context, &action] { action = [=, &context] { return remove(context, o->name); }; });
 	add_volume_life(*volume, context, action);
