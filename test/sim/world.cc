@@ -37,6 +37,15 @@ Profile random_profile(Random &random, const Options &options)
 	p.freeze_ms = random.pick<uint32_t>({0, 0, 0, 0, 0, 700, 10000});
 	p.alloc_failures = options.alloc_failures;
 	p.io_errors = options.io_errors;
+	if (options.busy) {
+		p.hosts = p.replicas = 3;
+		p.volumes = 1;
+		p.pace = 20;
+		p.depth = 40;
+		p.net_delay = 2 * MS;
+		p.disk_delay = 1 * MS;
+		p.faults = p.net_stall = p.net_damage = p.disk_slow = 0;
+	}
 	return p;
 }
 

@@ -74,6 +74,7 @@ struct Options {
 	bool trace = false;
 	double alloc_failures = 0;       // probability per allocation
 	double io_errors = 0;            // probability per transfer
+	bool busy = false;               // three hosts, one volume, many requests, no faults
 };
 
 // What a seed's run is like, so that runs differ in kind and not only in detail.
