@@ -115,7 +115,10 @@ void World::fault()
 		}
 		break;
 	case HOLD:
-		begin_hold(v, random.between(1, 30) * 100 * MS);
+		if (random.chance(.7))
+			begin_hold(v, random.between(1, 30) * 100 * MS);
+		else
+			hold_of_the_replaced(v);
 		break;
 	case HALFWAY:
 		rewrite_halfway(v);
@@ -301,6 +304,22 @@ void World::stall_lane(uint8_t from, uint8_t to, unsigned lane, Time how_long)
 	trace("h%u>h%u lane %u stalls for %llu ms", from, to, lane, (unsigned long long)(how_long / MS));
 	Time &due = l->lanes[l->hosts[1] == from][lane].last_due;
 	due = std::max(due, now + how_long);
+}
+
+// Q1: the primary that holds still is cut off, and does not know that another has begun to serve when its hold ends; so the
+// hold must outlast a promise.
+void World::hold_of_the_replaced(Volume &v)
+{
+	uint8_t primary = v.record().primary;
+	if (!primary)
+		return;
+	begin_hold(v, random.between(4, 12) * SECOND);
+	at(random.between(1, 10) * STEP, [this, &v, primary] {
+		if (!hostile || v.record().primary != primary)
+			return;
+		isolate(host(primary), v);
+		at(random.between(1, 12) * STEP, [this, &v] { failover(v); });
+	});
 }
 
 // What R2 is for takes three misfortunes in a row, which chance alone hardly ever deals: the last writes of a primary have

@@ -361,6 +361,7 @@ struct World {
 	void spoil_activation(uint8_t host_id, uint32_t vid);
 	void restart_under_lease(Instance &i);
 	void stall_lane(uint8_t from, uint8_t to, unsigned lane, Time how_long);
+	void hold_of_the_replaced(Volume &v);
 	void rewrite_halfway(Volume &v);
 	void stall_rewriting(Volume &v, uint8_t primary, uint64_t term, Time limit);
 	void heal();

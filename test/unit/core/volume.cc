@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// A volume's entry points where the simulator cannot go, since its peers and daemons are honest and its volumes small: what a
+// peer or daemon asks for wrongly is refused, and a table that grows by whole units.
+#include "device.h"
+
+#include "core/internal.h"
+
+#include <algorithm>
+#include <deque>
+#include <functional>
+#include <random>
+#include <set>
+
+using namespace lockstep::test;
+
+namespace {
+
+constexpr uint64_t GIB = 1024 * MIB;
+
+// A Device whose transfers are carried out: all of them, when run() is called.
+struct Live : Device {
+	uint64_t now = 100000;    // ms
+	std::deque<lks_io *> transfers;
+	std::vector<lks_event_info> events;
+	std::vector<int> ended;    // requests, how
+	std::function<int(const lks_io &)> carry_out = [](const lks_io &) { return 0; };
+	lks_record record{};
+
+	explicit Live(uint64_t size = 64 * MIB, uint32_t block_size = LKS_BLOCK_DEFAULT) : Device(size, block_size)
+	{
+		record.size = size;
+		record.version = 10;
+		record.term = 3;
+		record.vid = params.vid;
+		record.primary = params.self;
+		record.session_serial = 1;
+		record.nreplicas = 3;
+		for (uint8_t i = 0; i < 3; i++) {    // h1, h2 and h3, which is this host
+			record.replicas[i].host = static_cast<uint8_t>(i + 1);
+			record.replicas[i].state = LKS_REPLICA_INSYNC;
+			record.replicas[i].since = record.replicas[i].added = 1;
+		}
+		record.nopeners = 1;
+		record.openers[0].host = params.self;
+		record.openers[0].session = 1;
+	}
+
+	static Live &of(void *ctx) { return *static_cast<Live *>(static_cast<Device *>(ctx)); }
+
+	static const lks_ops *live_ops()
+	{
+		static const lks_ops table = [] {
+			lks_ops t = *ops();
+			t.submit = [](void *ctx, lks_io *io) { of(ctx).transfers.push_back(io); };
+			t.req_done = [](void *ctx, lks_req *, int err) { of(ctx).ended.push_back(err); };
+			t.event = [](void *ctx, const lks_event_info *info) { of(ctx).events.push_back(*info); };
+			return t;
+		}();
+		return &table;
+	}
+
+	void create()
+	{
+		volume = lks_vol_create(&params, live_ops(), static_cast<Device *>(this));
+		REQUIRE(volume);
+		for (uint8_t peer : {1, 2, 5})
+			lks_vol_link_up(volume, peer, now);
+	}
+
+	// Attached and admitted with the version before the record, then told the record.
+	void start()
+	{
+		format();
+		create();
+		REQUIRE(lks_vol_attach(volume, offset, false, read, this, now, &suspect, &version, &term) == 0);
+		lks_record before = record;
+		before.version--;
+		before.term--;
+		before.primary = 0;
+		REQUIRE(lks_vol_config(volume, &before, true, now) == 0);
+		REQUIRE(lks_vol_config(volume, &record, false, now) == 0);
+		run();
+	}
+
+	// As the primary that serves.
+	void serve()
+	{
+		start();
+		for (uint8_t peer : {1, 2})
+			CHECK(receive(peer, frame(LKS_ACTIVATED)) == 0);
+		now += 10000;    // the promise it may have given before (L2)
+		lks_vol_tick(volume, now);
+		run();
+		REQUIRE(volume->role == LKS_ACTIVE);
+	}
+
+	void run()
+	{
+		for (unsigned n = 0; !transfers.empty(); n++) {
+			REQUIRE(n < 100000);
+			lks_io *io = transfers.front();
+			transfers.pop_front();
+			lks_vol_io_done(volume, io, carry_out(*io), now);
+		}
+	}
+
+	void detach()
+	{
+		lks_vol_detach(volume, now);
+		run();
+		CHECK(count(LKS_EV_DETACHED) == 1);
+	}
+
+	lks_frame frame(uint8_t type) const
+	{
+		lks_frame f{};
+		f.type = type;
+		f.volume = params.vid;
+		f.version = record.version;
+		f.term = record.term;
+		return f;
+	}
+
+	int receive(uint8_t from, const lks_frame &f, const void *bytes = nullptr)
+	{
+		return lks_vol_receive(volume, from, &f, nullptr, bytes, now);
+	}
+
+	long count(enum lks_event event) const
+	{
+		return std::count_if(events.begin(), events.end(), [&](auto &e) { return e.event == event; });
+	}
+
+	const lks_event_info &last(enum lks_event event) const
+	{
+		auto it = std::find_if(events.rbegin(), events.rend(), [&](auto &e) { return e.event == event; });
+		REQUIRE(it != events.rend());
+		return *it;
+	}
+};
+
+}    // namespace
+
+TEST_CASE("frames that are wrong are refused, whatever the volume is doing")
+{
+	Live d;
+	d.serve();
+	lks_frame f = d.frame(LKS_PING);
+	CHECK(d.receive(9, f) == 0);                 // no link to h9: of an earlier one
+	lks_vol_link_up(d.volume, d.params.self, d.now);
+	CHECK(d.receive(d.params.self, f) == -EPROTO);
+	f.volume++;
+	CHECK(d.receive(1, f) == -EPROTO);
+	CHECK(d.receive(1, d.frame(LKS_FRAME_TYPES)) == -EPROTO);
+
+	lks_frame req = d.frame(LKS_REQ);
+	req.tag = 4096;
+	req.flags = LKS_OP_WRITE << LKS_F_OP_SHIFT;
+	CHECK(d.receive(5, req) == -EPROTO);         // a write without data
+	req.flags = LKS_OP_READ << LKS_F_OP_SHIFT;
+	CHECK(d.receive(5, req) == 0);
+	for (uint64_t offset : {uint64_t{1}, uint64_t{LKS_EXTENT_BYTES - 512}, uint64_t{LKS_SIZE_MAX}}) {
+		req.offset = offset;
+		CHECK(d.receive(5, req) == -EPROTO);
+	}
+
+	lks_record other = d.record;
+	other.version++;
+	other.primary = 2;
+	lks_frame config = d.frame(LKS_CONFIG);
+	config.version = other.version;
+	config.length = sizeof(other);
+	CHECK(d.receive(1, config, &other) == -EPROTO);    // a record of h2's, from h1
+	other.vid++;
+	CHECK(d.receive(2, config, &other) == -EPROTO);
+	CHECK(lks_vol_config(d.volume, &other, false, d.now) == -EINVAL);
+	CHECK(d.volume->role == LKS_ACTIVE);
+	d.detach();
+}
+
+TEST_CASE("dirty maps of a peer are checked, and those that concern nobody are ignored")
+{
+	Live d;
+	d.serve();
+	std::vector<uint8_t> chunk(LKS_MAP_CHUNK_BYTES, 0xff);
+	lks_frame map = d.frame(LKS_MAP);
+	map.length = LKS_MAP_CHUNK_BYTES;
+	map.tag = 3;
+	CHECK(d.receive(1, map, chunk.data()) == -EPROTO);       // no such kind
+	map.tag = LKS_MAP_EVIDENCE | 1 << 16;
+	CHECK(d.receive(1, map, chunk.data()) == -EPROTO);
+	map.tag = LKS_MAP_EVIDENCE;
+	map.offset = 1;
+	CHECK(d.receive(1, map, chunk.data()) == -EPROTO);       // not where a leaf begins
+	map.offset = 0;
+	CHECK(d.receive(5, map, chunk.data()) == 0);             // h5 has no replica
+	map.offset = 1000 * static_cast<uint64_t>(LKS_LEAF_BITS);
+	CHECK(d.receive(1, map, chunk.data()) == 0);             // behind the end: perhaps h1 has grown already
+	for (const lks_peer &p : d.volume->peers)
+		CHECK(p.dirty.set == 0);
+	d.detach();
+}
+
+TEST_CASE("a member takes no data above the version it knows, and no order to join that is not for it")
+{
+	Live d;
+	d.record.primary = 2;
+	d.start();
+	lks_frame activate = d.frame(LKS_ACTIVATE);
+	activate.length = sizeof(d.record);
+	CHECK(d.receive(2, activate, &d.record) == 0);
+	REQUIRE(d.volume->session_host == 2);
+	lks_frame repl = d.frame(LKS_REPL);
+	repl.flags = LKS_F_ZEROES;
+	repl.tag = 4096;
+	repl.seq = 1;
+	repl.version++;
+	CHECK(d.receive(2, repl) == -EPROTO);                    // C2
+	lks_frame prepare = d.frame(LKS_PREPARE);
+	prepare.tag = 7;                                         // maps that have not come
+	CHECK(d.receive(2, prepare) == 0);
+	CHECK_FALSE(d.volume->prepare);
+	d.detach();
+}
+
+TEST_CASE("a new primary does not go on without all of a member's evidence")
+{
+	Live d;
+	d.start();
+	lks_frame f = d.frame(LKS_ACTIVATED);
+	f.tag = 2;
+	CHECK(d.receive(1, f) == 0);
+	CHECK(d.volume->wait & LKS_BIT(1));
+	d.detach();
+}
+
+TEST_CASE("replies are checked against the request")
+{
+	Live d;
+	d.record.replicas[2].host = 6;    // no replica here
+	d.record.primary = 2;
+	d.create();
+	REQUIRE(lks_vol_config(d.volume, &d.record, false, d.now) == 0);
+	lks_req req{};
+	req.op = LKS_OP_READ;
+	req.length = 4096;
+	lks_vol_submit(d.volume, &req, d.now);
+	REQUIRE(req.sent_to == 2);
+	lks_frame reply = d.frame(LKS_REPLY);
+	reply.seq = req.id;
+	CHECK(d.receive(2, reply) == -EPROTO);    // a read without data
+	reply.length = 512;
+	CHECK(d.receive(2, reply) == -EPROTO);    // of another length
+	reply.length = 0;
+	reply.stable = 5000;
+	CHECK(d.receive(2, reply) == -EPROTO);    // no errno
+	reply.stable = EIO;
+	reply.seq++;
+	CHECK(d.receive(2, reply) == 0);          // to nothing that was asked
+	CHECK(d.ended.empty());
+	reply.seq--;
+	CHECK(d.receive(2, reply) == 0);
+	CHECK(d.ended == std::vector<int>{-EIO});
+}
+
+TEST_CASE("opening what is open is answered at once")
+{
+	Live d;
+	d.serve();
+	CHECK_FALSE(lks_vol_is_open(d.volume));
+	lks_vol_open(d.volume, d.now);
+	REQUIRE(d.count(LKS_EV_OPENED) == 1);
+	CHECK(lks_vol_is_open(d.volume));
+	lks_vol_open(d.volume, d.now);
+	CHECK(d.count(LKS_EV_OPENED) == 2);
+	lks_vol_close(d.volume, d.now);
+	CHECK_FALSE(lks_vol_is_open(d.volume));
+	d.detach();
+}
+
+TEST_CASE("metadata are moved only to where they fit, one move at a time")
+{
+	Live d;
+	uint64_t size = 128 * MIB, offset = 128 * MIB;
+	d.create();
+	CHECK(lks_vol_meta_move(d.volume, offset, size, d.now) == -EINVAL);    // no replica
+	CHECK(lks_vol_meta_moved(d.volume, offset, d.now) == -EINVAL);
+	d.destroy();
+	d.start();
+	auto move = [&](uint64_t to, uint64_t bytes) { return lks_vol_meta_move(d.volume, to, bytes, d.now); };
+	CHECK(move(d.offset, d.params.size) == 0);           // there they are
+	CHECK(move(offset, 32 * MIB) == -EINVAL);            // smaller
+	CHECK(move(offset, size + 512) == -EINVAL);
+	CHECK(move(offset + 512, size) == -EINVAL);
+	CHECK(move(offset - 4096, size) == -EINVAL);         // among the data
+	CHECK(move(d.offset + 4096, 64 * MIB) == -EINVAL);   // over the first place
+	CHECK(d.events.size() == static_cast<size_t>(d.count(LKS_EV_STATE)));
+	REQUIRE(move(offset, size) == 0);
+	CHECK(move(offset, size) == 0);
+	CHECK(move(offset + 4096, size) == -EBUSY);
+	CHECK(lks_vol_meta_moved(d.volume, offset, d.now) == -EINVAL);         // not yet
+	CHECK(move(0, 0) == 0);                              // given up
+	CHECK(d.status().move_offset == 0);
+	d.run();
+	REQUIRE(move(offset, size) == 0);
+	d.run();
+	REQUIRE(d.count(LKS_EV_META_MOVED) == 1);
+	CHECK_FALSE(d.last(LKS_EV_META_MOVED).done);
+	CHECK(move(offset, size) == 0);
+	CHECK(d.count(LKS_EV_META_MOVED) == 2);              // said again
+	CHECK(lks_vol_meta_moved(d.volume, offset + 4096, d.now) == -EINVAL);
+	CHECK(lks_vol_meta_moved(d.volume, offset, d.now) == 0);
+	d.run();
+	CHECK(d.last(LKS_EV_META_MOVED).done);
+	CHECK(d.status().meta_offset == offset);
+	CHECK(d.status().capacity == size);
+	long said = d.count(LKS_EV_META_MOVED);
+	CHECK(lks_vol_meta_moved(d.volume, offset, d.now) == 0);
+	CHECK(d.count(LKS_EV_META_MOVED) == said + 1);
+	CHECK(d.last(LKS_EV_META_MOVED).done);
+
+	CHECK(lks_vol_resize(d.volume, 32 * MIB, d.now) == -EINVAL);
+	CHECK(lks_vol_resize(d.volume, size + 4096, d.now) == -EINVAL);        // more than the metadata describe
+	CHECK(lks_vol_resize(d.volume, size, d.now) == 0);
+	d.detach();
+}
+
+TEST_CASE("a replica whose old metadata cannot be zeroed has failed")
+{
+	Live d;
+	d.start();
+	REQUIRE(lks_vol_meta_move(d.volume, 128 * MIB, 128 * MIB, d.now) == 0);
+	d.run();
+	d.carry_out = [&](const lks_io &io) { return io.op == LKS_IO_ZEROES && io.offset < 128 * MIB ? -EIO : 0; };
+	REQUIRE(lks_vol_meta_moved(d.volume, 128 * MIB, d.now) == 0);
+	d.run();
+	CHECK(d.status().failed);
+	CHECK(d.count(LKS_EV_DISK_ERROR) == 1);
+	d.detach();
+}
+
+TEST_CASE("the extent table grows by whole units, which are valid before the place counts")
+{
+	Live d(60 * GIB, LKS_BLOCK_MAX);
+	d.start();
+	uint64_t offset = 200 * GIB;
+	lks_layout grown;
+	lks_layout_of(offset, LKS_BLOCK_MAX, &grown);
+	uint64_t first = d.layout.table_bytes / LKS_META_UNIT, end = grown.table_bytes / LKS_META_UNIT, tag;
+	REQUIRE(end > first);
+	memcpy(&tag, d.params.uuid, sizeof(tag));
+	std::set<uint64_t> written;
+	d.carry_out = [&](const lks_io &io) {
+		if (io.op != LKS_IO_META || io.offset < offset + grown.table_offset || io.offset >= offset + grown.slot_offset)
+			return 0;
+		uint64_t unit = (io.offset - offset - grown.table_offset) / LKS_META_UNIT;
+		auto *records = static_cast<const lks_extent_record *>(io.meta);
+		for (uint32_t i = 0; i < LKS_RECORDS_PER_UNIT; i++)
+			CHECK(lks_extent_record_valid(&records[i], static_cast<uint32_t>(unit * LKS_RECORDS_PER_UNIT + i), tag));
+		if (!d.count(LKS_EV_META_MOVED))
+			written.insert(unit);
+		return 0;
+	};
+	REQUIRE(lks_vol_meta_move(d.volume, offset, offset, d.now) == 0);
+	d.run();
+	REQUIRE(d.count(LKS_EV_META_MOVED) == 1);
+	for (uint64_t unit = 0; unit < end; unit++)
+		CHECK(written.count(unit));
+	REQUIRE(lks_vol_meta_moved(d.volume, offset, d.now) == 0);
+	d.run();
+	CHECK(d.last(LKS_EV_META_MOVED).done);
+	CHECK(d.volume->units == end);
+	CHECK(d.status().capacity == offset);
+	d.detach();
+}
+
+TEST_CASE("a dirty map without memory says too much, never too little")
+{
+	Live d;
+	d.create();
+	constexpr uint64_t BITS = 3 * static_cast<uint64_t>(LKS_LEAF_BITS) + 100;
+	lks_map m, from;
+	d.allocations_left = 0;
+	lks_map_init(d.volume, &m, BITS);
+	lks_map_add(d.volume, &m, 7, 1);
+	CHECK(m.set == BITS);
+	CHECK(lks_map_next(&m, 9) == 9);
+	CHECK(lks_map_test(&m, BITS - 1));
+	lks_map_grow(d.volume, &m, BITS + 50, nullptr);
+	CHECK(m.set == BITS + 50);
+	d.allocations_left = SIZE_MAX;
+	lks_map_init(d.volume, &from, BITS + 50);
+	lks_map_or(d.volume, &from, &m);    // from one that knows no more than "all"
+	CHECK(from.set == BITS + 50);
+	lks_map_remove(d.volume, &m, 0, LKS_LEAF_BITS);
+	CHECK(m.set == BITS + 50 - LKS_LEAF_BITS);
+	CHECK(lks_map_next(&m, 0) == LKS_LEAF_BITS);
+	lks_map_remove(d.volume, &m, 5, 10);    // nothing there
+	d.allocations_left = 0;
+	lks_map_remove(d.volume, &m, LKS_LEAF_BITS + 5, 10);    // a part of a leaf that is set as a whole: no memory for its bits
+	CHECK(m.set == BITS + 50 - LKS_LEAF_BITS);
+	CHECK(lks_map_test(&m, LKS_LEAF_BITS + 5));
+	d.allocations_left = SIZE_MAX;
+	lks_map_remove(d.volume, &m, LKS_LEAF_BITS + 5, 10);
+	CHECK(m.set == BITS + 40 - LKS_LEAF_BITS);
+	lks_map_free(d.volume, &m);
+	lks_map_free(d.volume, &from);
+}
