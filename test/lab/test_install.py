@@ -193,6 +193,7 @@ def test_install_keeps_lvm_out_of_guests(host, disks):
 def test_install_uninstall(host, disks):
     """Last, for it takes the programs away."""
     one, = disks[:1]
+    settings = host.run('cat /etc/lvm/lvmlocal.conf', check=False).out		# Debian's own, if no other scenario removed it
     install(host, f'--disks {one}')
     before = state(host)
     assert 'would run: rm' in install(host, '--uninstall --dry-run').out
@@ -202,7 +203,8 @@ def test_install_uninstall(host, disks):
     host.run('rm /var/lib/lockstep/host.json')
     for _ in range(2):
         install(host, '--uninstall')
-        gone = '/etc/modules-load.d/lockstep.conf /etc/systemd/system/lockstepd.service /etc/lvm/lvmlocal.conf /usr/sbin/lockstepd'
+        gone = '/etc/modules-load.d/lockstep.conf /etc/systemd/system/lockstepd.service /usr/sbin/lockstepd'
         assert host.run(f'ls {gone}', check=False).out == ''
+        assert host.run('cat /etc/lvm/lvmlocal.conf', check=False).out == settings
         assert host.out('vgs --noheadings -o vg_name') == 'lockstep_group', 'disks are left alone'
         assert host.run('grep -w lockstep /proc/modules', check=False).status == 1
