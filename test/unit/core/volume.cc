@@ -14,8 +14,11 @@
 
 using namespace lockstep::test;
 
+struct lks_buf {};
+
 namespace {
 
+lks_buf no_data;    // nothing here looks into a buffer
 constexpr uint64_t GIB = 1024 * MIB;
 
 // A Device whose transfers are carried out: all of them, when run() is called.
@@ -24,6 +27,7 @@ struct Live : Device {
 	std::deque<lks_io *> transfers;
 	std::vector<lks_event_info> events;
 	std::vector<int> ended;    // requests, how
+	std::vector<lks_frame> sent;
 	std::function<int(const lks_io &)> carry_out = [](const lks_io &) { return 0; };
 	lks_record record{};
 
@@ -53,6 +57,8 @@ struct Live : Device {
 		static const lks_ops table = [] {
 			lks_ops t = *ops();
 			t.submit = [](void *ctx, lks_io *io) { of(ctx).transfers.push_back(io); };
+			t.buf_alloc = [](void *, u32) { return &no_data; };
+			t.send = [](void *ctx, u8, u8, const lks_frame *h, lks_buf *, const void *) { of(ctx).sent.push_back(*h); };
 			t.req_done = [](void *ctx, lks_req *, int err) { of(ctx).ended.push_back(err); };
 			t.event = [](void *ctx, const lks_event_info *info) { of(ctx).events.push_back(*info); };
 			return t;
@@ -175,8 +181,13 @@ TEST_CASE("frames that are wrong are refused, whatever the volume is doing")
 	other.vid++;
 	CHECK(d.receive(2, config, &other) == -EPROTO);
 	CHECK(lks_vol_config(d.volume, &other, false, d.now) == -EINVAL);
+	lks_vol_link_lost(d.volume, 9, d.now);             // there was none
+	CHECK(lks_vol_config(d.volume, &d.record, true, d.now) == 0);    // admitted already
 	CHECK(d.volume->role == LKS_ACTIVE);
 	d.detach();
+	lks_vol_detach(d.volume, d.now);
+	d.run();
+	CHECK(d.count(LKS_EV_DETACHED) == 1);
 }
 
 TEST_CASE("dirty maps of a peer are checked, and those that concern nobody are ignored")
@@ -207,10 +218,18 @@ TEST_CASE("a member takes no data above the version it knows, and no order to jo
 	Live d;
 	d.record.primary = 2;
 	d.start();
+	d.record.version++;
+	d.record.nreplicas = 4;    // added and joined while this host was not told
+	d.record.replicas[3].host = 4;
+	d.record.replicas[3].state = LKS_REPLICA_INSYNC;
+	d.record.replicas[3].since = d.record.replicas[3].added = d.record.version;
 	lks_frame activate = d.frame(LKS_ACTIVATE);
 	activate.length = sizeof(d.record);
 	CHECK(d.receive(2, activate, &d.record) == 0);
 	REQUIRE(d.volume->session_host == 2);
+	const lks_peer *added = lks_peer_of(d.volume, 4);
+	REQUIRE(added);
+	CHECK(added->dirty.set == 0);
 	lks_frame repl = d.frame(LKS_REPL);
 	repl.flags = LKS_F_ZEROES;
 	repl.tag = 4096;
@@ -391,7 +410,9 @@ TEST_CASE("a dirty map without memory says too much, never too little")
 	CHECK(m.set == BITS + 50);
 	d.allocations_left = SIZE_MAX;
 	lks_map_init(d.volume, &from, BITS + 50);
-	lks_map_or(d.volume, &from, &m);    // from one that knows no more than "all"
+	d.allocations_left = 0;
+	lks_map_or(d.volume, &from, &m);    // from one that knows no more than "all"; no memory for a leaf's bits, either
+	d.allocations_left = SIZE_MAX;
 	CHECK(from.set == BITS + 50);
 	lks_map_remove(d.volume, &m, 0, LKS_LEAF_BITS);
 	CHECK(m.set == BITS + 50 - LKS_LEAF_BITS);
@@ -404,6 +425,57 @@ TEST_CASE("a dirty map without memory says too much, never too little")
 	d.allocations_left = SIZE_MAX;
 	lks_map_remove(d.volume, &m, LKS_LEAF_BITS + 5, 10);
 	CHECK(m.set == BITS + 40 - LKS_LEAF_BITS);
+	lks_map_remove(d.volume, &from, 0, LKS_LEAF_BITS);
+	size_t bytes = 4 * sizeof(lks_leaf);
+	lks_map_grow(d.volume, &from, BITS + 70, static_cast<lks_leaf *>(Live::live_ops()->alloc(static_cast<Device *>(&d), bytes)));
+	CHECK(from.set == BITS + 70 - LKS_LEAF_BITS);    // the last leaf was set as a whole, and is
 	lks_map_free(d.volume, &m);
 	lks_map_free(d.volume, &from);
+}
+
+TEST_CASE("of a dirty map only what is not empty is sent")
+{
+	Live d(512 * MIB, LKS_BLOCK_MIN);
+	d.create();
+	lks_map m;
+	lks_map_init(d.volume, &m, 4 * static_cast<uint64_t>(LKS_LEAF_BITS));
+	lks_map_add(d.volume, &m, 2 * static_cast<uint64_t>(LKS_LEAF_BITS) + 9, 1);
+	CHECK(lks_send_map(d.volume, 1, 3, &m, LKS_MAP_DIRTY, 2, 1) == 1);
+	REQUIRE(d.sent.size() == 1);
+	CHECK(d.sent[0].offset == 2 * static_cast<uint64_t>(LKS_LEAF_BITS));
+	CHECK(d.sent[0].length == LKS_MAP_CHUNK_BYTES);
+	lks_map_clear(d.volume, &m);
+	CHECK(lks_send_map(d.volume, 1, 3, &m, LKS_MAP_DIRTY, 2, 1) == 1);    // names an empty one
+	CHECK(d.sent.back().length == 0);
+	CHECK(lks_send_map(d.volume, 1, 3, &m, LKS_MAP_EVIDENCE, 0, 0) == 0);
+	lks_map_free(d.volume, &m);
+}
+
+TEST_CASE("verify looks closer at an extent that only a member has written")
+{
+	Live d;
+	d.serve();
+	d.sent.clear();
+	REQUIRE(lks_vol_verify(d.volume, true, false, d.now) == 0);
+	auto answer = [&](uint8_t from, lks_compared what) {
+		lks_frame f = d.frame(LKS_COMPARED);
+		REQUIRE(d.sent.back().type == LKS_COMPARE);
+		f.seq = d.sent.back().seq;
+		f.stable = what;
+		CHECK(d.receive(from, f) == 0);
+	};
+	REQUIRE(d.sent.size() == 2);    // to h1 and h2: have you never written there?
+	CHECK(d.sent[0].flags & LKS_F_ZEROES);
+	answer(1, LKS_CMP_EQUAL);
+	answer(2, LKS_CMP_DIFFERS);
+	CHECK(d.count(LKS_EV_MISMATCH) == 0);    // perhaps it holds zeros
+	REQUIRE(d.sent.size() == 4);
+	CHECK(d.sent[2].offset == 0);
+	CHECK_FALSE(d.sent[2].flags & LKS_F_ZEROES);
+	CHECK(d.sent[2].tag < LKS_EXTENT_BYTES);
+	answer(1, LKS_CMP_EQUAL);
+	answer(2, LKS_CMP_DIFFERS);
+	REQUIRE(d.count(LKS_EV_MISMATCH) == 1);
+	CHECK(d.last(LKS_EV_MISMATCH).host == 2);
+	d.detach();
 }
