@@ -188,8 +188,6 @@ def test_install_keeps_lvm_out_of_guests(host, disks):
     host.run("sed -i '/sdz/d' /etc/lvm/lvm.conf")
 
 
-# not run yet: make test-long
-@pytest.mark.slow
 def test_install_uninstall(host, disks):
     """Last, for it takes the programs away."""
     one, = disks[:1]

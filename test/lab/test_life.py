@@ -5,9 +5,6 @@ import pytest
 
 from lablib import Cluster, SyncLog, assert_same, wait
 
-# in make test-long, until they have passed on an idle machine
-pytestmark = pytest.mark.slow
-
 
 def replicas(cluster, name, host=None):
     return {r['host']: r['state'] for r in cluster.volume(name, host)['replicas']}
@@ -62,6 +59,7 @@ def test_life_replicas_under_load(cluster):
     finish(log, cluster, 'v1')
 
 
+@pytest.mark.slow
 def test_life_evicted_host_comes_back(lab):
     """A host stays away beyond its deadline: its replica is made anew elsewhere. It comes back after all and catches up; the surplus
     goes when all are in sync."""
@@ -89,6 +87,7 @@ def test_life_evicted_host_comes_back(lab):
     assert sum(len(ours(h)) for h in cluster.hosts) == 2
 
 
+@pytest.mark.slow
 def test_life_evacuate_and_remove(lab):
     """A host is emptied while its volumes are in use, and taken out of the cluster; a lost one is forgotten."""
     lab.boot(4)
