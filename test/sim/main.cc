@@ -7,8 +7,8 @@
 //	build/sim --rules           names of the rules that --break knows
 //
 // --busy: three hosts, one volume with three replicas, hundreds of requests a second and no faults: how fast is the simulator?
-// A seed replays a run exactly. Ends in totals of what happened (a run that exercised nothing is worth nothing) and in a line
-// 'N passed, N failed'. Exit status 0 if all passed, 1 if not, 2 for wrong usage. With --break, which stops at the first
+// A seed replays a run exactly. Ends in totals of what happened (a run that exercised nothing is worth nothing), in one line of
+// those that matter most, and in 'N passed, N failed'. Exit status 0 if all passed, 1 if not, 2 for wrong usage. With --break, which stops at the first
 // counter-example, 1 is what should come out: the checker has noticed that the rule is broken.
 #include "scenarios.h"
 #include "world.h"
@@ -200,6 +200,12 @@ int run_seeds(const Arguments &a)
 	for (size_t i = 0; i < total.n.size(); i++)
 		printf("%s%s %llu", i ? ", " : "", stat_names[i], (unsigned long long)total.n[i]);
 	printf("\n%.1f s of one core, %.0f simulated seconds a second\n", took, static_cast<double>(total[Stat::seconds]) / std::max(took, .001));
+	auto n = [&](Stat s) { return (unsigned long long)total[s]; };
+	printf("%llu seeds: %llu simulated seconds, %llu requests, %llu crashes, %llu power losses, %llu partitions, %llu fail-overs, "
+	       "%llu joins, %llu violations\n",
+	       (unsigned long long)(passed + failed), n(Stat::seconds),
+	       n(Stat::reads) + n(Stat::writes) + n(Stat::zeroes) + n(Stat::discards) + n(Stat::flushes), n(Stat::crashes),
+	       n(Stat::blackouts), n(Stat::cuts), n(Stat::failovers), n(Stat::joins), (unsigned long long)failed);
 	printf("%llu passed, %llu failed\n", (unsigned long long)passed, (unsigned long long)failed);
 	return failed != 0;
 }
