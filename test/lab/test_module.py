@@ -180,9 +180,24 @@ def test_module_pair(lab):
         connect(a, b, link)
     assert load.wait(90).status == 0
 
-    # Teardown waits for nobody: the peer's host is gone, a write is frozen, and the replica detaches all the same.
+    # Teardown waits for nobody: the peer's host is gone, and nobody records that. What waits for it is failed on demand
+    # and the device can be closed; a write that is still frozen does not keep the replica from being detached.
+    wait(lambda: volume(a)['writers'] == '0', 30, 'the load to close the device')
+    wait(lambda: re.search(rb'committed record.* 2:insync', bytes(decider.out).rsplit(b'2:stale', 1)[-1]), 90, 'beta to have caught up')
+    holding = a.start('/lab/blockio hold /dev/lockstep/v1 w')
+    wait(lambda: b'open' in bytes(holding.out), 20, 'the device to be open')
     decider.stop()
     b.kill()
+    writing = a.start('dd if=/dev/zero of=/dev/lockstep/v1 bs=4096 count=4 oflag=direct conv=notrunc')
+    wait(lambda: int(volume(a).get('pending', 0)) > 0, 20, 'a write to wait for beta')
+    refused(a, 'device-del 1', 'Device or resource busy')
+    kdrive(a, 'abort 1')
+    assert 'Input/output error' in writing.wait(20).err
+    reading = a.start('dd if=/dev/lockstep/v1 of=/dev/null bs=4096 count=1 skip=64 iflag=direct')
+    assert reading.wait(20).status, 'from now on whatever would wait fails, until somebody opens the device again'
+    holding.close_input()
+    holding.wait(20)
+    wait(lambda: volume(a)['openers'] == '0', 20, 'the device to be closed')
     kdrive(a, 'detach 1', timeout=20)
     kdrive(a, 'peer-del 2', timeout=20)
     stop(a)
