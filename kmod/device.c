@@ -6,7 +6,9 @@
  * a flush before it becomes a flush, then a write. Data go through a buffer of our own in both directions.
  *
  * The memory of requests under way is bounded. A volume may have VOLUME_BYTES_SURE at any time, so that one that is frozen
- * holds up no other, and more while all volumes together stay below max_request_mib. Whoever comes then waits.
+ * holds up no other, and more while all volumes together stay below max_request_mib. Whoever comes then waits. A discard
+ * has no data, but the block layer submits all of a large one at once: each counts as DISCARD_BYTES, for what it costs here
+ * and at the members.
  *
  * REQ_NOWAIT: what would have to wait for room, memory or the volume's lock fails with EAGAIN, and the disk is left to a
  * worker. REQ_RAHEAD: a read that would have to wait for memory or for a primary fails; nobody needs it.
@@ -24,6 +26,7 @@
 #define SPLITS_RESERVED 16
 #define VOLUME_BYTES_SURE (4l << 20)
 #define VOLUME_BYTES_MAX (64l << 20)
+#define DISCARD_BYTES (64l << 10)
 #define MEMORY_PARTS 16		/* requests of all volumes take at most this part of the memory */
 
 static unsigned int max_request_mib;
@@ -32,9 +35,17 @@ MODULE_PARM_DESC(max_request_mib, "data of requests under way, of all volumes (M
 
 static mempool_t requests;
 static struct bio_set splits;
-static atomic_long_t request_bytes;	/* of all volumes */
+static DEFINE_SPINLOCK(room_lock);
+static atomic_long_t request_bytes;	/* of all volumes; grows under room_lock */
 
 /* ---- room ---- */
+
+static long room_of(const struct bio *bio)
+{
+	if (bio_has_data((struct bio *)bio))
+		return bio->bi_iter.bi_size;
+	return bio_sectors(bio) ? DISCARD_BYTES : 0;
+}
 
 static void give_room(struct lks_volume *v, long bytes)
 {
@@ -44,17 +55,23 @@ static void give_room(struct lks_volume *v, long bytes)
 		wake_up_all(&v->room);
 }
 
+/* Takes nothing if there is not enough: whoever waits here must not be woken by his own try. */
 static bool get_room(struct lks_volume *v, long bytes)
 {
-	long all = atomic_long_add_return(bytes, &request_bytes);
-	long own = atomic_long_add_return(bytes, &v->request_bytes);
+	long all, own;
+	bool enough;
 
-	if (own <= VOLUME_BYTES_SURE)
-		return true;
-	if (own <= VOLUME_BYTES_MAX && all <= (long)READ_ONCE(max_request_mib) << 20)
-		return true;
-	give_room(v, bytes);
-	return false;
+	spin_lock(&room_lock);
+	all = atomic_long_read(&request_bytes) + bytes;
+	own = atomic_long_read(&v->request_bytes) + bytes;
+	enough = own <= VOLUME_BYTES_SURE ||
+		 (own <= VOLUME_BYTES_MAX && all <= (long)READ_ONCE(max_request_mib) << 20);
+	if (enough) {
+		atomic_long_add(bytes, &request_bytes);
+		atomic_long_add(bytes, &v->request_bytes);
+	}
+	spin_unlock(&room_lock);
+	return enough;
 }
 
 /*
@@ -78,8 +95,7 @@ static void drop(struct lks_bio *r)
 {
 	if (r->req.buf)
 		lks_buf_put(r->req.buf);
-	if (bio_has_data(r->bio))
-		give_room(r->v, r->bio->bi_iter.bi_size);
+	give_room(r->v, r->room);
 	mempool_free(r, &requests);
 }
 
@@ -216,20 +232,21 @@ static struct lks_bio *prepare(struct lks_volume *v, struct bio *bio)
 {
 	bool nowait = bio->bi_opf & REQ_NOWAIT;
 	bool data = bio_has_data(bio);
+	long room = room_of(bio);
 	struct lks_bio *r;
 
-	if (data && !wait_for_room(v, bio->bi_iter.bi_size, nowait))
+	if (room && !wait_for_room(v, room, nowait))
 		return NULL;
 	r = mempool_alloc(&requests, nowait ? GFP_NOWAIT | __GFP_NOWARN : GFP_NOIO);
 	if (!r) {
-		if (data)
-			give_room(v, bio->bi_iter.bi_size);
+		give_room(v, room);
 		return NULL;
 	}
 	memset(r, 0, sizeof(*r));
 	INIT_LIST_HEAD(&r->link);
 	r->v = v;
 	r->bio = bio;
+	r->room = room;
 	r->preflush = bio->bi_opf & REQ_PREFLUSH && op_of(bio) != LKS_OP_FLUSH;
 	if (!data)
 		return r;

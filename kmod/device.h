@@ -17,6 +17,7 @@ struct lks_bio {
 	struct bio *bio;
 	unsigned long start;		/* of the accounting */
 	u64 start_ns;
+	long room;			/* bytes of the bounded memory that it has taken */
 	bool accounted;
 	bool preflush;			/* a flush goes first, then the same again without */
 	int err;

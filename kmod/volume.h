@@ -87,7 +87,7 @@ struct lks_volume {
 	int refused;			/* error of the last one */
 	u64 holder_told;		/* session of another host that the log has been told of, as what keeps us from opening */
 
-	atomic_long_t request_bytes;	/* data of the requests that have been let in; device.c */
+	atomic_long_t request_bytes;	/* room that the requests under way have taken; device.c */
 	wait_queue_head_t room;
 
 	/* under queue_lock */

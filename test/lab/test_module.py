@@ -294,6 +294,36 @@ def test_module_thin(lab):
     stop(a)
 
 
+def test_module_room(lab):
+    """A discard of everything comes as one request for each extent, all at once: only so many of them are let in."""
+    size, most = 1 << 30, 64		# 4 MiB of room for the volume, 64 KiB each
+    a, = lab.boot(1)
+    a.run("dmsetup create disk --table \"0 $(blockdev --getsz /dev/vdb) linear /dev/vdb 0\"")
+    start(a, 1, 'thin', size, disk='/dev/mapper/disk')
+    a.run('echo 4 >/sys/module/lockstep/parameters/max_request_mib')
+    kdrive(a, 'device-add 1')
+    decider = auto(a, '1:insync')
+    a.run('dd if=/dev/zero of=/dev/lockstep/v1 bs=4096 count=1 oflag=direct conv=notrunc')
+    holding = a.start('/lab/blockio hold /dev/lockstep/v1 w')
+    wait(lambda: b'open' in bytes(holding.out), 20, 'the device to be open')
+    a.run('dmsetup suspend --nolockfs disk')
+    discarding = a.start('blkdiscard -f /dev/lockstep/v1')
+    wait(lambda: int(volume(a)['pending']) >= most, 20, 'the room to be full')
+    ticks = lambda: int(a.out(f"awk '{{ print $15 }}' /proc/$(pidof blkdiscard)/stat"))
+    before = ticks()
+    a.run('sleep 2')
+    assert int(volume(a)['pending']) == most and discarding.running
+    assert ticks() - before < 20, 'who waits for room sleeps'
+    a.run('dmsetup resume disk')
+    assert discarding.wait(120).status == 0
+    wait(lambda: volume(a)['pending'] == '0', 20, 'all to have ended')
+    holding.close_input()
+    holding.wait(20)
+    wait(lambda: volume(a)['openers'] == '0', 20, 'the device to be closed')
+    decider.stop()
+    stop(a)
+
+
 def test_module_frozen(lab):
     """Who waits for a primary that does not come is failed on demand or after a time, and nothing stands in a teardown's way."""
     a, = lab.boot(1)
