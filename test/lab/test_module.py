@@ -183,9 +183,11 @@ def test_module_pair(lab):
     # Teardown waits for nobody: the peer's host is gone, and nobody records that. What waits for it is failed on demand
     # and the device can be closed; a write that is still frozen does not keep the replica from being detached.
     wait(lambda: volume(a)['writers'] == '0', 30, 'the load to close the device')
-    wait(lambda: re.search(rb'committed record.* 2:insync', bytes(decider.out).rsplit(b'2:stale', 1)[-1]), 90, 'beta to have caught up')
     holding = a.start('/lab/blockio hold /dev/lockstep/v1 w')
     wait(lambda: b'open' in bytes(holding.out), 20, 'the device to be open')
+    a.run('dd if=/dev/zero of=/dev/lockstep/v1 bs=4096 count=4 oflag=direct conv=notrunc')	# after the last loss of the link
+    committed = lambda: re.findall(rb'committed record\{version=(\d+)(.*)', bytes(decider.out))[-1]
+    wait(lambda: committed()[0].decode() == volume(a)['noted'] and b' 2:insync' in committed()[1], 90, 'beta to have caught up')
     decider.stop()
     b.kill()
     writing = a.start('dd if=/dev/zero of=/dev/lockstep/v1 bs=4096 count=4 oflag=direct conv=notrunc')
