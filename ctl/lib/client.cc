@@ -37,14 +37,15 @@ Error error_of(const json &body, int http_status)
 		return failed("lockstepd answered with HTTP status " + std::to_string(http_status));
 	int s = *status;
 	bool known = s == int(Status::usage) || s == int(Status::not_found) || s == int(Status::forbidden);
-	return {known ? Status(s) : Status::failed, *message};
+	auto code = body.find("code");
+	return {known ? Status(s) : Status::failed, *message, code != body.end() && code->is_string() ? code->get<std::string>() : ""};
 }
 
 Result<json> result_of(const httplib::Result &response, unsigned timeout_s)
 {
 	if (!response && response.error() == httplib::Error::Read)
-		return failed("lockstepd does not answer (waited up to " + std::to_string(timeout_s) +
-			      " s): see its log with `journalctl -u lockstepd`");
+		return coded("no-daemon", failed("lockstepd does not answer (waited up to " + std::to_string(timeout_s) +
+						 " s): see its log with `journalctl -u lockstepd`"));
 	if (!response)
 		return failed("talking to lockstepd failed: " + httplib::to_string(response.error()));
 	json body = json::parse(response->body, nullptr, false);
@@ -73,9 +74,9 @@ Done Client::reachable() const
 	case 0: return Nothing{};
 	case ENOENT:
 	case ECONNREFUSED:
-	case ENOTDIR: return failed("lockstepd is not running on this host: start it with `systemctl start lockstepd`");
+	case ENOTDIR: return coded("no-daemon", failed("lockstepd is not running on this host: start it with `systemctl start lockstepd`"));
 	case EACCES:
-	case EPERM: return failed("may not connect to " + socket_ + ": run this as root");
+	case EPERM: return coded("not-root", failed("may not connect to " + socket_ + ": run this as root"));
 	default: return failed("cannot connect to " + socket_ + ": " + std::strerror(error));
 	}
 }

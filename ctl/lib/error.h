@@ -24,7 +24,8 @@ enum class Status : int {
 
 struct Error {
 	Status status = Status::failed;
-	std::string message;    // one line: what happened, to what, what to do next
+	std::string message;       // one line: what happened, to what, what to do next
+	std::string code = {};     // for programs, "volume-open": never changes its meaning; empty: code_of() tells the general one
 };
 
 template <class T>
@@ -46,6 +47,27 @@ private:
 
 struct Nothing {};
 using Done = Result<Nothing>;
+
+inline Error coded(std::string code, Error error)
+{
+	error.code = std::move(code);
+	return error;
+}
+
+// For programs that must not read messages; docs/openapi.yaml lists them.
+inline std::string code_of(const Error &error)
+{
+	if (!error.code.empty())
+		return error.code;
+	switch (error.status) {
+	case Status::ok: break;
+	case Status::usage: return "bad-request";
+	case Status::not_found: return "not-found";
+	case Status::forbidden: return "not-allowed-now";
+	case Status::failed: break;
+	}
+	return "failed";
+}
 
 inline Error usage_error(std::string m) { return {Status::usage, std::move(m)}; }
 inline Error not_found(std::string m) { return {Status::not_found, std::move(m)}; }

@@ -78,8 +78,13 @@ int run(const std::vector<std::string> &args, Context &context)
 	context.out.flush();
 	if (done)
 		return int(Status::ok);
-	context.err << "lockstep: " << one_line(done.error().message) << "\n";
-	return int(done.error().status);
+	const Error &error = done.error();
+	if (std::find(args.begin(), args.end(), "--json") != args.end())
+		context.err << json{{"status", int(error.status)}, {"code", code_of(error)}, {"message", one_line(error.message)}}.dump(-1, ' ', false, json::error_handler_t::replace)
+			    << "\n";
+	else
+		context.err << "lockstep: " << one_line(error.message) << "\n";
+	return int(error.status);
 }
 
 std::string shown(const json &value)

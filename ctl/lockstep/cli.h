@@ -4,7 +4,7 @@
 // (cluster, host, pool), volume.cc, status.cc (status, wait-sync), why.cc (why, events, metrics), md.cc, help.cc (completion, man), life.cc (replicas, hosts' comings and goings, options).
 //
 // A command asks the daemon on this host and prints: tables for people, or with --json what the API answered. What went wrong
-// is one line on stderr; the exit status says of what kind it is (lib/error.h).
+// is one line on stderr, with --json an object {status, code, message}; the exit status says of what kind it is (lib/error.h).
 #pragma once
 
 #include "lib/client.h"

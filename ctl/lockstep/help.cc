@@ -23,7 +23,7 @@ void walk(const CLI::App &app, const std::string &path, const Visit &visit)
 
 std::vector<const CLI::Option *> options_of(const CLI::App &app)
 {
-	return app.get_options([](const CLI::Option *) { return true; });
+	return app.get_options([](const CLI::Option *o) { return o->get_name() != "--help-all"; });
 }
 
 std::string words_of(const CLI::App &app)

@@ -24,7 +24,7 @@ void ApiServer::Impl::routes_cluster()
 Error ApiServer::Impl::in_cluster_already(const std::string &host_name)
 {
 	std::string name = backend.state()->name;
-	return forbidden("host " + host_name + " is in " + (name.empty() ? "a cluster" : "cluster " + name) + " already");
+	return coded("in-cluster", forbidden("host " + host_name + " is in " + (name.empty() ? "a cluster" : "cluster " + name) + " already"));
 }
 
 Result<json> ApiServer::Impl::cluster_init(const httplib::Request &req)
@@ -36,7 +36,7 @@ Result<json> ApiServer::Impl::cluster_init(const httplib::Request &req)
 	if (local.host)
 		return in_cluster_already(local.host_name);
 	if (!local.module_error.empty())
-		return forbidden(local.module_error);
+		return coded("module-missing", forbidden(local.module_error));
 	Result<json> result = backend.init(name);
 	if (!result)
 		return result;
@@ -67,7 +67,7 @@ Result<json> ApiServer::Impl::cluster_join(const httplib::Request &req)
 	if (local.host)
 		return in_cluster_already(local.host_name);
 	if (!local.module_error.empty())
-		return forbidden(local.module_error);
+		return coded("module-missing", forbidden(local.module_error));
 	Result<json> result = backend.join(token, address, port);
 	if (!result)
 		return result;
@@ -115,7 +115,7 @@ Result<json> ApiServer::Impl::pool_create(const httplib::Request &req)
 	if (!valid_name(name))
 		return usage_error("\"" + name + "\" is no valid pool name: use up to 63 letters, digits, \".\", \"_\" and \"-\"");
 	if (!s->online(host))
-		return forbidden("pool " + name + " cannot be created: host " + s->host_name(host) + " is offline");
+		return coded("host-offline", forbidden("pool " + name + " cannot be created: host " + s->host_name(host) + " is offline"));
 	Result<json> result = backend.pool_create(name, host, vg, thin);
 	if (!result)
 		return result;

@@ -67,7 +67,7 @@ bool from_root(int fd)
 
 std::string refusal()
 {
-	const nlohmann::json error = {{"status", int(Status::forbidden)}, {"message", "lockstepd answers root only: run this as root"}};
+	const nlohmann::json error = {{"status", int(Status::forbidden)}, {"code", "not-root"}, {"message", "lockstepd answers root only: run this as root"}};
 	const std::string body = error.dump();
 	return "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: " + std::to_string(body.size()) +
 	       "\r\n\r\n" + body;

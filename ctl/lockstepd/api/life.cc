@@ -231,7 +231,7 @@ Result<json> ApiServer::Impl::capacity_of(const httplib::Request &req)
 		return ready.error();
 	PoolCapacity c = pool_capacity(*backend.state(), name, redundancy);
 	if (!c.pools && !c.left_out)
-		return not_found("no host has a pool named " + name);
+		return coded("no-such-pool", not_found("no host has a pool named " + name));
 	auto shown = [](const Capacity &k) {
 		return json{{"simple_bytes", k.simple_bytes}, {"many_bytes", k.many_bytes}, {"largest_bytes", k.largest_bytes}};
 	};

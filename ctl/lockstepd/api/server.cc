@@ -48,7 +48,7 @@ void answer(httplib::Response &res, const Result<json> &result)
 		return;
 	}
 	res.status = http_status(result.error().status);
-	res.set_content(dump({{"status", int(result.error().status)}, {"message", result.error().message}}), "application/json");
+	res.set_content(dump({{"status", int(result.error().status)}, {"code", code_of(result.error())}, {"message", result.error().message}}), "application/json");
 }
 
 // A socket left by a daemon that was killed is removed; one that is answered belongs to somebody.
@@ -169,7 +169,7 @@ void ApiServer::Impl::routes()
 			return;
 		int status = res.status;
 		if (status == 404)
-			answer(res, not_found("the API has no " + req.method + " " + req.path));
+			answer(res, coded("no-such-route", not_found("the API has no " + req.method + " " + req.path)));
 		else
 			answer(res, usage_error("the request was refused: HTTP status " + std::to_string(status)));
 		res.status = status;
@@ -189,7 +189,7 @@ Result<HostId> ApiServer::Impl::host_of(const State &s, const std::string &name)
 {
 	const Host *h = s.host_named(name);
 	if (!h)
-		return not_found("the cluster has no host named " + name);
+		return coded("no-such-host", not_found("the cluster has no host named " + name));
 	return h->id;
 }
 
@@ -198,10 +198,10 @@ Done ApiServer::Impl::ready_for_changes()
 {
 	LocalFacts local = backend.local();
 	if (local.host && !wait_for([](const State &s) { return s.initialized(); }, options.starting_timeout_ms))
-		return forbidden(starting_message(local.host_name));
+		return coded("starting", forbidden(starting_message(local.host_name)));
 	if (!local.host)
-		return forbidden("host " + local.host_name +
-				 " is in no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`");
+		return coded("no-cluster", forbidden("host " + local.host_name +
+				 " is in no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`"));
 	return Nothing{};
 }
 
@@ -247,7 +247,7 @@ Result<json> ApiServer::Impl::get_status(const httplib::Request &req)
 		if (v["name"] == name)
 			only.push_back(v);
 	if (only.empty())
-		return not_found("there is no volume named " + name);
+		return coded("no-such-volume", not_found("there is no volume named " + name));
 	j["volumes"] = only;
 	return j;
 }

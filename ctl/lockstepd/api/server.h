@@ -25,7 +25,7 @@
 //   GET    /metrics              the same status for Prometheus
 //   GET    /v1/wait?index=N&ms=M long poll: the status once State::applied is above N, or after M ms (at most 30,000)
 //
-// Errors: {"status":2|3|5|10,"message":"one line"} with HTTP 400, 404, 409 or 503. Requests are bounded: 64 KiB of body,
+// Errors: {"status":2|3|5|10,"code":"volume-open","message":"one line"} with HTTP 400, 404, 409 or 503. Requests are bounded: 64 KiB of body,
 // MAX_THREADS at a time.
 //
 // Soft state. soft(host, report) brings what one host says about itself, this host included; the newest replaces the one

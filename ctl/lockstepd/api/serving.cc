@@ -46,7 +46,7 @@ Result<uint32_t> ApiServer::Impl::vid_of(const std::string &name)
 	const std::shared_ptr<const State> s = backend.state();
 	const Volume *v = s->volume_named(name);
 	if (!v)
-		return not_found("there is no volume named " + name);
+		return coded("no-such-volume", not_found("there is no volume named " + name));
 	return v->vid;
 }
 
@@ -90,7 +90,7 @@ Result<json> ApiServer::Impl::volume_get(const httplib::Request &req)
 		return ready.error();
 	json v = volume_in(status(), name);
 	if (v.is_null())
-		return not_found("there is no volume named " + name);
+		return coded("no-such-volume", not_found("there is no volume named " + name));
 	return v;
 }
 
@@ -241,7 +241,7 @@ Result<json> ApiServer::Impl::volume_openers(const httplib::Request &req)
 	const std::shared_ptr<const State> s = backend.state();
 	const Volume *v = s->volume_named(name);
 	if (!v)
-		return not_found("there is no volume named " + name);
+		return coded("no-such-volume", not_found("there is no volume named " + name));
 	json list = json::array();
 	for (const auto &[id, h] : s->hosts) {
 		const json report = report_of(id, v->vid);

@@ -171,7 +171,7 @@ const Host &host_of(const State &state, const Fields &f)
 	HostId id = f.host();
 	const Host *host = state.host(id);
 	if (!host)
-		refuse(not_found("the cluster has no host " + std::to_string(id)));
+		refuse(coded("no-such-host", not_found("the cluster has no host " + std::to_string(id))));
 	return *host;
 }
 
@@ -180,7 +180,7 @@ const Volume &volume_of(const State &state, const Fields &f)
 	uint64_t vid = f.number("vid", UINT32_MAX);
 	const Volume *volume = state.volume(uint32_t(vid));
 	if (!volume)
-		refuse(not_found("there is no volume with vid " + std::to_string(vid)));
+		refuse(coded("no-such-volume", not_found("there is no volume with vid " + std::to_string(vid))));
 	return *volume;
 }
 
@@ -463,7 +463,7 @@ json pool_report(State &state, const Fields &f)
 	std::string name = f.name("name");
 	const Pool *known = state.pool(name, h.id);
 	if (!known)
-		refuse(not_found("host " + h.name + " has no pool named " + name));
+		refuse(coded("no-such-pool", not_found("host " + h.name + " has no pool named " + name)));
 	Pool next = *known;
 	pool_numbers(f, next);
 	bool changed = next != *known;
@@ -540,8 +540,8 @@ json volume_create(State &state, const Fields &f)
 	if (f.has("labels"))
 		change_labels(labels, f.labels("labels"), "volume " + w.name);
 	if (const Volume *known = state.volume_named(w.name))
-		refuse(forbidden("there is a volume named " + w.name + " already" +
-				 (known->phase == Phase::creating ? ", just being created" : "") + ": choose another name"));
+		refuse(coded("name-taken", forbidden("there is a volume named " + w.name + " already" +
+				 (known->phase == Phase::creating ? ", just being created" : "") + ": choose another name")));
 	for (const auto &[vid, v] : state.volumes)
 		if (v.uuid == uuid)
 			refuse(forbidden("volume " + w.name + ": its UUID belongs to volume " + v.name));
@@ -582,7 +582,7 @@ json replica_created(State &state, const Fields &f)
 		refuse(forbidden("volume " + next.name + " is being deleted"));
 	Replica *r = next.replica(h.id);
 	if (!r)
-		refuse(not_found("volume " + next.name + " has no replica on host " + h.name));
+		refuse(coded("no-such-replica", not_found("volume " + next.name + " has no replica on host " + h.name)));
 	bool changed = !r->created;
 	r->created = true;
 	if (std::all_of(next.replicas.begin(), next.replicas.end(), [](const Replica &x) { return x.created; })) {
@@ -604,7 +604,7 @@ json replica_failed(State &state, const Fields &f)
 	if (v.phase == Phase::deleting)
 		return done(false);
 	if (!v.replica(h.id))
-		refuse(not_found("volume " + v.name + " has no replica on host " + h.name));
+		refuse(coded("no-such-replica", not_found("volume " + v.name + " has no replica on host " + h.name)));
 	if (v.reverting)
 		refuse(forbidden("volume " + v.name + " is being reverted and is not given up: " + message));
 	if (v.phase == Phase::creating)
@@ -635,14 +635,14 @@ json volume_delete(State &state, const Fields &f)
 	std::string name = f.has("vid") ? "" : f.text("name");
 	const Volume *v = f.has("vid") ? &volume_of(state, f) : state.volume_named(name);
 	if (!v)
-		refuse(not_found("there is no volume named " + name));
+		refuse(coded("no-such-volume", not_found("there is no volume named " + name)));
 	json answer = done(v->phase != Phase::deleting);
 	answer["vid"] = v->vid;
 	if (v->phase == Phase::deleting)
 		return answer;
 	if (!v->openers.empty())
-		refuse(forbidden("volume " + v->name + " is open on host " + state.host_name(v->openers[0].host) +
-				 ": close it there before deleting it"));
+		refuse(coded("volume-open", forbidden("volume " + v->name + " is open on host " + state.host_name(v->openers[0].host) +
+				 ": close it there before deleting it")));
 	refuse_snapshots_in_the_way(state, *v);
 	if (v->phase == Phase::creating)
 		roll_back(state, *v, "volume " + v->name + " was deleted while it was being created");
@@ -691,7 +691,7 @@ json dispatch(State &state, const json &entry)
 	if (op == "cluster.init")
 		return cluster_init(state, f);
 	if (!state.initialized())
-		refuse(forbidden("there is no cluster yet"));
+		refuse(coded("no-cluster", forbidden("there is no cluster yet")));
 	if (op.starts_with("record."))
 		return apply_record(state, op, f);
 	if (op.starts_with("snapshot."))
@@ -731,7 +731,10 @@ json dispatch(State &state, const json &entry)
 	return command(state, f);
 }
 
-json refusal(const Error &error) { return {{"ok", false}, {"status", int(error.status)}, {"message", error.message}}; }
+json refusal(const Error &error)
+{
+	return {{"ok", false}, {"status", int(error.status)}, {"code", code_of(error)}, {"message", error.message}};
+}
 
 }    // namespace
 

@@ -53,7 +53,7 @@ const Group &group_of(const State &state, const std::string &name)
 {
 	auto it = state.groups.find(name);
 	if (it == state.groups.end())
-		refuse(not_found("there is no group named " + name));
+		refuse(coded("no-such-group", not_found("there is no group named " + name)));
 	return it->second;
 }
 
@@ -70,12 +70,12 @@ json group_create(State &state, const Fields &f)
 	if (auto it = state.groups.find(g.name); it != state.groups.end()) {
 		if (it->second.pool == g.pool && it->second.redundancy == g.redundancy)
 			return done(false);
-		refuse(forbidden("there is a group named " + g.name + " already, in pool " + it->second.pool + " with redundancy " +
-				 std::to_string(it->second.redundancy)));
+		refuse(coded("name-taken", forbidden("there is a group named " + g.name + " already, in pool " + it->second.pool + " with redundancy " +
+				 std::to_string(it->second.redundancy))));
 	}
 	size_t hosts = size_t(std::count_if(state.pools.begin(), state.pools.end(), [&](const auto &p) { return p.second.name == g.pool; }));
 	if (!hosts)
-		refuse(not_found("group " + g.name + ": no host has a pool named " + g.pool));
+		refuse(coded("no-such-pool", not_found("group " + g.name + ": no host has a pool named " + g.pool)));
 	if (hosts < g.redundancy)
 		refuse(forbidden("group " + g.name + ": redundancy " + std::to_string(g.redundancy) + " needs as many hosts with pool " + g.pool +
 				 ", there are " + std::to_string(hosts)));
@@ -116,7 +116,7 @@ json volume_label(State &state, const Fields &f)
 	LabelChanges changes = f.labels("labels");
 	const Volume *known = state.volume_named(name);
 	if (!known)
-		refuse(not_found("there is no volume named " + name));
+		refuse(coded("no-such-volume", not_found("there is no volume named " + name)));
 	Volume next = *known;
 	bool changed = change_labels(next.labels, changes, "volume " + name);
 	replace(state, std::move(next));

@@ -161,7 +161,7 @@ json host_remove(State &state, const Fields &f)
 	if (h.removing)
 		return done(false);
 	if (!h.online)
-		refuse(forbidden("host " + h.name + " is offline: if it never comes back, use `lockstep host lost " + h.name + "`"));
+		refuse(coded("host-offline", forbidden("host " + h.name + " is offline: if it never comes back, use `lockstep host lost " + h.name + "`")));
 	if (state.hosts.size() == 1)
 		refuse(forbidden("host " + h.name + " is the only one of the cluster"));
 	if (std::string held = held_by(state, h.id); !held.empty())

@@ -35,7 +35,7 @@ const Replica &replica_at(const State &state, const Volume &v, HostId host)
 {
 	const Replica *r = v.replica(host);
 	if (!r)
-		refuse(not_found("volume " + v.name + " has no replica on host " + state.host_name(host)));
+		refuse(coded("no-such-replica", not_found("volume " + v.name + " has no replica on host " + state.host_name(host))));
 	return *r;
 }
 

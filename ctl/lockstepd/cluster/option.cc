@@ -83,7 +83,7 @@ Done check_option(const std::string &name, const std::string &value, bool for_ho
 {
 	const Known *k = find(name);
 	if (!k)
-		return not_found("there is no option " + name + ": see `lockstep option list`");
+		return coded("no-such-option", not_found("there is no option " + name + ": see `lockstep option list`"));
 	if (for_host && !k->per_host)
 		return usage_error("option " + name + " is one of the whole cluster: set it without --host");
 	if (value == "default" || (k->may_be_off && value == "off"))

@@ -40,22 +40,22 @@ std::string obstacle(const State &state, const Host &host, const Wanted &w)
 			      std::to_string(fitting) + " can take it";
 	for (const std::string &o : obstacles)
 		message += "; " + o;
-	refuse(forbidden(message));
+	refuse(coded("no-room", forbidden(message)));
 }
 
 void refuse_unknown(const State &state, const Wanted &w)
 {
 	for (HostId id : w.hosts)
 		if (!state.host(id))
-			refuse(not_found("volume " + w.name + ": the cluster has no host " + std::to_string(id)));
+			refuse(coded("no-such-host", not_found("volume " + w.name + ": the cluster has no host " + std::to_string(id))));
 	if (w.redundancy > state.hosts.size())
 		refuse(forbidden("volume " + w.name + ": redundancy " + std::to_string(w.redundancy) + " needs as many hosts, the cluster has " +
 				 std::to_string(state.hosts.size()) + ": add hosts or choose a lower redundancy"));
 	for (const auto &[key, pool] : state.pools)
 		if (pool.name == w.pool)
 			return;
-	refuse(not_found("volume " + w.name + ": no host has a pool named " + w.pool + ": create it with `lockstep pool create " + w.pool +
-			 " --vg VG`"));
+	refuse(coded("no-such-pool", not_found("volume " + w.name + ": no host has a pool named " + w.pool + ": create it with `lockstep pool create " + w.pool +
+			 " --vg VG`")));
 }
 
 }    // namespace

@@ -83,7 +83,7 @@ Replica &replica_of(const State &state, Volume &v, HostId host)
 {
 	Replica *r = v.replica(host);
 	if (!r)
-		refuse(not_found("volume " + v.name + " has no replica on host " + state.host_name(host)));
+		refuse(coded("no-such-replica", not_found("volume " + v.name + " has no replica on host " + state.host_name(host))));
 	return *r;
 }
 
@@ -235,7 +235,7 @@ json open(State &state, const Fields &f, const Volume &v, Volume next)
 	bool shared = v.cls == LKS_SHARED;
 	for (const Opener &o : v.openers)
 		if (!shared && o.host != host && state.online(o.host))
-			refuse(forbidden("volume " + v.name + " is open on host " + state.host_name(o.host) + ": close it there first"));
+			refuse(coded("volume-open", forbidden("volume " + v.name + " is open on host " + state.host_name(o.host) + ": close it there first")));
 	if (!granted) {
 		next.session_serial++;
 		// O1: a session that is not listed is fenced. Of a shared volume only an older one of this host is.
@@ -280,7 +280,7 @@ json apply_record(State &state, const std::string &op, const Fields &f)
 		refuse(usage_error("unknown operation \"" + op + "\""));
 	const Volume v = volume_of(state, f);
 	if (f.has("host") && !state.host(f.host()))
-		refuse(not_found("the cluster has no host " + std::to_string(f.host())));
+		refuse(coded("no-such-host", not_found("the cluster has no host " + std::to_string(f.host()))));
 	if (v.phase != Phase::ready) {
 		bool harmless = op == "record.suspect" || op == "record.failed" || op == "record.resign" || op == "record.close";
 		if (harmless && v.phase == Phase::deleting)

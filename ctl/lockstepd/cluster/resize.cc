@@ -99,7 +99,7 @@ Replica &replica_in(const State &state, const Fields &f, Volume &copy)
 	const Host &h = host_of(state, f);
 	Replica *r = copy.replica(h.id);
 	if (!r)
-		refuse(not_found("volume " + copy.name + " has no replica on host " + h.name));
+		refuse(coded("no-such-replica", not_found("volume " + copy.name + " has no replica on host " + h.name)));
 	return *r;
 }
 

@@ -53,7 +53,7 @@ Snapshot &snapshot_of(State &state, const Fields &f)
 	uint32_t sid = uint32_t(f.number("sid", UINT32_MAX));
 	auto it = state.snapshots.find(sid);
 	if (it == state.snapshots.end())
-		refuse(not_found("there is no snapshot with id " + std::to_string(sid)));
+		refuse(coded("no-such-snapshot", not_found("there is no snapshot with id " + std::to_string(sid))));
 	return it->second;
 }
 
@@ -64,7 +64,7 @@ Snapshot &named(State &state, const Fields &f)
 	std::string volume = f.text("volume"), name = f.text("name");
 	const Snapshot *s = state.snapshot_named(volume, name);
 	if (!s)
-		refuse(not_found("volume " + volume + " has no snapshot named " + name));
+		refuse(coded("no-such-snapshot", not_found("volume " + volume + " has no snapshot named " + name)));
 	return state.snapshots.at(s->sid);
 }
 
@@ -101,8 +101,8 @@ void refuse_unfit(const State &state, const Volume &v, const std::string &name, 
 		refuse(forbidden("volume " + v.name + " is growing: take the snapshot when it has grown"));
 	for (const auto &[sid, s] : state.snapshots) {
 		if (s.volume == v.name && s.name == name)
-			refuse(forbidden("volume " + v.name + " has a snapshot named " + name + " already" +
-					 (s.phase == SnapshotPhase::ready ? "" : std::string(", which is ") + to_string(s.phase)) + ": choose another name"));
+			refuse(coded("name-taken", forbidden("volume " + v.name + " has a snapshot named " + name + " already" +
+					 (s.phase == SnapshotPhase::ready ? "" : std::string(", which is ") + to_string(s.phase)) + ": choose another name")));
 		if (s.vid == v.vid && (s.in_progress() || s.phase == SnapshotPhase::discarding))
 			refuse(forbidden("volume " + v.name + ": another snapshot of it is being taken, " + s.name + ": wait for that"));
 	}
@@ -150,7 +150,7 @@ json create(State &state, const Fields &f)
 	for (size_t i = 0; i < vids.size(); i++) {
 		const Volume *v = vids[i] <= UINT32_MAX ? state.volume(uint32_t(vids[i])) : nullptr;
 		if (!v)
-			refuse(not_found("there is no volume with vid " + std::to_string(vids[i])));
+			refuse(coded("no-such-volume", not_found("there is no volume with vid " + std::to_string(vids[i]))));
 		if (uuids[i].size() != 36)
 			refuse(usage_error("\"" + uuids[i] + "\" is no UUID"));
 		refuse_unfit(state, *v, name, reserve);
@@ -401,7 +401,7 @@ json restore(State &state, const Fields &f)
 				   "with a letter or digit"));
 	refuse_unready(state, s);
 	if (state.volume_named(name))
-		refuse(forbidden("there is a volume named " + name + " already: choose another name"));
+		refuse(coded("name-taken", forbidden("there is a volume named " + name + " already: choose another name")));
 	Volume v;
 	v.minor = free_minor(state);
 	if (state.next_vid == UINT32_MAX)
@@ -452,7 +452,7 @@ json revert(State &state, const Fields &f)
 		refuse(forbidden("volume " + v->name + " cannot be reverted now: it is " +
 				 (v->phase != Phase::ready ? to_string(v->phase) : v->grow_bytes ? "growing" : "being snapshotted") + ", wait for that"));
 	if (!v->openers.empty())
-		refuse(forbidden("volume " + v->name + " is open on host " + state.host_name(v->openers[0].host) + ": close it there before reverting it"));
+		refuse(coded("volume-open", forbidden("volume " + v->name + " is open on host " + state.host_name(v->openers[0].host) + ": close it there before reverting it")));
 	if (v->size_bytes != s.size_bytes)
 		refuse(forbidden("volume " + v->name + " has grown since " + title(s) + " was taken: restore that as a new volume"));
 	bool served = false;
@@ -461,8 +461,8 @@ json revert(State &state, const Fields &f)
 		if (const Pool *pool = state.pool(r.pool, r.host); pool && pool->kind == PoolKind::thick)
 			refuse(forbidden("volume " + v->name + " is in a thick pool and cannot be reverted: restore " + title(s) + " as a new volume"));
 		if (!state.online(r.host))
-			refuse(forbidden("volume " + v->name + " cannot be reverted: host " + state.host_name(r.host) + " is offline: bring it back, or "
-					 "remove its replica"));
+			refuse(coded("host-offline", forbidden("volume " + v->name + " cannot be reverted: host " + state.host_name(r.host) + " is offline: bring it back, or "
+					 "remove its replica")));
 		served = served || s.copy(r.host);
 	}
 	if (!served)

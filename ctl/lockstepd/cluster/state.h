@@ -7,7 +7,7 @@
 // also when it started from a snapshot. An entry is refused as a whole or carried out as a whole.
 //
 // An entry is a JSON object (CBOR in the log) with "op", "level" (feature level it needs; LEVEL now) and the fields
-// below. apply() answers {"ok":true, ...} or {"ok":false,"status":2|3|5|10,"message":"one line for the user"}.
+// below. apply() answers {"ok":true, ...} or {"ok":false,"status":2|3|5|10,"code":"for programs","message":"one line for the user"}.
 // "Idempotent" below: repeating it once it is done answers ok with "changed":false and changes nothing.
 //
 //  op               fields (o: optional)                            answer beside ok; meaning

@@ -14,7 +14,7 @@ const Volume &volume_named_or_vid(const State &state, const Fields &f)
 	std::string name = f.text("name");
 	const Volume *v = state.volume_named(name);
 	if (!v)
-		refuse(not_found("there is no volume named " + name));
+		refuse(coded("no-such-volume", not_found("there is no volume named " + name)));
 	return *v;
 }
 
@@ -48,16 +48,16 @@ json volume_primary(State &state, const Fields &f)
 	Volume next = v;
 	next.chosen_primary = host;
 	if (host && !state.host(host))
-		refuse(not_found("the cluster has no host " + std::to_string(host)));
+		refuse(coded("no-such-host", not_found("the cluster has no host " + std::to_string(host))));
 	if (host) {
 		const Replica *r = v.replica(host);
 		if (!r)
-			refuse(forbidden("volume " + v.name + " has no replica on host " + state.host_name(host) + ", it cannot be served there"));
+			refuse(coded("no-such-replica", forbidden("volume " + v.name + " has no replica on host " + state.host_name(host) + ", it cannot be served there")));
 		if (!r->clean())
 			refuse(forbidden("volume " + v.name + ": its replica on host " + state.host_name(host) + " is " + to_string(r->state) +
 					 ": wait until it is in sync"));
 		if (!state.online(host))
-			refuse(forbidden("volume " + v.name + ": host " + state.host_name(host) + " is offline"));
+			refuse(coded("host-offline", forbidden("volume " + v.name + ": host " + state.host_name(host) + " is offline")));
 		if (!v.primary) {    // nobody serves: nobody to hand over
 			next.version++;
 			start_term(next, host, clean_and_online(state, next));

@@ -688,9 +688,9 @@ void ConsensusLog::Impl::give_up(uint64_t id)
 	if (!r.caught_up)
 		finish(id, failed("the change was committed, but this host did not hear so from the leader in time"));
 	else if ((r.in_flight || r.maybe) && !r.is_barrier)
-		finish(id, failed(quorum_message() + MAY_STILL));
+		finish(id, coded("no-quorum", failed(quorum_message() + MAY_STILL)));
 	else
-		finish(id, failed(quorum_message()));
+		finish(id, coded("no-quorum", failed(quorum_message())));
 }
 
 void ConsensusLog::Impl::finish(uint64_t id, Result<json> result)

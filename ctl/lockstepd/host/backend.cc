@@ -46,7 +46,7 @@ ApiBackend Daemon::backend()
 	b.barrier = [this]() -> Done {
 		auto answer = on_loop([this](JsonReply done) {
 			if (!log_)
-				return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`"));
+				return done(coded("no-cluster", forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`")));
 			log_->barrier([done = std::move(done)](Done reached) {
 				if (reached)
 					done(Json::object());
@@ -75,7 +75,7 @@ ApiBackend Daemon::backend()
 void Daemon::pool_create(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv, JsonReply done)
 {
 	if (!member_)
-		return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`"));
+		return done(coded("no-cluster", forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`")));
 	auto add = [this, name, host, vg, thin_lv, done](Result<Json> space) {
 		if (!space)
 			return done(space.error());

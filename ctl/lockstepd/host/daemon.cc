@@ -561,12 +561,12 @@ void Daemon::lead()
 void Daemon::propose(Json entry, JsonReply done)
 {
 	if (!log_)
-		return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`"));
+		return done(coded("no-cluster", forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`")));
 	const std::vector<uint8_t> bytes = encode(entry);
 	log_->propose(std::string(bytes.begin(), bytes.end()), [done = std::move(done)](Result<Json> answer) {
 		if (answer && !answer->value("ok", false))
 			done(Error{static_cast<Status>(answer->value("status", int(Status::failed))),
-				   answer->value("message", "refused without a reason")});
+				   answer->value("message", "refused without a reason"), answer->value("code", "")});
 		else
 			done(std::move(answer));
 	});

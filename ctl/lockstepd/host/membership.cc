@@ -220,7 +220,7 @@ void Daemon::token(uint64_t valid_s, JsonReply done)
 {
 	auto authority = fingerprint(state_.authority.cert);
 	if (!member_ || !authority)
-		return done(forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`"));
+		return done(coded("no-cluster", forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`")));
 	JoinToken token;
 	token.authority = *authority;
 	token.secret = random_hex(TOKEN_PART_BYTES);
@@ -303,7 +303,7 @@ void Daemon::joined(const std::string &uuid, Result<Json> answer, JsonReply done
 void Daemon::serve_join(Json request, JsonReply done)
 {
 	if (!member_ || !state_.initialized())
-		return done(forbidden(fmt::format("host {} is in no cluster yet: run `lockstep cluster init` there first", config_.name)));
+		return done(coded("no-cluster", forbidden(fmt::format("host {} is in no cluster yet: run `lockstep cluster init` there first", config_.name))));
 	if (!request.is_object())
 		return done(usage_error("malformed join request"));
 	const auto text = [&](const char *field) { return request.contains(field) && request[field].is_string() ? request[field] : Json(""); };

@@ -288,7 +288,7 @@ private:
 			nlohmann::json answer = apply(entry);
 			if (answer["ok"] == true)
 				return answer;
-			return Error{Status(answer["status"].get<int>()), answer["message"]};
+			return Error{Status(answer["status"].get<int>()), answer["message"], answer["code"]};
 		};
 		b.barrier = [] { return Done(Nothing{}); };
 		b.init = [this](const std::string &name) -> Result<nlohmann::json> {
@@ -319,7 +319,7 @@ private:
 			nlohmann::json answer = apply(entry);
 			if (answer["ok"] == true)
 				return answer;
-			return Error{Status(answer["status"].get<int>()), answer["message"]};
+			return Error{Status(answer["status"].get<int>()), answer["message"], answer["code"]};
 		};
 		b.ask_host = [this](HostId host, const std::string &verb, const nlohmann::json &body) -> Result<nlohmann::json> {
 			std::lock_guard lock(mutex_);

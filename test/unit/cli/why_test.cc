@@ -215,6 +215,37 @@ TEST_CASE("status --watch shows each change once")
 	CHECK(d.run({"status", "nosuch", "--watch"}).status == 3);
 }
 
+TEST_CASE("an error has a code that programs can go by; with --json it is an object")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
+	auto error = [&](std::vector<std::string> args) {
+		args.push_back("--json");
+		Outcome o = d.run(args);
+		json e = json::parse(o.err);
+		CHECK((e["status"] == o.status && e.size() == 3 && !e["message"].get<std::string>().empty()));
+		return e["code"].get<std::string>();
+	};
+	CHECK(error({"status", "nosuch"}) == "no-such-volume");
+	CHECK(error({"why", "nosuch"}) == "not-found");
+	CHECK(error({"resize", "v", "1"}) == "bad-request");
+	CHECK(error({"primary", "v", "nosuch"}) == "no-such-host");
+	CHECK(error({"events", "--after", std::string(65, 'x')}) == "bad-request");
+	d.good({{"op", "record.open"}, {"vid", d.volume("v").vid}, {"host", 1}});
+	d.online(3, false);
+	CHECK(error({"primary", "v", "gamma"}) != "failed");
+	Result<json> r = Client(FakeDaemon::socket_path()).del("/v1/volumes/v");
+	REQUIRE_FALSE(r);
+	CHECK((r.error().code == "volume-open" && r.error().status == Status::forbidden));
+	r = Client(FakeDaemon::socket_path()).post("/v1/volumes", {{"name", "v"}, {"size_bytes", GIB}});
+	CHECK(r.error().code == "name-taken");
+	r = Client(FakeDaemon::socket_path()).post("/v1/volumes", {{"name", "w"}, {"size_bytes", 1000 * GIB}});
+	CHECK(r.error().code == "no-room");
+	r = Client(FakeDaemon::socket_path()).get("/v1/nosuch");
+	CHECK(r.error().code == "no-such-route");
+	CHECK(Client("/tmp/lockstep-no-such-socket").get("/v1/status").error().code == "no-daemon");
+}
+
 TEST_CASE("metrics are well formed, and say what the status says")
 {
 	FakeDaemon d;
