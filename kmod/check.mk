@@ -14,7 +14,9 @@ check:
 	@tar -c --exclude='*.o' --exclude='*.cmd' Kbuild kmod | tar -x -C $B/sparse
 	@$(MAKE) -C $(KDIR) M=$(CURDIR)/$B/sparse C=1 CHECK=sparse CF='-Wsparse-error -D__CHECK_ENDIAN__' modules \
 		>$B/sparse/log 2>&1 || { grep -E 'error|warning' $B/sparse/log >&2; exit 1; }
-	@echo "sparse: $$(grep -c CHECK $B/sparse/log) files, nothing to complain about"
+	@n=$$(grep -c CHECK $B/sparse/log); [ "$$n" != 0 ] || { echo "sparse: it looked at no file (make -s?)" >&2; exit 1; }; \
+	echo "sparse: $$n files, nothing to complain about"
+	@echo "2 passed, 0 failed"
 
 kernels:
 	scripts/kernels $(SUITES)
