@@ -2,12 +2,7 @@
 """Volumes in use: who serves them, growing them, snapshots, shared ones; all under load."""
 import re
 
-import pytest
-
 from lablib import SyncLog, assert_same, together, wait
-
-# five minutes together: in make test-long
-pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 
