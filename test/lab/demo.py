@@ -137,7 +137,8 @@ def load_and_kill(a):
     for p in (fio, log.process):
         if not p.running:
             raise LabError(f'the load on alpha ended by itself: {p.wait(1)}')
-    time.sleep(0.4)			# fio's start-up; the round takes longer
+    written = f'stat -c %b /mnt/load/fio.{last_number(fio, "start")}'
+    wait(lambda: a.run(written, check=False).out.strip() not in ('', '0'), 20, 'the round to have written something')
     a.kill()
     killed = time.monotonic()
     rounds = last_number(fio, 'done')
