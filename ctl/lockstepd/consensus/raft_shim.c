@@ -10,6 +10,7 @@
 
 #include <raft.h>
 #include <raft/uv.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -34,6 +35,11 @@ struct lks_raft {
 	bool change_pending;
 	struct raft_transfer transfer;
 	bool transfer_pending;
+	int (*start_io)(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, raft_io_recv_cb recv);
+	raft_io_recv_cb recv_cb;
+	bool held;				/* held_message waits for the end of the snapshot that is being taken */
+	struct raft_message held_message;
+	char *held_from;			/* its server_address */
 	bool started;
 	bool closing;
 	int handles;				/* of our own, not closed yet */
@@ -219,6 +225,60 @@ static void transport_close(struct raft_uv_transport *t, raft_uv_transport_close
 	uv_timer_start(&r->transport_closer, transport_closed, 0, 0);
 }
 
+/* --- messages in ----------------------------------------------------------------------------------------------------- */
+
+/*
+ * libraft 0.22 crashes when it is sent a snapshot while it takes one itself and has done with that: takeSnapshotCb() clears
+ * its pointer to the pending installation before it uses it. So such a message waits here until no snapshot is being taken,
+ * as it might have in the network.
+ */
+static void drop_held(struct lks_raft *r)
+{
+	if (r->held) {
+		raft_configuration_close(&r->held_message.install_snapshot.conf);
+		raft_free(r->held_message.install_snapshot.data.base);
+	}
+	r->held = false;
+}
+
+static void receive(struct raft_io *io, struct raft_message *message)
+{
+	struct lks_raft *r = (struct lks_raft *)((char *)io - offsetof(struct lks_raft, io));
+	char *from;
+
+	if (message->type != RAFT_INSTALL_SNAPSHOT || !r->raft.legacy.snapshot_taking || r->closing) {
+		r->recv_cb(io, message);
+		return;
+	}
+	drop_held(r);			/* the newer one counts */
+	from = strdup(message->server_address);
+	r->held_message = *message;	/* what it points to is ours now */
+	r->held = true;
+	if (!from) {
+		drop_held(r);		/* as if lost: the leader sends it again */
+		return;
+	}
+	free(r->held_from);
+	r->held_from = from;
+	r->held_message.server_address = from;
+}
+
+static void receive_held(struct lks_raft *r)
+{
+	if (!r->held || r->raft.legacy.snapshot_taking)
+		return;
+	r->held = false;
+	r->recv_cb(&r->io, &r->held_message);
+}
+
+static int start_io(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, raft_io_recv_cb recv)
+{
+	struct lks_raft *r = (struct lks_raft *)((char *)io - offsetof(struct lks_raft, io));
+
+	r->recv_cb = recv;
+	return r->start_io(io, msecs, tick, receive);
+}
+
 /* --- life ------------------------------------------------------------------------------------------------------------ */
 
 static void maybe_free(struct lks_raft *r)
@@ -227,6 +287,7 @@ static void maybe_free(struct lks_raft *r)
 		return;
 	if (r->done)
 		r->done(r->done_arg);
+	free(r->held_from);
 	free(r);
 }
 
@@ -248,8 +309,10 @@ static void turn(uv_prepare_t *prepare)
 {
 	struct lks_raft *r = prepare->data;
 
-	if (!r->closing)
-		r->ops.turn(r->ops.ctx);
+	if (r->closing)
+		return;
+	receive_held(r);
+	r->ops.turn(r->ops.ctx);
 }
 
 static void init_own_handles(struct lks_raft *r)
@@ -287,6 +350,8 @@ struct lks_raft *lks_raft_new(const struct lks_raft_config *config, const struct
 		free(r);
 		return NULL;
 	}
+	r->start_io = r->io.start;
+	r->io.start = start_io;
 	raft_uv_set_tracer(&r->io, &r->tracer);
 	/* Without this, libraft sets damaged files aside and goes on, having forgotten entries that it acknowledged. */
 	raft_uv_set_auto_recovery(&r->io, false);
@@ -346,6 +411,7 @@ static void raft_closed(struct raft *raft)
 void lks_raft_close(struct lks_raft *r, void (*done)(void *arg), void *arg)
 {
 	r->closing = true;
+	drop_held(r);
 	r->done = done;
 	r->done_arg = arg;
 	r->raft.data = r;
