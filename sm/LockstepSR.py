@@ -401,7 +401,7 @@ class LockstepSR(SR.SR):
                 try:
                     self.api.snapshot_restore(snapshot, name, self.uuid, {VIEW_OF: snapshot['name']})
                 except lockstep.Forbidden as e:
-                    if e.code != 'exists' and not self._exists(name):
+                    if e.code != 'name-taken' and not self._exists(name):
                         raise
                 continue
             if view['phase'] == 'ready' and DROPPING not in view['labels']:

@@ -79,9 +79,9 @@ def _error(method, path, body):
     except (ValueError, KeyError, TypeError):
         return ApiError('lockstepd answered %s %s with what is no error of its API' % (method, path))
     code = answer.get('code')
-    if code == 'unsupported' or (status == NOT_FOUND and message.startswith('the API has no ')):
+    if code == 'no-such-route':
         return Unsupported('the lockstepd of this host cannot do this yet (%s): update it' % message, status, code)
-    kinds = {'no_space': NoSpace, 'in_use': InUse, 'not_found': Missing}
+    kinds = {'no-room': NoSpace, 'volume-open': InUse}
     by_status = {NOT_FOUND: Missing, FORBIDDEN: Forbidden}
     return kinds.get(code, by_status.get(status, ApiError))(message, status, code)
 

@@ -29,10 +29,11 @@ NO_DRIVER = os.makedev(240, 0)
 
 class Refused(Exception):
     HTTP = {2: 400, 3: 404, 5: 409, 10: 503}
+    CODES = {2: 'bad-request', 3: 'not-found', 5: 'not-allowed-now', 10: 'failed'}
 
     def __init__(self, status, message, code=None):
         Exception.__init__(self, message)
-        self.status, self.code = status, code
+        self.status, self.code = status, code or self.CODES[status]
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -135,7 +136,7 @@ class Cluster(object):
             self.contract.check_answer(method, path, status, answer)
         except AssertionError as e:
             self.drift.append(str(e))
-            status, answer = 503, {'status': 10, 'message': 'drift: %s' % e}
+            status, answer = 503, {'status': 10, 'code': 'failed', 'message': 'drift: %s' % e}
         if self.after and self.after(host.name, method, path) == 'dies':
             handler.close_connection = True
             return
@@ -177,7 +178,7 @@ class Cluster(object):
             if verb == method and match and '%s %s' % (verb, pattern) not in self.without:
                 break
         else:
-            return 404, {'status': 3, 'message': 'the API has no %s /v1%s' % (method, path)}
+            return 404, {'status': 3, 'code': 'no-such-route', 'message': 'the API has no %s /v1%s' % (method, path)}
         try:
             with self.lock:
                 names = [urllib.parse.unquote(g) for g in match.groups()]
@@ -189,10 +190,8 @@ class Cluster(object):
                     self.moved.notify_all()
                 return 200, answer
         except Refused as e:
-            answer = {'status': e.status, 'message': str(e)}
-            if e.code and 'code' not in self.without:
-                answer['code'] = e.code
-            return Refused.HTTP[e.status], answer
+            code = Refused.CODES[e.status] if 'code' in self.without else e.code
+            return Refused.HTTP[e.status], {'status': e.status, 'code': code, 'message': str(e)}
 
     def must_change(self, host, path):
         if path in ('/cluster/init', '/cluster/join'):
@@ -200,7 +199,7 @@ class Cluster(object):
         if not host.joined:
             raise Refused(5, 'host %s is in no cluster yet: run `lockstep cluster init`' % host.name)
         if not self.quorum:
-            raise Refused(10, 'no quorum: nothing can be changed until more hosts are back', 'no_quorum')
+            raise Refused(10, 'no quorum: nothing can be changed until more hosts are back', 'no-quorum')
 
     # ---- status ----
 
@@ -359,7 +358,7 @@ class Cluster(object):
     def group_create(self, host, body):
         known = self.groups.get(body['name'])
         if known and (known['pool'], known['redundancy']) != (body['pool'], body['redundancy']):
-            raise Refused(5, 'there is a group named %s already' % body['name'], 'exists')
+            raise Refused(5, 'there is a group named %s already' % body['name'], 'name-taken')
         if not known:
             self.groups[body['name']] = {'name': body['name'], 'pool': body['pool'], 'redundancy': body['redundancy'], 'labels': body['labels']}
         return {'name': body['name'], 'pool': body['pool']}
@@ -377,7 +376,7 @@ class Cluster(object):
         self.group_of(name)
         for v in list(self.volumes.values()) + list(self.snapshots.values()):
             if v['group'] == name:
-                raise Refused(5, 'group %s cannot be deleted: volume %s is in it' % (name, v['name']), 'in_use')
+                raise Refused(5, 'group %s cannot be deleted: volume %s is in it' % (name, v['name']))
         del self.groups[name]
         return {'name': name}
 
@@ -399,14 +398,14 @@ class Cluster(object):
         group = self.group_of(body['group'])
         size, redundancy, name = body['size_bytes'], body.get('redundancy', group['redundancy']), body['name']
         if name in self.volumes:
-            raise Refused(5, 'there is a volume named %s already' % name, 'exists')
+            raise Refused(5, 'there is a volume named %s already' % name, 'name-taken')
         if not size or size % 4096 or size > MAX_VOLUME_BYTES:
             raise Refused(2, 'volume %s: its size is above the limit of 64 TiB, or no multiple of 4096' % name)
         pools = [p for p in (self.pool_status(*k) for k in sorted(self.pools) if k[0] == group['pool']) if self.hosts[p['host']].online]
         room = sorted((p for p in pools if p['available_bytes'] >= size), key=lambda p: (-p['available_bytes'], p['host']))
         if len(room) < redundancy:
             raise Refused(5, 'volume %s cannot be placed on %d hosts: %d have room for it' % (name, redundancy, len(room)),
-                          'no_space' if len(pools) >= redundancy else None)
+                          'no-room' if len(pools) >= redundancy else None)
         shared = 'shared' not in self.without and body.get('class') == 'shared'
         volume = {'name': name, 'uuid': body.get('uuid', str(uuid.uuid4())), 'vid': self.next_vid, 'size_bytes': size, 'pool': group['pool'],
                   'group': body['group'], 'labels': {}, 'class': 'shared' if shared else 'exclusive', 'hosts': [p['host'] for p in room[:redundancy]],
@@ -429,7 +428,7 @@ class Cluster(object):
         v = self.volume_of(name)
         if v['writers'] or v['readers']:
             raise Refused(5, 'volume %s is open on host %s: close it there before deleting it' % (name, sorted({**v['writers'], **v['readers']})[0]),
-                          'in_use')
+                          'volume-open')
         del self.volumes[name]
         for h in self.hosts:
             path = os.path.join(self.devices(h), name)
@@ -445,7 +444,7 @@ class Cluster(object):
             raise Refused(2, 'volume %s: its size is above the limit of 64 TiB' % name)
         more = body['size_bytes'] - v['size_bytes']
         if any(self.pool_status(v['pool'], h)['available_bytes'] < more for h in v['hosts']):
-            raise Refused(5, 'volume %s cannot grow: no room on its hosts' % name, 'no_space')
+            raise Refused(5, 'volume %s cannot grow: no room on its hosts' % name, 'no-room')
         v['size_bytes'] = body['size_bytes']
         return {'name': name, 'size_bytes': v['size_bytes']}
 
@@ -460,7 +459,7 @@ class Cluster(object):
     def snapshot_create(self, host, name, body):
         v = self.volume_of(name)
         if body['name'] in self.snapshots:
-            raise Refused(5, 'volume %s has a snapshot named %s already' % (name, body['name']), 'exists')
+            raise Refused(5, 'volume %s has a snapshot named %s already' % (name, body['name']), 'name-taken')
         self.next_sid += 1
         s = {'name': body['name'], 'uuid': body['uuid'], 'sid': self.next_sid, 'volume': name, 'volume_uuid': v['uuid'], 'group': v['group'], 'labels': {}, 'size_bytes': v['size_bytes'],
              'blocks': dict(v['blocks']), 'hosts': list(v['hosts']), 'pool': v['pool'], 'class': v['class'], 'destroyed': False}
@@ -479,7 +478,7 @@ class Cluster(object):
 
     def derive(self, source, body):
         if body['name'] in self.volumes:
-            raise Refused(5, 'there is a volume named %s already' % body['name'], 'exists')
+            raise Refused(5, 'there is a volume named %s already' % body['name'], 'name-taken')
         self.group_of(body['group'])
         return self.add({
             'name': body['name'], 'uuid': body.get('uuid', str(uuid.uuid4())), 'vid': self.next_vid, 'size_bytes': source['size_bytes'],
