@@ -11,6 +11,7 @@
 #	make sim-asan, sim-breaks, fuzz, coverage: see test/check.mk
 #	make lab [TEST=name] [KERNEL=trixie|debug]  scenarios on virtual hosts
 #	make test-long        the same with many more seeds and all scenarios
+#	make apart            compiles each C++ file for itself
 #	make clean
 
 B := build
@@ -29,19 +30,23 @@ CXXFLAGS := -std=c++20 $(OPT) $(WARN) $(INCLUDE) -MMD -MP -pthread
 LIBS := -lraft -luv -lnl-genl-3 -lnl-3 -lyaml-cpp -lfmt -lcpp-httplib -lssl -lcrypto -pthread
 
 core_c := $(wildcard kmod/core/*.c)
-ctl_cc := $(filter-out ctl/lockstepd/main.cc,$(wildcard ctl/lockstepd/*/*.cc ctl/lib/*.cc))
+mains := ctl/lockstepd/main.cc ctl/lockstep/main.cc
+ctl_cc := $(filter-out $(mains),$(wildcard ctl/lockstepd/*/*.cc ctl/lib/*.cc))
 ctl_c := $(wildcard ctl/lockstepd/*/*.c)
-cli_cc := $(wildcard ctl/lockstep/*.cc)
-cli_main := ctl/lockstep/main.cc
+cli_cc := $(filter-out $(mains),$(wildcard ctl/lockstep/*.cc))
 sim_cc := $(wildcard test/sim/*.cc)
 units := $(notdir $(wildcard test/unit/*))
 
-ctl_o := $(ctl_cc:%.cc=$B/o/%.o) $(ctl_c:%.c=$B/o/%.o) $B/o/kmod/core/format.o
-cli_o := $(cli_cc:%.cc=$B/o/%.o)
+# Most of the time to compile a C++ file goes into the headers and templates that it shares with its neighbours, so each
+# folder is compiled at once: four times faster. `make apart` compiles each file for itself: what includes too little fails.
+folders = $(sort $(patsubst %/,%,$(dir $(1))))
+
+ctl_o := $(patsubst %,$B/o/%.o,$(call folders,$(ctl_cc))) $(ctl_c:%.c=$B/o/%.o) $B/o/kmod/core/format.o
+cli_o := $B/o/ctl/lockstep.o
 core_o := $(core_c:%.c=$B/o/%.o)
 sim_o := $(sim_cc:%.cc=$B/sim-o/%.o) $(core_c:%.c=$B/sim-o/%.o)
 
-.PHONY: all module setup demo test test-long unit sim sim-long lab clean units
+.PHONY: all module setup demo test test-long unit sim sim-long lab clean units apart FORCE
 all: module $B/lockstepd $B/lockstep
 
 # ---- the module ----
@@ -56,20 +61,50 @@ $B/libctl.a: $(ctl_o)
 	@rm -f $@
 	ar rcs $@ $^
 
-$B/libcli.a: $(filter-out $B/o/$(cli_main:.cc=.o),$(cli_o))
+$B/libcli.a: $(cli_o)
 	@rm -f $@
 	ar rcs $@ $^
 
 $B/lockstepd: $B/o/ctl/lockstepd/main.o $B/libctl.a
 	$(CXX) -o $@ $^ $(LIBS)
 
-$B/lockstep: $B/o/$(cli_main:.cc=.o) $B/libcli.a $B/libctl.a
+$B/lockstep: $B/o/ctl/lockstep/main.o $B/libcli.a $B/libctl.a
 	$(CXX) -o $@ $^ $(LIBS)
 
+# subobject-linkage warns of unnamed namespaces in what is included, which in a folder compiled at once is every file.
 # -O1 -g1: daemon and command line wait for others most of the time, and who builds them waits for the compiler
+CTL_FLAGS = $(CXXFLAGS) -O1 -g1
+
 $B/o/%.o: %.cc
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) -O1 -g1 -c -o $@ $<
+	$(CXX) $(CTL_FLAGS) -c -o $@ $<
+
+# a folder's files in one; the list is made anew when it has changed
+define folder_rule
+$B/whole/$(1).cc: FORCE
+	@mkdir -p $$(@D)
+	@printf '#include "%s"\n' $(filter-out $(mains),$(wildcard $(1)/*.cc)) >$$@.new
+	@cmp -s $$@.new $$@ || mv $$@.new $$@
+
+endef
+$(foreach f,$(call folders,$(ctl_cc) $(cli_cc)) $(units:%=test/unit/%),$(eval $(call folder_rule,$(f))))
+
+apart: $(patsubst %.cc,$B/apart/%.ok,$(ctl_cc) $(cli_cc) $(wildcard $(units:%=test/unit/%/*.cc)))
+	@echo "$(words $^) passed, 0 failed"
+
+$B/o/%.o: $B/whole/%.cc
+	@mkdir -p $(@D)
+	$(CXX) $(CTL_FLAGS) -Wno-subobject-linkage -c -o $@ $<
+
+# tests are compiled without optimisation: building them takes longer than running them
+$B/test-o/%.o: $B/whole/%.cc
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -O0 -g1 -Wno-subobject-linkage -c -o $@ $<
+
+$B/apart/%.ok: %.cc
+	@mkdir -p $(@D)
+	@$(CXX) $(CTL_FLAGS) -fsyntax-only -MF $@.d -MT $@ $<
+	@touch $@
 
 $B/o/%.o: %.c
 	@mkdir -p $(@D)
@@ -78,15 +113,10 @@ $B/o/%.o: %.c
 # ---- tests ----
 
 define unit_rule
-$B/unit-$(1): $$(patsubst %.cc,$B/test-o/%.o,$$(wildcard test/unit/$(1)/*.cc)) $B/libcli.a $B/libctl.a $B/libcore.a
+$B/unit-$(1): $B/test-o/test/unit/$(1).o $B/libcli.a $B/libctl.a $B/libcore.a
 	$(CXX) -o $$@ $$^ -lCatch2Main -lCatch2 $(LIBS)
 endef
 $(foreach u,$(units),$(eval $(call unit_rule,$(u))))
-
-# tests are compiled without optimisation: building them takes longer than running them
-$B/test-o/%.o: %.cc
-	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) -O0 -g1 -c -o $@ $<
 
 $B/libcore.a: $(core_o)
 	@rm -f $@
@@ -141,4 +171,4 @@ clean:
 include test/check.mk
 include kmod/check.mk
 
--include $(shell find $B/o $B/test-o $B/sim-o -name '*.d' 2>/dev/null)
+-include $(shell find $B/o $B/apart $B/test-o $B/sim-o -name '*.d' 2>/dev/null)

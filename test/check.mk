@@ -64,7 +64,7 @@ $B/fuzz-o/%.o: %.c
 
 # The core as the product has it: without the switches of the rules, which only a broken one would reach.
 cov_core_o := $(core_c:%.c=$B/cov-o/%.o)
-cov_unit_o := $(patsubst %.cc,$B/test-o/%.o,$(wildcard test/unit/core/*.cc))
+cov_unit_o := $B/test-o/test/unit/core.o
 COV_SEEDS := $(or $(SEEDS),1000)
 
 coverage: $B/cov-sim $B/cov-unit

@@ -54,6 +54,8 @@ int run(const std::vector<std::string> &args, Context &context);
 
 using nlohmann::json;
 
+constexpr unsigned POLL_MS = 1000;    // of one wait for a change
+
 // "-" for null or an empty text.
 std::string shown(const json &value);
 std::string joined(const json &list, const char *separator = ", ");

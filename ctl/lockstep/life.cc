@@ -15,8 +15,6 @@ namespace lockstep::cli {
 
 namespace {
 
-constexpr unsigned POLL_MS = 1000;
-
 std::string volume_path(const std::string &volume) { return "/v1/volumes/" + url_encode(volume); }
 std::string replica_path(const std::string &volume, const std::string &host) { return volume_path(volume) + "/replicas/" + url_encode(host); }
 

@@ -18,8 +18,6 @@ namespace lockstep::cli {
 
 namespace {
 
-constexpr unsigned POLL_MS = 1000;
-
 std::string counted(size_t n, const char *what) { return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s"); }
 
 // "2 ok, 1 syncing", worst first.

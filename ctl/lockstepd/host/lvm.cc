@@ -159,11 +159,6 @@ Result<LvmReport> lvm_report(const std::string &vg)
 	return parse_lvm_report(*out);
 }
 
-std::string full_name(const ReplicaLv &lv)
-{
-	return lv.vg + "/" + replica_lv_name(lv.vid);
-}
-
 bool has_node(const ReplicaLv &lv)
 {
 	struct stat node;
@@ -254,6 +249,11 @@ const LogicalVolume *LvmReport::replica(const ReplicaLv &lv) const
 }
 
 std::string replica_lv_name(uint32_t vid) { return fmt::format("lockstep.{}", vid); }
+std::string full_name(const ReplicaLv &lv)
+{
+	return lv.vg + "/" + replica_lv_name(lv.vid);
+}
+
 std::string replica_lv_tag(const std::string &uuid) { return "lockstep.volume=" + uuid; }
 std::string replica_added_tag(uint64_t added) { return fmt::format("lockstep.added={}", added); }
 std::string replica_lv_path(const std::string &vg, uint32_t vid) { return fmt::format("/dev/{}/{}", vg, replica_lv_name(vid)); }

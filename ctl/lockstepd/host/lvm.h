@@ -74,6 +74,7 @@ struct LvmReport {
 };
 
 std::string replica_lv_name(uint32_t vid);
+std::string full_name(const ReplicaLv &lv);    // VG/LV
 std::string replica_lv_tag(const std::string &uuid);
 std::string replica_added_tag(uint64_t added);
 std::string replica_lv_path(const std::string &vg, uint32_t vid);

@@ -23,7 +23,6 @@ namespace {
 bool has_tag(const LogicalVolume &lv, const std::string &tag) { return std::find(lv.tags.begin(), lv.tags.end(), tag) != lv.tags.end(); }
 
 std::string full_name(const SnapshotLv &lv) { return lv.vg + "/" + snapshot_lv_name(lv); }
-std::string full_name(const ReplicaLv &lv) { return lv.vg + "/" + replica_lv_name(lv.vid); }
 
 Done extend(const Lvm &lvm, const ReplicaLv &lv)
 {

@@ -106,6 +106,13 @@ Result<std::optional<lks_superblock>> read_superblock(MetadataFile &file)
 
 }    // namespace
 
+uint64_t extent_tag(const lks_superblock &sb)
+{
+	uint64_t tag;
+	memcpy(&tag, sb.uuid, sizeof(tag));
+	return tag;
+}
+
 uint64_t replica_lv_bytes(uint64_t offset, uint64_t size_bytes, uint32_t block_size)
 {
 	lks_layout layout;
@@ -251,13 +258,6 @@ Done each_record(MetadataFile &file, const lks_layout &layout, const std::functi
 	return Nothing{};
 }
 
-uint64_t tag_of(const lks_superblock &sb)
-{
-	uint64_t tag;
-	memcpy(&tag, sb.uuid, sizeof(tag));
-	return tag;
-}
-
 constexpr uint8_t ALL_WRITTEN = LKS_EXTENT_WRITTEN * 0x55;    // of four extents
 
 constexpr size_t COPY_BYTES = 1 << 20;
@@ -305,7 +305,7 @@ Done adopt_replica(const ReplicaMetadata &replica)
 		return failed(fmt::format("{} holds {} bytes in blocks of {}, not {} in blocks of {}", replica.path, uint64_t(sb.size),
 					  uint32_t(sb.block_size), replica.size_bytes, replica.block_size));
 
-	const uint64_t old_tag = tag_of(sb), sequence = sb.sequence;
+	const uint64_t old_tag = extent_tag(sb), sequence = sb.sequence;
 	memset(&sb, 0, sizeof(sb));
 	sb.vid = replica.vid;
 	memcpy(sb.uuid, uuid->data(), 16);
@@ -314,7 +314,7 @@ Done adopt_replica(const ReplicaMetadata &replica)
 	sb.host = replica.host;
 	sb.version = replica.version;
 	sb.term = replica.term;
-	const uint64_t new_tag = tag_of(sb);
+	const uint64_t new_tag = extent_tag(sb);
 	lks_layout layout;
 	lks_layout_of(replica.size_bytes, replica.block_size, &layout);
 	// A record that an interrupted run has done is recognised by its tag. A damaged one is taken for written: that is read, at worst
@@ -374,7 +374,7 @@ Done copy_replica(const std::string &from, const ReplicaMetadata &to)
 
 	lks_layout layout;
 	lks_layout_of(to.size_bytes, to.block_size, &layout);
-	const uint64_t tag = tag_of(**found);
+	const uint64_t tag = extent_tag(**found);
 	std::vector<bool> written(layout.extents);
 	Done table = each_record(*source, layout, [&](lks_extent_record &r, uint32_t index) {
 		const bool valid = lks_extent_record_valid(&r, index, tag);

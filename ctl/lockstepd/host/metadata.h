@@ -32,6 +32,9 @@ struct ReplicaMetadata {
 // Bytes of LV that a replica of this size needs when its metadata is at `offset`.
 uint64_t replica_lv_bytes(uint64_t offset, uint64_t size_bytes, uint32_t block_size);
 
+// What marks the volume's extent records (core/disk.h).
+uint64_t extent_tag(const lks_superblock &sb);
+
 // The valid superblock that counts; nullopt: there is none (never formatted, or half).
 Result<std::optional<lks_superblock>> read_superblock(const std::string &path, uint64_t offset);
 

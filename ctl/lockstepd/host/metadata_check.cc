@@ -80,13 +80,6 @@ private:
 	void *buffer_;
 };
 
-uint64_t tag_of(const lks_superblock &sb)
-{
-	uint64_t tag;
-	memcpy(&tag, sb.uuid, sizeof(tag));
-	return tag;
-}
-
 bool plausible(const lks_superblock &sb)
 {
 	return sb.size && sb.size <= LKS_SIZE_MAX && sb.block_size >= LKS_BLOCK_MIN && sb.block_size <= LKS_BLOCK_MAX &&
@@ -105,7 +98,7 @@ uint64_t start_of(Reader &reader, const lks_superblock &sb, uint64_t at)
 	const char *next = reader.read(at + LKS_META_UNIT, LKS_META_UNIT);
 	const auto *records = reinterpret_cast<const lks_extent_record *>(next);
 	for (uint32_t i = 0; next && i < LKS_RECORDS_PER_UNIT; i++)
-		if (lks_extent_record_valid(&records[i], i, tag_of(sb)))
+		if (lks_extent_record_valid(&records[i], i, extent_tag(sb)))
 			return at - LKS_META_UNIT;
 	return at;
 }

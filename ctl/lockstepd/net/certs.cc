@@ -17,37 +17,16 @@
 #include <ctime>
 #include <memory>
 
+#include "lockstepd/net/pem.h"
+
 namespace lockstep {
 
 namespace {
-
-template <auto Free>
-struct Freer {
-	template <class T>
-	void operator()(T *p) const
-	{
-		Free(p);
-	}
-};
-using Bio = std::unique_ptr<BIO, Freer<BIO_free_all>>;
-using Key = std::unique_ptr<EVP_PKEY, Freer<EVP_PKEY_free>>;
-using Cert = std::unique_ptr<X509, Freer<X509_free>>;
 
 constexpr const char *EPOCH = "19700101000000Z";
 constexpr const char *NO_END = "99991231235959Z";    // RFC 5280, 4.1.2.5: no well-defined end
 constexpr const char *URN = "urn:lockstep:";
 constexpr int SERIAL_BYTES = 16;
-
-// Only for what fails when memory is out or OpenSSL is broken.
-template <class T>
-T must(T value)
-{
-	if (!value) {
-		ERR_print_errors_fp(stderr);
-		abort();
-	}
-	return value;
-}
 
 std::string hex(const unsigned char *bytes, size_t n)
 {
@@ -60,31 +39,11 @@ std::string hex(const unsigned char *bytes, size_t n)
 	return out;
 }
 
-Bio reader(const std::string &text)
-{
-	return Bio(must(BIO_new_mem_buf(text.data(), int(text.size()))));
-}
-
 std::string written(const Bio &bio)
 {
 	char *data = nullptr;
 	const long n = BIO_get_mem_data(bio.get(), &data);
 	return {data, size_t(n)};
-}
-
-Key read_private(const std::string &pem)
-{
-	return Key(PEM_read_bio_PrivateKey(reader(pem).get(), nullptr, nullptr, nullptr));
-}
-
-Key read_public(const std::string &pem)
-{
-	return Key(PEM_read_bio_PUBKEY(reader(pem).get(), nullptr, nullptr, nullptr));
-}
-
-Cert read_cert(const std::string &pem)
-{
-	return Cert(PEM_read_bio_X509(reader(pem).get(), nullptr, nullptr, nullptr));
 }
 
 std::string pem_of(X509 *cert)
@@ -190,7 +149,7 @@ std::string make_private_key()
 
 Result<std::string> public_key_of(const std::string &private_key)
 {
-	const Key key = read_private(private_key);
+	const Key key = read_private_key(private_key);
 	if (!key || !is_p256(key.get()))
 		return failed("a private key is damaged or not of our kind");
 	Bio out(must(BIO_new(BIO_s_mem())));
@@ -200,7 +159,7 @@ Result<std::string> public_key_of(const std::string &private_key)
 
 Result<std::string> key_digest(const std::string &public_key)
 {
-	const Key key = read_public(public_key);
+	const Key key = read_public_key(public_key);
 	if (!key || !is_p256(key.get()))
 		return usage_error("a public key is damaged or not of our kind (ECDSA on P-256)");
 	return digest_of(key.get());
@@ -220,7 +179,7 @@ Authority make_authority(const std::string &cluster_uuid)
 {
 	Authority made;
 	made.key = make_private_key();
-	const Key key = read_private(made.key);
+	const Key key = read_private_key(made.key);
 	const Cert cert = blank("Lockstep cluster " + cluster_uuid, key.get());
 	must(ASN1_TIME_set_string_X509(X509_getm_notAfter(cert.get()), NO_END));
 	must(X509_set_issuer_name(cert.get(), X509_get_subject_name(cert.get())));
@@ -234,11 +193,11 @@ Authority make_authority(const std::string &cluster_uuid)
 
 Result<std::string> issue_certificate(const Authority &authority, const std::string &public_key, const Subject &subject, int64_t end)
 {
-	const Key signer = read_private(authority.key);
+	const Key signer = read_private_key(authority.key);
 	const Cert issuer = read_cert(authority.cert);
 	if (!signer || !issuer)
 		return failed("the cluster's certificate authority is damaged");
-	const Key key = read_public(public_key);
+	const Key key = read_public_key(public_key);
 	if (!key || !is_p256(key.get()))
 		return usage_error("a public key is damaged or not of our kind (ECDSA on P-256)");
 	const Cert cert = blank("host " + std::to_string(subject.host), key.get());

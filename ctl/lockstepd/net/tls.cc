@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "lockstepd/net/pem.h"
 #include "lockstepd/net/socket.h"
 
 #ifndef TCP_ULP
@@ -53,18 +54,6 @@ std::string library_error()
 		return std::string("it refused our side: ") + SSL_alert_desc_string_long(reason - SSL_AD_REASON_OFFSET);
 	const char *text = ERR_reason_error_string(e);
 	return text ? text : "error " + std::to_string(e);
-}
-
-std::unique_ptr<BIO, decltype(&BIO_free_all)> reader(const std::string &text)
-{
-	return {BIO_new_mem_buf(text.data(), int(text.size())), BIO_free_all};
-}
-
-using CertPtr = std::unique_ptr<X509, decltype(&X509_free)>;
-
-CertPtr read_cert(const std::string &pem)
-{
-	return {PEM_read_bio_X509(reader(pem).get(), nullptr, nullptr, nullptr), X509_free};
 }
 
 std::string unhex(const char *text)
@@ -173,9 +162,8 @@ std::shared_ptr<SSL_CTX> make_context(bool listening)
 
 Result<std::shared_ptr<SSL_CTX>> member_context(const TlsIdentity &identity, bool listening)
 {
-	const CertPtr authority = read_cert(identity.authority), cert = read_cert(identity.cert);
-	const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key(
-		PEM_read_bio_PrivateKey(reader(identity.key).get(), nullptr, nullptr, nullptr), EVP_PKEY_free);
+	const Cert authority = read_cert(identity.authority), cert = read_cert(identity.cert);
+	const Key key = read_private_key(identity.key);
 	std::shared_ptr<SSL_CTX> ctx = make_context(listening);
 	// The authority goes along in the chain, for strangers who know its fingerprint only.
 	if (!authority || !cert || !key || !ctx || !X509_STORE_add_cert(SSL_CTX_get_cert_store(ctx.get()), authority.get()) ||

@@ -20,6 +20,13 @@ inline std::string uuid(unsigned n)
 	return "00000000-0000-4000-8000-" + std::string(12 - digits.size(), '0') + digits;
 }
 
+// An entry with some fields changed or added.
+inline nlohmann::json with(nlohmann::json entry, const nlohmann::json &changes)
+{
+	entry.update(changes);
+	return entry;
+}
+
 struct Cluster {
 	State state;
 	uint64_t index = 0;

@@ -9,12 +9,6 @@ using nlohmann::json;
 
 namespace {
 
-json with(json entry, const json &changes)
-{
-	entry.update(changes);
-	return entry;
-}
-
 constexpr auto INSYNC = ReplicaState::insync, SUSPECT = ReplicaState::suspect, STALE = ReplicaState::stale, FAILED = ReplicaState::failed;
 
 }    // namespace

@@ -20,12 +20,6 @@ struct Refused {
 	const char *says;
 };
 
-json with(json entry, const json &changes)
-{
-	entry.update(changes);
-	return entry;
-}
-
 json without(json entry, const char *field)
 {
 	entry.erase(field);

@@ -4,7 +4,6 @@
 #include <catch2/catch_test_macros.hpp>
 
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -19,6 +18,7 @@
 #include "lockstepd/net/frame.h"
 #include "lockstepd/net/link.h"
 #include "lockstepd/net/listener.h"
+#include "test/unit/consensus/fds.h"
 #include "test/unit/consensus/pki.h"
 
 using namespace lockstep;
@@ -28,16 +28,6 @@ using nlohmann::json;
 namespace {
 
 const std::string CLUSTER_UUID = "5b4c9d3e-0000-4000-8000-000000000002";
-
-int open_fds()
-{
-	int n = 0;
-	DIR *d = opendir("/proc/self/fd");
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n;
-}
 
 // A plain blocking socket, as a stranger has it.
 struct Raw {

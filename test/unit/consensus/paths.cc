@@ -93,8 +93,8 @@ struct Network {
 	std::thread thread;
 };
 
-struct Host {
-	Host(Loop &loop, int id) : tls(loop, LaneEnd::relay), listener(loop, tls), dialer(loop, tls)
+struct LinkedHost {
+	LinkedHost(Loop &loop, int id) : tls(loop, LaneEnd::relay), listener(loop, tls), dialer(loop, tls)
 	{
 		const Identity identity = {CLUSTER, id, uint64_t(id) + 100, "h" + std::to_string(id)};
 		REQUIRE(tls.set_identity(identity_of(CLUSTER, id, uint64_t(id) + 100)));
@@ -117,7 +117,7 @@ TEST_CASE("a link falls back to another address within 2 s, and returns when the
 {
 	Loop loop;
 	loop.set_log([](const std::string &) {});
-	Host one(loop, 1), two(loop, 2);
+	LinkedHost one(loop, 1), two(loop, 2);
 	Network preferred(two.listener.port()), other(two.listener.port());
 	std::vector<std::string> ways;
 	int changes = 0, downs = 0;
@@ -168,7 +168,7 @@ TEST_CASE("dialing: an address that does not answer costs a quarter of a second,
 {
 	Loop loop;
 	loop.set_log([](const std::string &) {});
-	Host one(loop, 1), two(loop, 2);
+	LinkedHost one(loop, 1), two(loop, 2);
 	int links = 0;
 	two.listener.handlers().on_link = [&](const Hello &, int fd) {
 		links++;
@@ -198,7 +198,7 @@ TEST_CASE("the port follows a change of addresses without interrupting those tha
 	Loop loop;
 	std::vector<std::string> lines;
 	loop.set_log([&](const std::string &line) { lines.push_back(line); });
-	Host one(loop, 1), two(loop, 2);
+	LinkedHost one(loop, 1), two(loop, 2);
 	one.links->set_peers({{2, "h2", {two.address()}}});
 	two.links->set_peers({{1, "h1", {one.address()}}});
 	REQUIRE(loop.run_until([&] { return one.links->up(2) && two.links->up(1); }, 3000));

@@ -4,7 +4,6 @@
 // nothing back and leave nothing behind. Whether a kernel does take over is shown in the lab: it needs one with TLS.
 #include <catch2/catch_test_macros.hpp>
 
-#include <dirent.h>
 #include <openssl/evp.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -14,6 +13,7 @@
 
 #include "lockstepd/host/keys.h"
 #include "lockstepd/net/listener.h"
+#include "test/unit/consensus/fds.h"
 #include "test/unit/consensus/node.h"
 #include "test/unit/consensus/pki.h"
 
@@ -21,16 +21,6 @@ using namespace lockstep;
 using namespace lockstep::test;
 
 namespace {
-
-int open_fds()
-{
-	int n = 0;
-	DIR *d = opendir("/proc/self/fd");
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n;
-}
 
 std::string unhex(std::string_view digits)
 {
