@@ -35,6 +35,7 @@ JOBS = [
     ('70 % read 4k, depth 16', f'{REGION} --rw=randrw --rwmixread=70 --bs=4k --iodepth=16', 1.0),
     ('write 4k over 20 x the log', f'--size={LARGE_MIB - 64}m --rw=randwrite --bs=4k --iodepth=32', 1.5),
 ]
+ENCRYPTED = ('write 4k, depth 32', 'write 1M, sequential')		# also with lanes encrypted
 GAMMA = 'write 4k, depth 32'		# also from a host without a replica
 FILL = '--size=100% --rw=write --bs=1m --iodepth=2'
 
@@ -65,6 +66,28 @@ def run_jobs(cluster, devices, wanted, seconds, rounds):
                 samples.append({'job': name, 'round': round_, 'target': target, 'host': host.name, **sample})
                 say(f'{name:26s} {target:8s} on {host.name}: {figures(sample)}')
     return samples
+
+
+def set_encryption(cluster, value):
+    cluster['alpha'].lockstep(f'option set lane-encryption {value}')
+    lanes = lambda h: sum(map(int, re.findall(r'TlsCurrTx\w+\s+(\d+)', h.out('cat /proc/net/tls_stat'))))
+    wait(lambda: all((lanes(h) > 0) == (value == 'on') for h in cluster.hosts), 30, f'lane-encryption {value}')
+    wait(lambda: all(r['state'] == 'insync' for v in cluster.status()['volumes'] for r in v['replicas']), 30, 'lanes to be there again')
+
+
+def encryption(cluster, device, seconds, rounds):
+    """{job: [IOPS with lanes encrypted to IOPS with plain ones, of each round]}"""
+    ratios = {name: [] for name in ENCRYPTED}
+    for _ in range(rounds):
+        iops = {}
+        for value in ('on', 'off'):
+            set_encryption(cluster, value)
+            for name, options, _ in JOBS:
+                if name in ENCRYPTED:
+                    iops[name, value] = fio(cluster['alpha'], device, options, seconds)['iops']
+        for name in ENCRYPTED:
+            ratios[name].append(iops[name, 'on'] / iops[name, 'off'])
+    return ratios
 
 
 def resync(cluster, target, device, name, seconds):
@@ -148,6 +171,7 @@ def main():
         hosts = lab.boot(3, data_bytes=24 << 30, memory_mb=1024)
         cluster = Cluster(lab, hosts)
         cluster.form(install='--disks /dev/vdb', pools=hosts[:2])
+        set_encryption(cluster, 'off')			# as DRBD's are; what it costs is measured below
         targets = {t.name: t for t in (Raw(cluster), Drbd(cluster), Lockstep(cluster))}
         devices = {n: {'small': t.make('small', 640)} for n, t in targets.items()}
         if any(w in name for w in wanted for name, *_ in JOBS if 'log' in name):
@@ -162,6 +186,8 @@ def main():
         result = {**machine(), 'command': ' '.join(sys.argv), 'seconds': args.seconds, 'rounds': args.rounds, 'first': first,
                   'samples': run_jobs(cluster, devices, wanted, args.seconds, args.rounds)}
         if not args.jobs:
+            result['encryption'] = encryption(cluster, devices['lockstep']['small'], args.seconds, args.rounds)
+            say(f'encrypted lanes to plain ones: {result["encryption"]}')
             result['resync'] = []
             for name in ('drbd', 'lockstep'):
                 result['resync'].append(resync(cluster, targets[name], devices[name]['small'], 'small', args.seconds))

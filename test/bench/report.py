@@ -67,6 +67,10 @@ def rest(result):
                   f'primary {spread(ratios(result["samples"], remote[0]["job"], lambda s: s["iops"], base="lockstep", host="gamma"))}.']
     lines += ['', '## First touch of a new volume, sequential', '', *[
         f'- {n}: {s["mbps"]:,.0f} MB/s' for n, s in result['first'].items()]]
+    if 'encryption' in result:
+        lines += ['', '## IOPS with lanes encrypted by the kernel (the default), to plain ones', '',
+                  'DRBD encrypts nothing, so all else here is measured with `lane-encryption off`. An emulated processor has no AES worth the name.', '',
+                  *[f'- {job}: {spread(r)}' for job, r in result['encryption'].items()]]
     if 'resync' in result:
         lines += ['', '## Resync of 256 MiB while 4 KiB writes go on at depth 1', '', row('', 'resync', 'p99 idle', 'p99 meanwhile', 'ratio', 'IOPS kept'),
                   row(*['---'] + ['---:'] * 5)]

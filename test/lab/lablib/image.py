@@ -19,8 +19,8 @@ pdata_tools thin_check thin_dump thin_repair thin_delta thin_metadata_size thin_
 sha256sum sha512sum md5sum cmp dd sync timeout truncate stat find xargs sort sed awk grep strace perf
 drbdadm drbdmeta drbdsetup drbdadm-84 drbdsetup-84
 """.split()
-# used when the machine has them; awk falls back to busybox; DRBD is for `make bench`
-OPTIONAL = {'strace', 'perf', 'awk', 'drbdadm', 'drbdmeta', 'drbdsetup', 'drbdadm-84', 'drbdsetup-84'}
+# used when the machine has them; for awk and hexdump there is busybox; DRBD is for `make bench`
+OPTIONAL = {'strace', 'perf', 'awk', 'hexdump', 'drbdadm', 'drbdmeta', 'drbdsetup', 'drbdadm-84', 'drbdsetup-84'}
 LINKS = {'kmod': ['modprobe', 'insmod', 'rmmod', 'lsmod', 'depmod', 'modinfo'],
          'lvm': ['pvs', 'vgs', 'lvs', 'pvcreate', 'vgcreate', 'lvcreate', 'pvremove', 'vgremove', 'lvremove', 'lvchange',
                  'vgchange', 'pvchange', 'lvextend', 'lvresize', 'lvrename', 'pvscan', 'vgscan', 'vgextend', 'lvconvert',
