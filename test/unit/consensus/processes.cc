@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <map>
@@ -56,6 +57,22 @@ enum class Life { found, join, again };
 		const std::string what = q.at("do");
 		if (what == "propose") {
 			node.log->propose(q.at("entry"), reply, q.at("timeout_ms").get<uint64_t>());
+		} else if (what == "measure") {
+			// One after the other, as a host's daemon does: the time each takes, in microseconds.
+			auto times = std::make_shared<std::vector<uint64_t>>();
+			auto next = std::make_shared<std::function<void()>>();
+			*next = [&node, times, n = q.at("n").get<size_t>(), reply, weak = std::weak_ptr(next)] {
+				const auto start = std::chrono::steady_clock::now();
+				node.log->propose(put_entry("m"), [=, go_on = weak.lock()](Result<json> r) {
+					if (!r)
+						return reply(r.error());
+					times->push_back(std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start).count());
+					if (times->size() == n)
+						return reply(json(*times));
+					(*go_on)();
+				}, 10'000);
+			};
+			(*next)();
 		} else if (what == "history") {
 			reply(json(node.history.entries));
 		} else {
@@ -293,4 +310,39 @@ TEST_CASE("all hosts lose power at once: what was acknowledged is there when the
 		INFO(entry);
 		CHECK(std::ranges::count(history, entry) == 1);
 	}
+}
+
+// Figures; not part of the tests: unit-consensus "[bench]".
+TEST_CASE("fifty leaders are killed: how long until the next commit; how long a commit takes", "[.bench]")
+{
+	constexpr int KILLS = 50;
+	constexpr size_t COMMITS = 500;
+	const auto at = [](const std::vector<uint64_t> &sorted, size_t percent) { return double(sorted[(sorted.size() - 1) * percent / 100]); };
+	Processes c;
+	for (const bool from_leader : {true, false}) {
+		const int host = from_leader ? c.leader() : c.leader() % 3 + 1;
+		const auto r = c.ask(host, {{"do", "measure"}, {"n", COMMITS}}, 60'000);
+		REQUIRE(r);
+		auto us = r->get<std::vector<uint64_t>>();
+		std::ranges::sort(us);
+		printf("bench: %zu commits one by one, proposed on %s: median %.2f ms, p99 %.2f ms, most %.2f ms\n", us.size(),
+		       from_leader ? "the leader" : "another host", at(us, 50) / 1e3, at(us, 99) / 1e3, at(us, 100) / 1e3);
+		CHECK(at(us, 50) < 20'000);
+	}
+	std::vector<uint64_t> ms;
+	for (int kill = 0; kill < KILLS; kill++) {
+		const int old = c.leader(), other = old % 3 + 1;
+		REQUIRE(c.propose(other, put_entry("before")));
+		c.loop.run_until([] { return false; }, uint64_t(kill * 37 % 200));    // anywhere between two heartbeats
+		c.crash(old);
+		const uint64_t start = Loop::now_ms();
+		REQUIRE(c.propose(other, put_entry("after")));
+		ms.push_back(Loop::now_ms() - start);
+		c.start(old, Life::again);
+		REQUIRE(c.loop.run_until([&] { return c.all_equal(); }, 20'000));
+	}
+	std::ranges::sort(ms);
+	printf("bench: %d leaders killed, until the next commit: median %.0f ms, p90 %.0f ms, p99 %.0f ms, most %.0f ms\n", KILLS, at(ms, 50), at(ms, 90),
+	       at(ms, 99), at(ms, 100));
+	CHECK(at(ms, 99) < 3000);
 }
