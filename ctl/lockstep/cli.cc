@@ -114,6 +114,8 @@ std::string host_status(const json &host)
 	std::string text = host["status"];
 	if (text == "offline")
 		text = "OFFLINE";
+	if (host["witness"] == true)
+		text += ", witness";
 	if (host["removing"] == true)
 		return text + ", leaving";
 	return host["evacuating"] == true ? text + ", evacuating" : text;

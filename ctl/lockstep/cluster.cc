@@ -14,6 +14,8 @@ namespace lockstep::cli {
 
 namespace {
 
+constexpr unsigned RECOVER_TIMEOUT_S = 160;    // the log is read on each host that is there
+
 // ADDRESS, ADDRESS:PORT, [V6] or [V6]:PORT. A bare IPv6 address has more than one colon and no port.
 Result<json> parse_address(const std::string &text)
 {
@@ -77,6 +79,35 @@ Done join(Context &context, const std::string &token, const std::string &address
 	if (!answer)
 		return answer.error();
 	context.out << fmt::format("this host is now part of cluster {}\n", answer->value("cluster", ""));
+	return Nothing{};
+}
+
+Done recover(Context &context, const std::vector<std::string> &dead, bool yes, bool as_json)
+{
+	Result<json> answer = context.client().post("/v1/cluster/recover", {{"dead", dead}, {"yes", yes}}, RECOVER_TIMEOUT_S);
+	if (!answer)
+		return answer.error();
+	if (as_json) {
+		print_json(context, *answer);
+		return Nothing{};
+	}
+	const json &plan = *answer;
+	const std::string host = shown(plan["host"]);
+	context.out << fmt::format("{} goes on alone from its log (term {}, entry {}); the cluster enters epoch {}\n", host, plan["term"].dump(),
+				   plan["index"].dump(), plan["epoch"].dump())
+		    << fmt::format("dead for good: {}; start their logs anew: {}\n\n", shown(joined(plan["dead"])), shown(joined(plan["kept"])));
+	Table table({"VOLUME", "COPY", "WHY", "LOST"});
+	for (const json &v : plan["volumes"])
+		table.row({shown(v["volume"]), shown(v["copy"]), shown(v["why"]), shown(v["loss"])});
+	context.out << table.text() << "\n";
+	if (plan["done"] == true) {
+		context.out << fmt::format("done: lockstepd on {} starts anew; see `lockstep status`\n", host);
+		return Nothing{};
+	}
+	std::string command = "lockstep cluster recover";
+	for (const json &name : plan["dead"])
+		command += " --dead " + shown(name);
+	context.out << fmt::format("nothing has been changed. To do this: `{} --yes`\nwith it {}\n", command, shown(plan["vouch"]));
 	return Nothing{};
 }
 
@@ -176,7 +207,8 @@ void add_cluster(CLI::App &app, Context &context, Action &action)
 {
 	struct Options {
 		std::string name = "lockstep", address, token, valid = "1h";
-		bool as_json = false;
+		std::vector<std::string> dead;
+		bool as_json = false, yes = false;
 	};
 	auto o = std::make_shared<Options>();
 	CLI::App *cluster = app.add_subcommand("cluster", "Form a cluster")->require_subcommand(1);
@@ -191,6 +223,12 @@ void add_cluster(CLI::App &app, Context &context, Action &action)
 	join_command->add_option("TOKEN", o->token, "What `lockstep cluster token` printed on a host of the cluster")->required();
 	join_command->add_option("ADDRESS", o->address, "ADDRESS[:PORT] of any host of the cluster")->required();
 	join_command->callback([=, &context, &action] { action = [=, &context] { return join(context, o->token, o->address); }; });
+
+	CLI::App *recover_command = cluster->add_subcommand("recover", "The majority is lost for good: go on from this host's log; without --yes only show how");
+	recover_command->add_option("--dead", o->dead, "A host that is dead for good; each one that cannot be reached must be named");
+	recover_command->add_flag("--yes", o->yes, "Do it: you vouch that they are dead, and stay so");
+	recover_command->add_flag("--json", o->as_json, "Print JSON");
+	recover_command->callback([=, &context, &action] { action = [=, &context] { return recover(context, o->dead, o->yes, o->as_json); }; });
 
 	CLI::App *host = app.add_subcommand("host", "The hosts of the cluster")->require_subcommand(1);
 	CLI::App *list = host->add_subcommand("list", "List the hosts");

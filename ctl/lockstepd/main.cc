@@ -30,9 +30,10 @@ namespace {
 
 constexpr int PRIORITY = -10;
 
-constexpr const char *USAGE = "usage: lockstepd [--config FILE]\n"
+constexpr const char *USAGE = "usage: lockstepd [--config FILE] [--witness]\n"
 			      "Serves this host's part of a Lockstep cluster. In the foreground; logs to standard error.\n"
-			      "  --config FILE    default: /etc/lockstep/lockstep.yaml\n";
+			      "  --config FILE    default: /etc/lockstep/lockstep.yaml\n"
+			      "  --witness        a vote only: no pools, no devices, no kernel module; as `witness: true` in the file\n";
 
 int complain(const Error &error)
 {
@@ -45,10 +46,15 @@ int complain(const Error &error)
 int main(int argc, char **argv)
 {
 	std::string path = CONFIG_PATH;
+	bool witness = false;
 	for (int i = 1; i < argc; i++) {
 		if (!strcmp(argv[i], "--help")) {
 			fputs(USAGE, stdout);
 			return 0;
+		}
+		if (!strcmp(argv[i], "--witness")) {
+			witness = true;
+			continue;
 		}
 		if (strcmp(argv[i], "--config") || i + 1 == argc) {
 			fputs(USAGE, stderr);
@@ -59,6 +65,7 @@ int main(int argc, char **argv)
 	auto config = load_config(path);
 	if (!config)
 		return complain(config.error());
+	config->witness = config->witness || witness;
 	if (geteuid() != 0)
 		return complain(failed("must run as root: it controls LVM and the kernel module"));
 	signal(SIGPIPE, SIG_IGN);

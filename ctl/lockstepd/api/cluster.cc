@@ -17,6 +17,7 @@ void ApiServer::Impl::routes_cluster()
 	http.Post("/v1/cluster/init", route(&Impl::cluster_init));
 	http.Post("/v1/cluster/token", route(&Impl::cluster_token));
 	http.Post("/v1/cluster/join", route(&Impl::cluster_join));
+	http.Post("/v1/cluster/recover", route(&Impl::cluster_recover));
 	http.Post("/v1/hosts/([^/]+)/net", route(&Impl::host_net));
 	http.Post("/v1/pools", route(&Impl::pool_create));
 }
@@ -78,6 +79,20 @@ Result<json> ApiServer::Impl::cluster_join(const httplib::Request &req)
 	json answer = *result;
 	answer["cluster"] = backend.state()->name;
 	return answer;
+}
+
+Result<json> ApiServer::Impl::cluster_recover(const httplib::Request &req)
+{
+	const json body = body_of(req);
+	std::vector<std::string> dead;
+	if (body.contains("dead")) {
+		const json &list = body["dead"];
+		const bool fits = list.is_array() && std::all_of(list.begin(), list.end(), [](const json &name) { return name.is_string(); });
+		if (!fits)
+			return usage_error("the field \"dead\" is not a list of names");
+		dead = list.get<std::vector<std::string>>();
+	}
+	return backend.recover(dead, flag_of(body, "yes"));
 }
 
 Result<json> ApiServer::Impl::host_net(const httplib::Request &req)

@@ -71,6 +71,7 @@ struct ApiServer::Impl {
 	Error in_cluster_already(const std::string &host_name);
 	Result<json> cluster_init(const httplib::Request &req);
 	Result<json> cluster_token(const httplib::Request &req);
+	Result<json> cluster_recover(const httplib::Request &req);
 	Result<json> host_net(const httplib::Request &req);
 	Result<json> cluster_join(const httplib::Request &req);
 	Result<json> pool_create(const httplib::Request &req);

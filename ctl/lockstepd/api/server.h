@@ -64,6 +64,7 @@ struct LocalFacts {
 
 // All of these are called on the API's threads and may block; none longer than CALL_TIMEOUT (state, local: at once).
 constexpr unsigned CALL_TIMEOUT_MS = 15000;
+constexpr unsigned RECOVER_TIMEOUT_MS = 150'000;
 struct ApiBackend {
 	std::function<LocalFacts()> local;
 	std::function<std::shared_ptr<const State>()> state;            // a copy of the applied State; may be cached by index
@@ -75,6 +76,9 @@ struct ApiBackend {
 	std::function<Result<nlohmann::json>(const std::string &cluster_name)> init;
 	std::function<Result<nlohmann::json>(uint64_t valid_s)> token;
 	std::function<Result<nlohmann::json>(const std::string &token, const std::string &address, unsigned port)> join;
+	// What a recovery from this host's log would do; with yes, does it: the daemon then starts anew. dead: names. May take
+	// RECOVER_TIMEOUT_MS.
+	std::function<Result<nlohmann::json>(const std::vector<std::string> &dead, bool yes)> recover;
 	// Checks VG and thin LV on that host (forwards if it is another one), then proposes pool.add. thin_lv empty: thick.
 	std::function<Result<nlohmann::json>(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv)>
 		pool_create;

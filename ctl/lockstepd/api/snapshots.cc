@@ -193,7 +193,7 @@ Result<json> ApiServer::Impl::snapshot_revert(const httplib::Request &req)
 		const Volume *v = s.volume(vid);
 		behind.clear();
 		for (const auto &[id, h] : s.hosts)
-			if (v && h.online && !v->devices.contains(id))
+			if (v && h.online && h.has_devices() && !v->devices.contains(id))
 				behind.push_back(id);
 		return !v || (v->phase == Phase::ready && behind.empty());
 	};

@@ -260,6 +260,7 @@ json status_json(const State &s, const LocalFacts &local, const json &soft)
 				      {"status", h.online ? "online" : h.evicted ? "evicted" : "offline"},
 				      {"evacuating", h.evacuating},
 				      {"removing", h.removing},
+				      {"witness", h.witness},
 				      {"replicas", replicas[id]},
 				      {"evicted_in_ms", evicted_in_ms(s, id) ? json(*evicted_in_ms(s, id)) : json(nullptr)},
 				      {"not_evicted_why", why_not_evicted(s, id)},

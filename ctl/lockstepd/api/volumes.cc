@@ -28,7 +28,7 @@ std::vector<HostId> without_device(const State &s, const Volume &v)
 {
 	std::vector<HostId> hosts;
 	for (const auto &[id, h] : s.hosts)
-		if (h.online && !h.removing && !v.devices.contains(id))
+		if (h.online && h.has_devices() && !v.devices.contains(id))
 			hosts.push_back(id);
 	return hosts;
 }

@@ -243,6 +243,7 @@ Host host_fields(const Fields &f, uint64_t now_ms)
 	h.level = uint32_t(f.number_or("level", LEVEL, UINT32_MAX));
 	if (f.has("key"))
 		h.key = f.hex("key", 64);
+	h.witness = f.has("witness") && f.flag("witness");
 	h.since_ms = now_ms;
 	return h;
 }
@@ -431,6 +432,8 @@ json pool_add(State &state, const Fields &f)
 	Pool p;
 	p.name = f.name("name");
 	p.host = h.id;
+	if (h.witness)
+		refuse(forbidden("host " + h.name + " is a witness: it has no pools"));
 	std::string kind = f.text("kind");
 	if (kind != "thick" && kind != "thin")
 		refuse(usage_error("pool " + p.name + ": its kind must be thick or thin"));
@@ -677,8 +680,8 @@ json device_ready(State &state, const Fields &f)
 	Volume next = volume_of(state, f);
 	if (next.phase != Phase::ready)
 		refuse(forbidden("volume " + next.name + " is " + to_string(next.phase)));
-	if (state.host(host)->removing)
-		refuse(forbidden("host " + state.host_name(host) + " is being removed"));
+	if (!state.host(host)->has_devices())
+		refuse(forbidden("host " + state.host_name(host) + (state.host(host)->witness ? " is a witness" : " is being removed")));
 	bool changed = next.devices.insert(host).second;
 	replace(state, std::move(next));
 	return done(changed);
@@ -699,6 +702,8 @@ json dispatch(State &state, const json &entry)
 	static const std::map<std::string, json (*)(State &, const Fields &)> commands = {
 		{"token.add", token_add},
 		{"host.add", host_add},
+		{"host.rejoin", host_rejoin},
+		{"cluster.recover", cluster_recover},
 		{"host.set", host_set},
 		{"host.net", host_net},
 		{"host.status", host_status},

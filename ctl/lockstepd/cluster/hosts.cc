@@ -87,6 +87,8 @@ bool forget_in(Volume &v, HostId host)
 	return v.phase != Phase::deleting || !v.hosts_with_something().empty();
 }
 
+}    // namespace
+
 void forget_host(State &state, HostId host)
 {
 	for (auto it = state.volumes.begin(); it != state.volumes.end();)
@@ -95,6 +97,8 @@ void forget_host(State &state, HostId host)
 	std::erase_if(state.pools, [&](const auto &p) { return p.second.host == host; });
 	state.hosts.erase(host);
 }
+
+namespace {
 
 json host_lost(State &state, const Fields &f)
 {
@@ -166,6 +170,10 @@ json host_remove(State &state, const Fields &f)
 		refuse(forbidden("host " + h.name + " is the only one of the cluster"));
 	if (std::string held = held_by(state, h.id); !held.empty())
 		refuse(forbidden("host " + h.name + " cannot be removed: " + held));
+	if (h.witness) {
+		forget_host(state, h.id);    // it has nothing to take down
+		return done();
+	}
 	h.removing = true;
 	return done();
 }

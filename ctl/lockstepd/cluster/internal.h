@@ -108,6 +108,13 @@ void refuse_snapshots_in_the_way(const State &state, const Volume &v);    // of 
 std::string check_snapshots(const State &state);
 void forget_copies(State &state, HostId host);                            // that host is lost, and its copies of snapshots with it
 
+// hosts.cc: all of it, replicas included; at once
+void forget_host(State &state, HostId host);
+
+// recover.cc
+nlohmann::json cluster_recover(State &state, const Fields &f);
+nlohmann::json host_rejoin(State &state, const Fields &f);
+
 // record.cc
 void start_term(Volume &v, HostId primary, const std::vector<HostId> &keep);
 std::vector<HostId> clean_and_online(const State &state, const Volume &v);

@@ -23,8 +23,8 @@ void newer(const json &j, const char *field, T &value)
 json host_json(const Host &h)
 {
 	return {{"id", h.id},         {"uuid", h.uuid},         {"name", h.name},   {"addresses", h.addresses}, {"port", h.port},
-		{"raft_id", h.raft_id}, {"online", h.online}, {"since_ms", h.since_ms}, {"level", h.level},
-		{"key", h.key},
+		{"raft_id", h.raft_id}, {"former_raft_id", h.former_raft_id}, {"online", h.online}, {"since_ms", h.since_ms}, {"level", h.level},
+		{"key", h.key}, {"witness", h.witness},
 		{"evicted", h.evicted}, {"evacuating", h.evacuating}, {"removing", h.removing}, {"away_ms", h.away_ms},
 		{"options", h.options}};
 }
@@ -42,6 +42,8 @@ Host host_from(const json &j)
 	j.at("since_ms").get_to(h.since_ms);
 	j.at("level").get_to(h.level);
 	h.key = j.value("key", "");
+	newer(j, "witness", h.witness);
+	newer(j, "former_raft_id", h.former_raft_id);
 	newer(j, "evicted", h.evicted);
 	newer(j, "evacuating", h.evacuating);
 	newer(j, "removing", h.removing);
@@ -246,6 +248,7 @@ State state_from(const json &j)
 	j.at("applied").get_to(s.applied);
 	j.at("uuid").get_to(s.uuid);
 	j.at("name").get_to(s.name);
+	newer(j, "epoch", s.epoch);
 	j.at("next_host").get_to(s.next_host);
 	j.at("next_raft_id").get_to(s.next_raft_id);
 	j.at("next_vid").get_to(s.next_vid);
@@ -344,6 +347,7 @@ json to_json(const State &s)
 		{"applied", s.applied},
 		{"uuid", s.uuid},
 		{"name", s.name},
+		{"epoch", s.epoch},
 		{"next_host", s.next_host},
 		{"next_raft_id", s.next_raft_id},
 		{"next_vid", s.next_vid},

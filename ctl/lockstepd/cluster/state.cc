@@ -417,6 +417,8 @@ std::string check_hosts(const State &s)
 	for (const auto &[id, h] : s.hosts) {
 		if (id != h.id || id < 1 || id > LKS_MAX_HOSTS || id >= s.next_host)
 			return "host id out of range";
+		if (epoch_of(h.raft_id) > s.epoch)
+			return "a Raft id of an epoch to come";
 		if (h.raft_id < 1 || h.raft_id >= s.next_raft_id || !raft_ids.insert(h.raft_id).second)
 			return "Raft id out of range or twice";
 		if (!names.insert(h.name).second || !uuids.insert(h.uuid).second)

@@ -13,11 +13,15 @@
 //  op               fields (o: optional)                            answer beside ok; meaning
 //  ---------------  ----------------------------------------------  -----------------------------------------------------
 //  cluster.init     uuid name host{uuid name addresses port o       host raft_id (both 1). The first entry of every log.
-//                   level o key o} authority{cert key}(o) now_ms    Idempotent for the same uuid
+//                   level o key o witness o} authority{cert key}(o) now_ms    Idempotent for the same uuid
 //  token.add        hash end_ms now_ms                              An invitation, by the SHA-256 of its secret. Idempotent
 //  host.add         uuid name addresses port(o) level(o) key(o)     host raft_id. Idempotent for the same uuid (and key, if it
-//                   token(o: hash) now_ms                           has one). A token is used up by the first uuid that
+//                   token(o: hash) witness(o) now_ms                has one). A token is used up by the first uuid that
 //                                                                   comes with it; refused without token once there is a CA
+//  host.rejoin      host raft_id                                    raft_id. A new one for a host whose log is lost or of an
+//                                                                   epoch that has ended (recover.h). raft_id: its last one
+//  cluster.recover  epoch host dead[] copies[[vid, host]..] now_ms  raft_id. The majority is lost, this host's log is all there
+//                                                                   is: recover.h. Idempotent for the same epoch
 //  host.set         host addresses port(o)                          changed
 //  host.net         host verb("add"|"remove"|"prefer") address      changed. add: as the last; prefer: as the first. Idempotent
 //  host.status      host online now_ms                              changed
@@ -122,6 +126,9 @@ constexpr size_t MAX_LABELS = 32;                       // of one group or volum
 constexpr size_t MAX_LABEL_KEY = 64, MAX_LABEL_BYTES = 1024;
 
 using Labels = std::map<std::string, std::string>;      // keys: printable ASCII without spaces; texts: UTF-8
+constexpr unsigned EPOCH_SHIFT = 32;
+inline uint64_t epoch_of(uint64_t raft_id) { return raft_id >> EPOCH_SHIFT; }    // in which it was given out
+
 constexpr size_t MAX_TOKENS = 64;                       // that have not ended yet, used ones included
 
 struct Host {
@@ -129,17 +136,20 @@ struct Host {
 	std::string uuid, name;
 	std::vector<std::string> addresses;             // preferred first
 	unsigned port = DEFAULT_PORT;
-	uint64_t raft_id = 0;                           // a serial of its own, never used again
+	uint64_t raft_id = 0;                           // a serial of its own, never used again; see epoch_of()
+	uint64_t former_raft_id = 0;                    // the one before, with which it asked for this one; may not vote any more
 	bool online = true;
 	uint64_t since_ms = 0;                          // Unix time at which it became so
 	uint32_t level = LEVEL;
 	std::string key;                                // digest of its public key, see net/certs.h; empty in tests only
+	bool witness = false;                           // votes, and has neither pools nor devices
 	bool evicted = false;                           // away too long: what it holds is replaced; ends when it is back
 	bool evacuating = false;                        // what it holds is moved to other hosts
 	bool removing = false;                          // takes its devices down, then it is gone
 	uint64_t away_ms = 0;                           // counted by leaders while it is offline (life.h)
 	std::map<std::string, std::string> options;     // that differ for this host (option.h)
-	bool keeps_replicas() const { return !evicted && !evacuating && !removing; }
+	bool has_devices() const { return !removing && !witness; }
+	bool keeps_replicas() const { return !witness && !evicted && !evacuating && !removing; }
 	bool operator==(const Host &) const = default;
 };
 
@@ -298,6 +308,7 @@ struct Token {                                          // an invitation to join
 struct State {
 	uint64_t applied = 0;                           // index of the last entry, refused ones included
 	std::string uuid, name;                         // of the cluster; empty before cluster.init
+	uint64_t epoch = 0;                             // +1 each time a lost majority was replaced by hand (recover.h)
 	unsigned next_host = 1;
 	uint64_t next_raft_id = 1;
 	uint32_t next_vid = 1;
@@ -315,6 +326,8 @@ struct State {
 	bool operator==(const State &) const = default;
 
 	bool initialized() const { return !uuid.empty(); }
+	// Takes part in the log: not one that must rejoin first.
+	bool is_member(const Host &host) const { return epoch_of(host.raft_id) == epoch; }
 	const Host *host(HostId id) const;
 	const Host *host_named(std::string_view name) const;
 	const Host *host_with_uuid(std::string_view uuid) const;

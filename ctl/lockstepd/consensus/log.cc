@@ -23,6 +23,7 @@
 #include <set>
 #include <utility>
 
+#include "lockstepd/consensus/directory.h"
 #include "lockstepd/consensus/host_file.h"
 #include "lockstepd/consensus/membership.h"
 #include "lockstepd/consensus/once.h"
@@ -75,86 +76,10 @@ Outcome from_json(json j)
 	return o;
 }
 
-unsigned random_seed()
-{
-	unsigned seed = 0;
-	if (getrandom(&seed, sizeof seed, 0) != ssize_t(sizeof seed))
-		abort();
-	return seed;
-}
-
 [[noreturn]] void die(const char *what)
 {
 	fprintf(stderr, "lockstepd: bug: %s\n", what);
 	abort();
-}
-
-lks_raft_config shim_config(const ConsensusOptions &o, uv_loop_s *loop, const std::string &address)
-{
-	lks_raft_config c{};
-	c.loop = loop;
-	c.dir = o.dir.c_str();
-	c.id = o.self.raft_id;
-	c.address = address.c_str();
-	c.heartbeat_ms = o.heartbeat_ms;
-	c.election_ms = o.election_ms;
-	c.snapshot_threshold = o.snapshot_threshold;
-	c.snapshot_trailing = o.snapshot_trailing;
-	c.seed = random_seed();
-	return c;
-}
-
-Done flush_directory(const std::string &dir)
-{
-	const int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0 || fsync(fd) != 0) {
-		const int error = errno;
-		if (fd >= 0)
-			close(fd);
-		return failed("cannot flush " + dir + ": " + strerror(error));
-	}
-	close(fd);
-	return Nothing{};
-}
-
-// Makes options.dir anew, with MEMBER_FILE and, if asked for, a first configuration in it.
-Done make_dir(const ConsensusOptions &options, bool found)
-{
-	const fs::path dir = options.dir;
-	std::error_code error;
-	if (fs::exists(dir.parent_path() / "host.json", error))
-		return forbidden("this host is a member of a cluster already (" + (dir.parent_path() / "host.json").string() + " exists)");
-	fs::remove_all(dir, error);
-	fs::create_directories(dir, error);
-	if (error)
-		return failed("cannot make " + dir.string() + " anew: " + error.message());
-
-	uv_loop_t loop;
-	if (uv_loop_init(&loop) != 0)
-		return failed("cannot make an event loop");
-	const std::string address = encode_member(options.self);
-	const lks_raft_config config = shim_config(options, &loop, address);
-	lks_raft_ops ops{};
-	ops.cancel_dials = [](void *) {};
-	ops.diagnostic = [](void *, const char *) {};
-	char errmsg[LKS_RAFT_ERRMSG_BYTES];
-	Done done = Nothing{};
-	lks_raft *raft = lks_raft_new(&config, &ops, errmsg);
-	if (!raft) {
-		done = failed("cannot open the log in " + options.dir + ": " + errmsg);
-	} else {
-		const int status = found ? lks_raft_bootstrap(raft) : 0;
-		if (status != 0)
-			done = failed("cannot write the log in " + options.dir + ": " + lks_raft_strerror(status));
-		lks_raft_close(raft, nullptr, nullptr);
-	}
-	uv_run(&loop, UV_RUN_DEFAULT);
-	uv_loop_close(&loop);
-	if (done)
-		done = write_file_durably(options.dir + "/" + MEMBER_FILE, std::to_string(options.self.raft_id) + "\n");
-	if (done)
-		done = flush_directory(dir.parent_path().string());
-	return done;
 }
 
 }    // namespace
@@ -213,6 +138,7 @@ struct ConsensusLog::Impl : std::enable_shared_from_this<ConsensusLog::Impl> {
 	bool ready = false;        // started and not closing
 	bool closing = false;
 	std::string restore_error;
+	bool restore_damage = false;    // not what was written
 	Once once;
 	Timer retry, rebalancer, transfer_limit;
 	std::function<void()> closed_callback;
@@ -239,6 +165,7 @@ struct ConsensusLog::Impl : std::enable_shared_from_this<ConsensusLog::Impl> {
 	std::map<uint64_t, uint64_t> no_promotion_before_ms;    // by raft id
 	std::string change_text;         // the change under way, for the log
 	uint64_t promoting = 0;
+	Reached noted;
 
 	void later(std::function<void()> f);
 	lks_raft_ops ops();
@@ -274,6 +201,7 @@ struct ConsensusLog::Impl : std::enable_shared_from_this<ConsensusLog::Impl> {
 	void try_all();
 
 	void turn();
+	void note();
 	void became_leader();
 	void rebalance();
 	void changed(int status);
@@ -399,7 +327,11 @@ void ConsensusLog::Impl::accept(const Hello &hello, int fd)
 	const auto claimed = decode_member(hello.from_address);
 	const auto known = member(hello.from_raft);
 	const int host = known ? known->host : claimed ? claimed->host : 0;
-	if (!ready || host != hello.from_host || (!known && claimed->raft_id != hello.from_raft)) {
+	// A raft id that its host does not have any more must not vote, whatever has become of it.
+	bool former = false;
+	for (const Member &m : wanted ? wanted() : std::vector<Member>())
+		former = former || (m.host == hello.from_host && m.raft_id > hello.from_raft);
+	if (former || !ready || host != hello.from_host || (!known && claimed->raft_id != hello.from_raft)) {
 		::close(fd);
 		return;
 	}
@@ -442,18 +374,11 @@ std::string ConsensusLog::Impl::snapshot() const
 
 bool ConsensusLog::Impl::restore(std::string_view wrapped)
 {
-	const auto payload = unwrap_snapshot(wrapped);
-	uint64_t once_bytes = 0;
-	if (payload && payload->size() >= sizeof once_bytes)
-		memcpy(&once_bytes, payload->data(), sizeof once_bytes);
-	if (!payload || once_bytes == 0 || once_bytes > payload->size() - sizeof once_bytes) {
-		restore_error = "its checksum or format is wrong";
-	} else {
-		const auto known = parse_cbor(payload->substr(sizeof once_bytes, once_bytes));
-		if (known && once.load(*known) && machine.restore(payload->substr(sizeof once_bytes + once_bytes)))
-			return true;
-		restore_error = "this version of lockstepd does not understand it";
-	}
+	const Unpacked snapshot = unpack_snapshot(wrapped, once);
+	restore_damage = !snapshot.whole;
+	if (snapshot.whole && snapshot.understood && machine.restore(snapshot.state))
+		return true;
+	restore_error = snapshot.whole ? "this version of lockstepd does not understand it" : "its checksum or format is wrong";
 	loop.log("cannot use a snapshot of the cluster's state: " + restore_error);
 	return false;
 }
@@ -762,6 +687,19 @@ void ConsensusLog::Impl::became_leader()
 	});
 }
 
+// Once a second, if anything has changed: what is applied is on this disk.
+void ConsensusLog::Impl::note()
+{
+	if (!ready)
+		return;
+	const Reached now = {lks_raft_term(raft), lks_raft_applied(raft)};
+	if (now.term == noted.term && now.index == noted.index)
+		return;
+	noted = now;
+	if (Done done = note_reached(options.dir, now); !done)
+		loop.log(done.error().message);
+}
+
 // --- voters -----------------------------------------------------------------------------------------------------------------------
 
 void ConsensusLog::Impl::rebalance()
@@ -828,6 +766,8 @@ Done ConsensusLog::Impl::start()
 {
 	if (raft)
 		die("consensus was started twice");
+	if (Done whole = check_reached(options); !whole)
+		return whole;
 	char errmsg[LKS_RAFT_ERRMSG_BYTES];
 	const lks_raft_ops callbacks = ops();
 	const std::string address = encode_member(options.self);
@@ -840,8 +780,11 @@ Done ConsensusLog::Impl::start()
 		const std::string why = !restore_error.empty() ? "its snapshot cannot be used: " + restore_error
 							       : std::string(lks_raft_errmsg(raft));
 		lks_raft_close(std::exchange(raft, nullptr), nullptr, nullptr);
-		return failed("cannot load the log in " + options.dir + ": " + why +
-			      "; if the disk is damaged, remove this host from the cluster and let it join again");
+		Error error = failed("cannot load the log in " + options.dir + ": " + why);
+		// A snapshot that is whole but not understood is of another version, no damage: its checksum holds.
+		if (restore_error.empty() ? lks_raft_is_damage(status) : restore_damage)
+			error.code = LOG_DAMAGED;
+		return error;
 	}
 	ready = true;
 	listener.handlers().on_raft = [this](const Hello &hello, int fd) { accept(hello, fd); };
@@ -861,7 +804,10 @@ Done ConsensusLog::Impl::start()
 		if (const auto self = weak.lock())
 			self->try_all();
 	});
-	rebalancer.every(options.rebalance_ms, [this] { rebalance(); });
+	rebalancer.every(options.rebalance_ms, [this] {
+		note();
+		rebalance();
+	});
 	return Nothing{};
 }
 
@@ -924,16 +870,6 @@ void ConsensusLog::Impl::close_raft()
 			self->later([self] { self->closed_callback(); });
 		},
 		this);
-}
-
-Done ConsensusLog::bootstrap(const ConsensusOptions &options)
-{
-	return make_dir(options, true);
-}
-
-Done ConsensusLog::prepare_join(const ConsensusOptions &options)
-{
-	return make_dir(options, false);
 }
 
 ConsensusLog::ConsensusLog(Loop &loop, Listener &listener, Dialer &dialer, Links &links, ConsensusOptions options, StateMachine machine)

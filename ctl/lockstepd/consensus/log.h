@@ -45,6 +45,8 @@ namespace lockstep {
 
 constexpr size_t ENTRY_MAX_BYTES = 4u << 20;
 
+constexpr const char *LOG_DAMAGED = "log-damaged";
+
 enum class Role { voter, learner, none };    // none: known to the leader, receives nothing yet
 const char *role_name(Role role);
 
@@ -86,6 +88,22 @@ public:
 	// host in wanted(), will make contact.
 	static Done prepare_join(const ConsensusOptions &options);
 
+	// A host whose log is lost or ended comes back under a new raft id: sets what is in `options.dir` aside and makes it empty, as
+	// prepare_join() does, though host.json is there. Then write host.json, then start().
+	static Done prepare_rejoin(const ConsensusOptions &options);
+
+	// After the loss of a majority: the log in `options.dir` goes on with this host, under the new raft id of `options`, as the only
+	// voter. What was there is kept beside it. Idempotent; killed anywhere, it can be repeated. Before start(). Blocks.
+	static Done recover(const ConsensusOptions &options);
+
+	// Where the log in `options.dir` ends, and what state all its entries lead to, those included of which it is not known whether
+	// they were committed. Works on a copy, also while the log is in use. Blocks.
+	struct Position {
+		uint64_t term = 0, index = 0;    // of the last entry; of two logs the one with the greater pair holds more
+		auto operator<=>(const Position &) const = default;
+	};
+	static Result<Position> replay(const ConsensusOptions &options, StateMachine machine);
+
 	// Takes over listener.handlers().on_raft and the verbs "consensus.*" of links.
 	ConsensusLog(Loop &loop, Listener &listener, Dialer &dialer, Links &links, ConsensusOptions options, StateMachine machine);
 	~ConsensusLog();    // requires closed() or never started
@@ -93,7 +111,7 @@ public:
 	ConsensusLog &operator=(const ConsensusLog &) = delete;
 
 	// Blocks for the time of loading snapshot and log. An Error says what is damaged and what to do; there is nothing to close
-	// then.
+	// then. Its code is LOG_DAMAGED if what is on the disk is not what was written there: it must never be used again.
 	Done start();
 
 	// Hands leadership over if this is the leader (at most one election timeout), then closes. `done` is called when

@@ -388,6 +388,52 @@ int lks_raft_bootstrap(struct lks_raft *r)
 	return error;
 }
 
+int lks_raft_recover(struct lks_raft *r)
+{
+	struct raft_configuration conf;
+	int error;
+
+	raft_configuration_init(&conf);
+	error = raft_configuration_add(&conf, r->raft.id, r->raft.address, RAFT_VOTER);
+	if (!error)
+		error = raft_recover(&r->raft, &conf);
+	raft_configuration_close(&conf);
+	return error;
+}
+
+int lks_raft_position(struct lks_raft *r, uint64_t *term, uint64_t *index, uint64_t *current_term)
+{
+	struct raft_snapshot *snapshot = NULL;
+	struct raft_entry *entries = NULL;
+	raft_index start;
+	raft_term current;
+	raft_id voted_for;
+	size_t n = 0, i;
+	int error = r->io.load(&r->io, &current, &voted_for, &snapshot, &start, &entries, &n);
+
+	if (error)
+		return error;
+	*current_term = current;
+	*term = n > 0 ? entries[n - 1].term : snapshot ? snapshot->term : 0;
+	*index = n > 0 ? start + n - 1 : snapshot ? snapshot->index : 0;
+	for (i = 0; i < n; i++) {
+		/* The entries of a batch share its memory. */
+		if (!entries[i].batch)
+			raft_free(entries[i].buf.base);
+		else if (i + 1 == n || entries[i + 1].batch != entries[i].batch)
+			raft_free(entries[i].batch);
+	}
+	raft_free(entries);
+	if (snapshot) {
+		raft_configuration_close(&snapshot->configuration);
+		for (i = 0; i < snapshot->n_bufs; i++)
+			raft_free(snapshot->bufs[i].base);
+		raft_free(snapshot->bufs);
+		raft_free(snapshot);
+	}
+	return 0;
+}
+
 int lks_raft_start(struct lks_raft *r)
 {
 	int error = raft_start(&r->raft);
@@ -625,6 +671,11 @@ const char *lks_raft_errmsg(struct lks_raft *r)
 const char *lks_raft_strerror(int status)
 {
 	return raft_strerror(status);
+}
+
+bool lks_raft_is_damage(int status)
+{
+	return status == RAFT_CORRUPT || status == RAFT_MALFORMED;
 }
 
 bool lks_raft_is_not_leader(int status)

@@ -76,6 +76,12 @@ struct lks_raft *lks_raft_new(const struct lks_raft_config *config, const struct
 /* Writes a first configuration in which this member alone votes. Fails if dir has any log already. Before start. */
 int lks_raft_bootstrap(struct lks_raft *r);
 
+/* Appends to the log in dir a configuration in which this member alone votes, whoever voted before. Before start. */
+int lks_raft_recover(struct lks_raft *r);
+
+/* Term and index of the last entry in dir, and the term it is in. Changes the files of dir as a start does. Instead of a start. */
+int lks_raft_position(struct lks_raft *r, uint64_t *term, uint64_t *index, uint64_t *current_term);
+
 /*
  * Loads snapshot and log (restore() is called from inside). After a failure only errmsg() and close() may be called; the
  * latter then makes its last callback before it returns, except for done().
@@ -102,6 +108,7 @@ size_t lks_raft_members(const struct lks_raft *r);
 void lks_raft_member(const struct lks_raft *r, size_t i, uint64_t *id, const char **address, enum lks_raft_role *role);
 const char *lks_raft_errmsg(struct lks_raft *r);
 const char *lks_raft_strerror(int status);
+bool lks_raft_is_damage(int status);		/* of a start: what dir holds is not what was written there */
 bool lks_raft_is_not_leader(int status);	/* of a request that was refused: nothing happened */
 
 void *lks_raft_alloc(size_t bytes);

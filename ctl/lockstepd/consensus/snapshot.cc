@@ -49,6 +49,11 @@ std::string wrap_snapshot(std::string_view payload)
 	return out;
 }
 
+bool is_other_snapshot(std::string_view wrapped)
+{
+	return wrapped.starts_with(MAGIC.substr(0, MAGIC.size() - 1)) && !wrapped.starts_with(MAGIC);
+}
+
 std::optional<std::string_view> unwrap_snapshot(std::string_view wrapped)
 {
 	if (wrapped.size() < SNAPSHOT_HEADER_BYTES || wrapped.substr(0, MAGIC.size()) != MAGIC)

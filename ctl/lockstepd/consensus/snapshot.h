@@ -21,6 +21,9 @@ constexpr size_t SNAPSHOT_HEADER_BYTES = 24;
 
 uint32_t crc32c(std::string_view bytes);
 std::string wrap_snapshot(std::string_view payload);
+// It looks like one, but of another version of this format.
+bool is_other_snapshot(std::string_view wrapped);
+
 std::optional<std::string_view> unwrap_snapshot(std::string_view wrapped);    // nullopt: damaged or of another format
 
 }    // namespace lockstep

@@ -10,7 +10,7 @@
 
 namespace lockstep {
 
-Result<nlohmann::json> Daemon::on_loop(std::function<void(JsonReply)> task)
+Result<nlohmann::json> Daemon::on_loop(std::function<void(JsonReply)> task, unsigned timeout_ms)
 {
 	auto promise = std::make_shared<std::promise<Result<Json>>>();
 	auto answered = std::make_shared<std::atomic<bool>>(false);
@@ -23,9 +23,9 @@ Result<nlohmann::json> Daemon::on_loop(std::function<void(JsonReply)> task)
 			promise->set_value(std::move(answer));
 		});
 	});
-	if (future.wait_for(std::chrono::milliseconds(CALL_TIMEOUT_MS)) != std::future_status::ready)
+	if (future.wait_for(std::chrono::milliseconds(timeout_ms)) != std::future_status::ready)
 		return failed(fmt::format("the daemon on host {} did not answer within {} s; the command may still take effect: look before "
-					  "repeating it", config_.name, CALL_TIMEOUT_MS / 1000));
+					  "repeating it", config_.name, timeout_ms / 1000));
 	return future.get();
 }
 
@@ -62,6 +62,9 @@ ApiBackend Daemon::backend()
 	b.token = [this](uint64_t valid_s) { return on_loop([this, valid_s](JsonReply done) { token(valid_s, std::move(done)); }); };
 	b.join = [this](const std::string &token, const std::string &address, unsigned port) {
 		return on_loop([=, this](JsonReply done) { join(token, address, port, std::move(done)); });
+	};
+	b.recover = [this](const std::vector<std::string> &dead, bool yes) {
+		return on_loop([=, this](JsonReply done) { recover(dead, yes, std::move(done)); }, RECOVER_TIMEOUT_MS);
 	};
 	b.pool_create = [this](const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv) {
 		return on_loop([=, this](JsonReply done) { pool_create(name, host, vg, thin_lv, std::move(done)); });

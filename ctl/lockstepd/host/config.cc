@@ -56,6 +56,14 @@ unsigned number_of(const std::string &key, const YAML::Node &node, unsigned leas
 	return value;
 }
 
+bool flag_of(const std::string &key, const YAML::Node &node)
+{
+	bool value;
+	if (!node.IsScalar() || !YAML::convert<bool>::decode(node, value))
+		bad(node, fmt::format("'{}' must be true or false", key));
+	return value;
+}
+
 std::string path_of(const std::string &key, const YAML::Node &node)
 {
 	std::string path = text_of(key, node);
@@ -122,6 +130,7 @@ HostConfig read_config(const YAML::Node &root, const std::string &hostname)
 		{"socket", [&](auto &k, auto &n) { c.socket = path_of(k, n); }},
 		{"consensus", [&](auto &k, auto &n) { read_map(n, k, consensus); }},
 		{"host-timeout-ms", [&](auto &k, auto &n) { c.host_timeout_ms = number_of(k, n, 1000, 600'000); }},
+		{"witness", [&](auto &k, auto &n) { c.witness = flag_of(k, n); }},
 		{"lanes", [&](auto &k, auto &n) { c.lanes = number_of(k, n, 1, LKS_MAX_LANES); }},
 	};
 	if (root.IsNull())

@@ -23,6 +23,7 @@ struct HostConfig {
 	unsigned heartbeat_ms = 100;           // consensus
 	unsigned election_ms = 1000;           // consensus
 	unsigned host_timeout_ms = 4000;       // a host silent for so long is offline
+	bool witness = false;                  // a full voter without pools, devices and kernel module; also --witness
 	unsigned lanes = 2;                    // of a link this host dials: 1 .. LKS_MAX_LANES; default: see default_lanes()
 };
 

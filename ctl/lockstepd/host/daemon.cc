@@ -12,7 +12,6 @@
 
 #include <fmt/format.h>
 
-#include "lockstepd/cluster/option.h"
 #include "lockstepd/host/journal.h"
 #include "lockstepd/host/openers.h"
 #include "lockstepd/net/socket.h"
@@ -78,7 +77,7 @@ uint64_t unix_ms()
 
 Daemon::Daemon(HostConfig config)
 	: config_(std::move(config)), tls_(loop_), listener_(loop_, tls_), dialer_(loop_, tls_), links_(loop_, listener_, dialer_, link_options(config_)),
-	  kernel_(kernel_over_netlink(config_.name)), lvm_(lvm_tools()), look_timer_(loop_), lead_timer_(loop_), cert_timer_(loop_),
+	  kernel_(kernel_over_netlink(config_.name)), lvm_(lvm_tools()), look_timer_(loop_), lead_timer_(loop_), cert_timer_(loop_), rejoin_timer_(loop_),
 	  published_(std::make_shared<State>())
 {
 	loop_.set_log(log_line);
@@ -102,8 +101,8 @@ Done Daemon::start()
 	if (!file)
 		return file.error();
 	if (*file) {
-		if (Done intact = check_raft_dir(config_.state_dir, **file); !intact)
-			return intact;
+		if (Done finished = finish_pending(*file); !finished)
+			return finished;
 		if (Done known = take_identity(); !known)
 			return known;
 	}
@@ -125,7 +124,8 @@ Done Daemon::start()
 	api_ = std::make_unique<ApiServer>(backend(), ApiOptions{.socket = config_.socket});
 	if (Done serving = api_->start(); !serving)
 		return serving;
-	events_ = std::make_unique<KernelEvents>(
+	if (!config_.witness)
+		events_ = std::make_unique<KernelEvents>(
 		loop_, config_.name,
 		KernelEvents::Handlers{
 			.event = [this](const KernelEvent &event) {
@@ -154,8 +154,16 @@ Done Daemon::start()
 	});
 	lead_timer_.every(LEAD_PERIOD_MS, [this] { lead(); });
 	watch_signals();
-	if (*file)
-		return serve(**file);
+	if (*file) {
+		Done served = check_raft_dir(config_.state_dir, **file);
+		const bool lost = !served;
+		if (!lost)
+			served = serve(**file);
+		if (!lost && (served || served.error().code != LOG_DAMAGED))
+			return served;
+		rejoin(**file, served.error().message);
+		return Nothing{};
+	}
 	loop_.log("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`");
 	return Nothing{};
 }
@@ -192,6 +200,7 @@ void Daemon::stop(const std::string &why)
 			lead_timer_.stop();
 			look_timer_.stop();
 			cert_timer_.stop();
+			rejoin_timer_.stop();
 			if (log_)
 				log_->close([this] { loop_.stop(); });
 			else
@@ -228,11 +237,16 @@ Done Daemon::serve(const HostFile &file)
 		return true;
 	};
 	links_.set_peers(first_peers_);
+	leader_since_ms_ = Loop::now_ms();
 	log_ = std::make_unique<ConsensusLog>(loop_, listener_, dialer_, links_, consensus_options(file), std::move(machine));
 	log_->set_wanted([this] {
 		std::vector<Member> wanted;
+		// Between a recovery and its first entry the list is that of the epoch that has ended.
+		if (epoch_of(member_->raft_id) != state_.epoch)
+			return wanted;
 		for (const auto &[id, host] : state_.hosts)
-			wanted.push_back({host.raft_id, id, addresses_of(host), Role::none});
+			if (state_.is_member(host))
+				wanted.push_back({host.raft_id, id, addresses_of(host), Role::none});
 		return wanted;
 	});
 	log_->on_role_change([this](bool is_leader, int leader) {
@@ -245,11 +259,13 @@ Done Daemon::serve(const HostFile &file)
 		update_facts();
 		lead();
 	});
+	member_ = file;
 	if (Done started = log_->start(); !started) {
+		member_.reset();
 		log_.reset();
+		state_ = State();    // what a snapshot before the damage has made of it
 		return started;
 	}
-	member_ = file;
 	cert_timer_.every(CERT_PERIOD_MS, [this] { keep_certificate(); });
 	wire_reconciler();
 	wire_lanes();
@@ -291,7 +307,7 @@ void Daemon::wire_reconciler()
 	world.quorum = [this] { return log_->leader() != 0; };
 	world.removed = [this] { removed(); };
 	reconciler_ = std::make_unique<Reconciler>(member_->host_id, std::move(world));
-	reconciler_->module_changed(module_error_);
+	reconciler_->module_changed(config_.witness ? "this host is a witness: it has no replicas and no devices" : module_error_);
 }
 
 void Daemon::wire_lanes()
@@ -312,7 +328,6 @@ void Daemon::wire_lanes()
 		hello.lane = lane;
 		hello.lanes = lanes;
 		hello.link_generation = link;
-		hello.plain = link_is_plain(link);
 		// What the link has found to work comes first.
 		auto addresses = addresses_of(host);
 		std::ranges::stable_partition(addresses, [path = links_.address(host.id)](const std::string &a) { return a == path; });
@@ -338,7 +353,6 @@ void Daemon::wire_lanes()
 	world.now_ms = Loop::now_ms;
 	world.log = [this](const std::string &line) { loop_.log(line); };
 	lanes_ = std::make_unique<Lanes>(member_->host_id, config_.lanes, std::move(world));
-	listener_.handlers().plain_lanes = [this] { return !lanes_encrypted(state_); };
 	listener_.handlers().on_lane = [this](int host, uint32_t lane, uint32_t lanes, uint64_t link, int fd) {
 		lanes_->accepted(host, lane, lanes, link, fd);
 	};
@@ -356,6 +370,9 @@ void Daemon::listen_to_links()
 		if (lanes_ && body.is_object() && body.contains("link") && body["link"].is_number_unsigned())
 			lanes_->wanted(host, body["link"].get<uint64_t>());
 	});
+	links_.on_call("host.rejoin", [this](int host, Json body, Links::Reply reply) { serve_rejoin(HostId(host), body, std::move(reply)); });
+	links_.on_call("cluster.epoch", [this](int, Json, Links::Reply reply) { reply(Json(state_.epoch)); });
+	links_.on_call("log.position", [this](int, Json, Links::Reply reply) { log_position(std::move(reply)); });
 	links_.on_call("volume.in_use", [this](int, Json body, Links::Reply reply) {
 		if (!reconciler_ || !body.is_object() || !body.contains("vid") || !body["vid"].is_number_unsigned())
 			return reply(failed("not ready"));
@@ -462,6 +479,7 @@ void Daemon::look()
 	report_soft();
 	keep_address();
 	ask_whether_member();
+	ask_for_epoch();
 }
 
 void Daemon::update_peers()
@@ -472,6 +490,11 @@ void Daemon::update_peers()
 	for (const auto &[id, host] : state_.hosts) {
 		peers.push_back({id, host.name, addresses_of(host)});
 		known_since_ms_.try_emplace(id, Loop::now_ms());
+	}
+	if (peers != peers_stored_) {
+		peers_stored_ = peers;
+		if (Done stored = store_peers(config_.state_dir, peers); !stored)
+			loop_.log(stored.error().message);
 	}
 	links_.set_peers(std::move(peers));
 }
@@ -540,6 +563,10 @@ void Daemon::lead()
 {
 	if (!member_ || stopping_ || !log_->is_leader())
 		return;
+	if (!recovery_.is_null()) {
+		begin_epoch();
+		return;
+	}
 	if (state_.initialized())
 		count_time();
 	if (deciding_)

@@ -36,6 +36,7 @@
 #include "lockstepd/host/kernel.h"
 #include "lockstepd/host/lanes.h"
 #include "lockstepd/host/lvm.h"
+#include "lockstepd/host/pending.h"
 #include "lockstepd/host/reconciler.h"
 #include "lockstepd/host/workers.h"
 #include "lockstepd/net/link.h"
@@ -107,9 +108,24 @@ private:
 	void keep_address();
 	void found_cluster();
 
+	// rejoin.cc
+	struct Recovery;
+	Done finish_pending(std::optional<HostFile> &file);
+	void rejoin(const HostFile &file, const std::string &why);
+	void ask_for_id();
+	void ask_for_id_of(HostId peer, const HostFile &file, std::function<void(Result<Pending>)> done);
+	void serve_rejoin(HostId host, const Json &request, JsonReply done);
+	void ask_for_epoch();
+	void log_position(JsonReply done);
+	void recover(const std::vector<std::string> &dead, bool yes, JsonReply done);
+	void recover_ask(std::shared_ptr<Recovery> r);
+	void recover_answer(Recovery &r, HostId host, const Result<Json> &answer);
+	void recover_decide(std::shared_ptr<Recovery> r);
+	void begin_epoch();
+
 	// backend.cc
 	ApiBackend backend();
-	Result<Json> on_loop(std::function<void(JsonReply)> task);
+	Result<Json> on_loop(std::function<void(JsonReply)> task, unsigned timeout_ms = CALL_TIMEOUT_MS);
 	void pool_create(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv, JsonReply done);
 
 	HostConfig config_;
@@ -128,7 +144,7 @@ private:
 	std::unique_ptr<KernelEvents> events_;
 	std::unique_ptr<ApiServer> api_;
 	std::unique_ptr<Workers> workers_;
-	Timer look_timer_, lead_timer_, cert_timer_;
+	Timer look_timer_, lead_timer_, cert_timer_, rejoin_timer_;
 	std::vector<std::shared_ptr<void>> signals_;
 	std::thread api_stopper_;
 
@@ -144,6 +160,14 @@ private:
 	std::map<HostId, uint64_t> known_since_ms_;             // when this daemon began to look for a host
 	uint64_t founding_ms_ = 0;
 	uint64_t asked_member_ms_ = 0;
+	std::optional<HostFile> rejoining_;                     // no log, and no new raft id yet
+	std::string rejoin_error_;
+	bool asking_for_id_ = false;
+	uint64_t asked_epoch_ms_ = 0;
+	bool recovering_ = false;                               // a plan is being made
+	Json recovery_;                                         // cluster.recover, while it is to be proposed
+	bool beginning_epoch_ = false;
+	std::vector<LinkPeer> peers_stored_;
 	bool authority_logged_ = false;                         // the founder's copy of its key is gone
 	bool keeping_address_ = false;
 	std::vector<std::string> listening_for_;                // the State's addresses of this host that the port follows

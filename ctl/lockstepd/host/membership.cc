@@ -73,8 +73,11 @@ Result<std::string> Daemon::host_uuid() const
 
 nlohmann::json Daemon::self_json() const
 {
-	return {{"uuid", member_ ? member_->host_uuid : ""}, {"name", config_.name}, {"addresses", config_.addresses}, {"port", config_.port},
-		{"level", LEVEL}};
+	Json self = {{"uuid", member_ ? member_->host_uuid : ""}, {"name", config_.name}, {"addresses", config_.addresses}, {"port", config_.port},
+		     {"level", LEVEL}};
+	if (config_.witness)
+		self["witness"] = true;
+	return self;
 }
 
 void Daemon::init(const std::string &cluster_name, JsonReply done)
@@ -154,12 +157,18 @@ std::optional<std::string> Daemon::not_a_member(const PeerCert &peer, bool estab
 	if (!state_.initialized())
 		return std::nullopt;
 	const Host *host = state_.host(HostId(peer.subject.host));
+	// Of a later epoch, which this host must hear about, though it may have a majority of its own around it.
+	if (epoch_of(peer.subject.raft_id) > state_.epoch && (!host || host->key == peer.key_digest))
+		return std::nullopt;
 	if (peer.subject.raft_id >= state_.next_raft_id) {
 		if (established || !log_ || !log_->leader())
 			return std::nullopt;
 		return "it is not known here yet";
 	}
-	if (!host || host->raft_id != peer.subject.raft_id)
+	if (!host && epoch_of(peer.subject.raft_id) < state_.epoch)
+		return Tls::RECOVERED;
+	// An id of before its log was lost is still good to ask for another one with, but not to vote (ConsensusLog).
+	if (!host || (host->raft_id != peer.subject.raft_id && host->former_raft_id != peer.subject.raft_id))
 		return Tls::REMOVED;
 	if (host->key != peer.key_digest)
 		return "its key is not the one it joined with";
@@ -167,21 +176,28 @@ std::optional<std::string> Daemon::not_a_member(const PeerCert &peer, bool estab
 }
 
 // A daemon that died between its host.gone (or a `host lost` that it never saw) and setting host.json aside comes back as a host that
-// nobody knows: nobody sends it the log any more, so it cannot learn that from there. While it hears of no leader it asks each host that
-// it knows; one that let it in would say so. Their word is final: a raft id is never given out twice. (Purpose api, since nothing is
-// made of such a connection.)
+// nobody knows: nobody sends it the log any more, so it cannot learn that from there. Nor can one that was declared dead when the cluster was
+// recovered, and it may come back with a whole majority that still believes in itself. So each host asks those that it has no
+// connection with; one that let it in would say so. Their word is final: a raft id is never given out twice, and a recovery ends those before it.
+// (Purpose api, since nothing is made of such a connection.)
 void Daemon::ask_whether_member()
 {
-	if (log_->leader() || !state_.initialized() || Loop::now_ms() - asked_member_ms_ < ASK_MEMBER_PERIOD_MS)
+	if (stopping_ || Loop::now_ms() - asked_member_ms_ < ASK_MEMBER_PERIOD_MS)
 		return;
 	asked_member_ms_ = Loop::now_ms();
-	for (const auto &[id, host] : state_.hosts) {
-		if (id == member_->host_id)
+	std::vector<LinkPeer> hosts = first_peers_;
+	if (state_.initialized()) {
+		hosts.clear();
+		for (const auto &[id, host] : state_.hosts)
+			hosts.push_back({id, host.name, addresses_of(host)});
+	}
+	for (const LinkPeer &host : hosts) {
+		if (links_.up(host.host) || (member_ && host.host == member_->host_id))
 			continue;
 		Hello hello;
 		hello.purpose = Purpose::api;
-		hello.to_host = id;
-		dialer_.dial(addresses_of(host), host.port, hello, [this, name = host.name](Result<int> fd, const HelloAnswer &answer) {
+		hello.to_host = host.host;
+		dialer_.dial(host.addresses, config_.port, hello, [this, name = host.name](Result<int> fd, const HelloAnswer &answer) {
 			if (fd)
 				close(*fd);
 			if (!answer.removed || stopping_)
@@ -311,7 +327,7 @@ void Daemon::serve_join(Json request, JsonReply done)
 	if (!digest)
 		return done(digest.error());
 	Json entry = {{"op", "host.add"}, {"key", *digest}, {"token", sha256_hex(text("secret").get<std::string>())}, {"now_ms", unix_ms()}};
-	for (const char *field : {"uuid", "name", "addresses", "port", "level"})
+	for (const char *field : {"uuid", "name", "addresses", "port", "level", "witness"})
 		if (request.contains(field))
 			entry[field] = request[field];
 	// Nothing goes into the log for somebody without a token. This host may not have heard of a token just made elsewhere.

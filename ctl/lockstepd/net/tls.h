@@ -132,6 +132,7 @@ public:
 
 	// The objection to a host whose membership has ended for good: it is told so (HelloAnswer::removed).
 	static constexpr const char *REMOVED = "it was removed from the cluster";
+	static constexpr const char *RECOVERED = "the cluster was recovered without it, and its copies count no more";
 
 	// Asks again about the peers of all relays, and cuts those that are not let in any more.
 	void recheck();
@@ -144,8 +145,7 @@ public:
 
 	// See above. The descriptor is the caller's: non-blocking (stream), blocking (lane).
 	Result<int> stream_end(std::unique_ptr<TlsSession> session, bool follows_link = false);
-	// plain: what follows the hello is not encrypted; both hosts have shown their certificates all the same.
-	Result<int> lane_end(std::unique_ptr<TlsSession> session, bool plain = false);
+	Result<int> lane_end(std::unique_ptr<TlsSession> session);
 
 	// Ends those streams with a host that follow its link, since the link goes another way now: their owner dials again.
 	void path_changed(int host);

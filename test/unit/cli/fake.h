@@ -8,6 +8,7 @@
 
 #include "lockstep/cli.h"
 #include "lockstepd/api/server.h"
+#include "lockstepd/cluster/recover.h"
 #include "lockstepd/cluster/repair.h"
 
 #include <catch2/catch_test_macros.hpp>
@@ -298,6 +299,19 @@ private:
 		};
 		b.token = [](uint64_t valid_s) -> Result<nlohmann::json> {
 			return nlohmann::json{{"token", "lks1token" + std::to_string(valid_s)}, {"end_ms", 5}};
+		};
+		b.recover = [this](const std::vector<std::string> &dead, bool yes) -> Result<nlohmann::json> {
+			std::set<HostId> down;
+			for (const auto &[id, h] : state_.hosts)
+				if (!h.online)
+					down.insert(id);
+			auto plan = recovery_plan(state_, recover_entry(state_, 1, down, {}, NOW_MS));
+			if (!plan)
+				return plan.error();
+			if (yes && dead.size() != down.size())
+				return forbidden("name exactly the hosts that are dead for good with --dead");
+			plan->update({{"term", 3}, {"index", 17}, {"done", yes}, {"vouch", "you vouch that beta is dead for good"}});
+			return *plan;
 		};
 		b.join = [this](const std::string &token, const std::string &address, unsigned port) -> Result<nlohmann::json> {
 			joined_ = token + " " + address + " " + std::to_string(port);

@@ -194,3 +194,23 @@ TEST_CASE("a pool that fills up is told, and takes nothing new above 90 %")
 	Outcome o = d.run({"volume", "create", "v", "1GiB", "--redundancy", "3"});
 	CHECK((o.status == 5 && has(o.err, "beta: pool default is 94 % full, above 90 % it takes nothing new")));
 }
+
+TEST_CASE("cluster recover: first what would happen and what it costs, then with --yes")
+{
+	LivingDaemon d(3);
+	create(d, "v1", "alpha,beta");
+	create(d, "v2", "beta,gamma", 2);
+	for (HostId host : {2, 3})
+		d.good({{"op", "host.status"}, {"host", host}, {"online", false}, {"now_ms", 9}});
+	const auto plan = d.run({"cluster", "recover"});
+	REQUIRE(plan.status == 0);
+	CHECK(has(plan.out, "alpha goes on alone"));
+	CHECK(has(plan.out, "dead for good: beta, gamma"));
+	CHECK(has(plan.out, "no surviving host has a copy"));
+	CHECK(has(plan.out, "nothing has been changed. To do this: `lockstep cluster recover --dead beta --dead gamma --yes`"));
+	CHECK(has(plan.out, "you vouch that"));
+	CHECK(d.run({"cluster", "recover", "--yes"}).status == 5);
+	const auto done = d.run({"cluster", "recover", "--dead", "beta", "--dead", "gamma", "--yes"});
+	CHECK((done.status == 0 && has(done.out, "done: lockstepd on alpha starts anew")));
+	CHECK(json::parse(d.run({"cluster", "recover", "--json"}).out)["volumes"].size() == 2);
+}

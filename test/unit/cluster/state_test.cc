@@ -468,3 +468,20 @@ TEST_CASE("labels are set, changed and removed, and bounded")
 	CHECK(c.state.groups.at("g").labels.at("a") == "1");
 	c.bad(3, {{"op", "group.label"}, {"name", "h"}, {"labels", {{"a", "1"}}}});
 }
+
+TEST_CASE("a witness votes, and has neither pools nor devices nor replicas")
+{
+	Cluster c;
+	c.form(2);
+	c.good(with(Cluster::host_entry(3, "gamma"), {{"witness", true}}));
+	CHECK((c.state.host(3)->witness && !c.state.host(2)->witness));
+	CHECK(restore(snapshot(c.state)).operator*() == c.state);
+	CHECK(has(c.bad(5, Cluster::pool_entry(3)), "gamma is a witness: it has no pools"));
+	uint32_t vid = c.volume("v");
+	CHECK(has(c.bad(5, {{"op", "device.ready"}, {"vid", vid}, {"host", 3}}), "is a witness"));
+	json three = c.create_entry("w");
+	three["redundancy"] = 3;
+	CHECK(has(c.bad(5, three), "gamma"));
+	c.good({{"op", "host.remove"}, {"host", 3}});
+	CHECK(c.state.host(3) == nullptr);    // it has nothing to take down first
+}

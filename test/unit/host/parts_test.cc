@@ -67,7 +67,8 @@ TEST_CASE("a configuration with everything, and one with the least")
 				 "socket: /r/sock\n"
 				 "consensus: {heartbeat-ms: 50, election-ms: 500}\n"
 				 "host-timeout-ms: 5000\n"
-				 "lanes: 4\n",
+				 "lanes: 4\n"
+				 "witness: true\n",
 				 "f", "box");
 	REQUIRE(full);
 	CHECK(full->name == "alpha");
@@ -79,6 +80,7 @@ TEST_CASE("a configuration with everything, and one with the least")
 	CHECK(full->election_ms == 500);
 	CHECK(full->host_timeout_ms == 5000);
 	CHECK(full->lanes == 4);
+	CHECK(full->witness);
 
 	auto least = parse_config("addresses: [10.77.2.1]\n", "f", "box");
 	REQUIRE(least);
@@ -109,6 +111,7 @@ TEST_CASE("a bad configuration is refused with file, line and key")
 	      std::string::npos);
 	CHECK(config_error("addresses: [1.2.3.4]\nname: 'a b'\n").find("'name'") != std::string::npos);
 	CHECK(config_error("addresses: [1.2.3.4\n").find("not valid YAML") != std::string::npos);
+	CHECK(config_error("addresses: [1.2.3.4]\nwitness: perhaps\n").find("'witness' must be true or false") != std::string::npos);
 	CHECK(config_error("- a\n").find("key: value") != std::string::npos);
 	auto missing = load_config("/nonexistent/lockstep.yaml");
 	REQUIRE(!missing);
