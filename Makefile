@@ -10,6 +10,7 @@
 #	make check, kernels: see kmod/check.mk
 #	make sim-asan, sim-breaks, fuzz, coverage: see test/check.mk
 #	make lab [TEST=name] [KERNEL=trixie|debug]  scenarios on virtual hosts
+#	make bench [RESULTS=folder]  speed beside DRBD's and the bare disk's, on virtual hosts; installs what it needs first
 #	make test-long        the same with many more seeds and all scenarios
 #	make apart            compiles each C++ file for itself
 #	make clean
@@ -46,7 +47,7 @@ cli_o := $B/o/ctl/lockstep.o
 core_o := $(core_c:%.c=$B/o/%.o)
 sim_o := $(sim_cc:%.cc=$B/sim-o/%.o) $(core_c:%.c=$B/sim-o/%.o)
 
-.PHONY: all module setup demo test test-long unit sim sim-long lab clean units apart FORCE
+.PHONY: all module setup demo test test-long unit sim sim-long lab bench clean units apart FORCE
 all: module $B/lockstepd $B/lockstep
 
 # ---- the module ----
@@ -155,6 +156,12 @@ demo:
 	scripts/setup --demo
 	$(MAKE) -j$(JOBS) all
 	$(PYTHON) test/lab/demo.py
+
+# on two idle cores about half an hour; RESULTS=folder. More choices: see test/bench/disk.py
+bench:
+	scripts/setup --bench
+	$(MAKE) -j$(JOBS) all
+	$(PYTHON) test/bench/disk.py $(if $(RESULTS),--results $(RESULTS))
 
 test: setup
 	$(MAKE) -j$(JOBS) all units $(check_programs)

@@ -85,3 +85,8 @@ module_init(lks_init);
 module_exit(lks_exit);
 MODULE_DESCRIPTION("Lockstep: replicated block devices");
 MODULE_LICENSE("GPL");
+/*
+ * Encrypted lanes: the kernel's TLS takes what cipher is there when a lane begins, and a processor's AES instructions are in
+ * modules that it does not ask for by itself. A host that has no such processor or module goes on without.
+ */
+MODULE_SOFTDEP("pre: aesni_intel");

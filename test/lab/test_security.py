@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What strangers on the storage network can do: nothing. Joining takes a token, each token serves once, all that goes
-between hosts is encrypted, and garbage, half-open and oversized connections cost a log line.
+between hosts is encrypted (lanes unless they are told not to be), and garbage, half-open and oversized connections cost a log line.
 
     alpha ── beta ── gamma      10.77.2.1, .2, .3: the cluster (gamma joins late)
               │
@@ -8,7 +8,7 @@ between hosts is encrypted, and garbage, half-open and oversized connections cos
 """
 import re, subprocess, sys
 
-from lablib import Cluster, together, wait
+from lablib import Cluster, SyncLog, assert_same, wait
 
 MARK = 'lockstep-plain-text-that-nobody-may-read'
 
@@ -142,3 +142,27 @@ def test_security_strangers(lab):
         lines = [l for l in daemon_log(h)[log_length:].splitlines() if 'refused a connection' in l]
         assert 1 <= len(lines) <= 12, lines
         assert not any(w in daemon_log(h)[log_length:] for w in ('is offline', 'lost the connection')), 'hosts lost each other'
+
+
+def encrypted_lanes(host):
+    """Connections that this host's kernel encrypts."""
+    tls = dict(re.findall(r'(\w+)\s+(\d+)', host.out('cat /proc/net/tls_stat')))
+    return int(tls['TlsCurrTxSw']) + int(tls['TlsCurrTxDevice'])
+
+
+def test_security_lanes_plain_and_back(cluster):
+    """Lanes are made anew, plain and encrypted again, while a volume is written to."""
+    a, b, c = cluster.hosts
+    assert all(encrypted_lanes(h) >= 2 for h in cluster.hosts)
+    load = SyncLog(a, cluster.create_volume('v1', '64MiB', '--on alpha,beta'))
+    load.wait_for_more()
+    for value, as_wanted in (('off', lambda lanes: lanes == 0), ('on', lambda lanes: lanes >= 2)):
+        c.lockstep(f'option set lane-encryption {value}')
+        wait(lambda: all(as_wanted(encrypted_lanes(h)) for h in cluster.hosts), 30, f'lane-encryption {value} to be in force')
+        load.wait_for_more()
+        wait(lambda: all(r['state'] == 'insync' for r in cluster.volume('v1')['replicas']), 30, 'the replicas to be in sync')
+    load.stop()
+    for h in (b, c):
+        good, said = load.check(h)
+        assert good, said
+    assert_same(cluster, 'v1')

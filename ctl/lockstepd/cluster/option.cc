@@ -10,7 +10,7 @@ namespace lockstep {
 
 namespace {
 
-enum class Kind { minutes, percent, ratio };
+enum class Kind { minutes, percent, ratio, on_off };
 
 struct Known : Option {
 	Kind kind;
@@ -27,6 +27,8 @@ const std::vector<Known> &known()
 		{{"disk-grace-minutes", "10", "a replica whose disk failed so long ago is made anew on another host", false},
 		 Kind::minutes, 5, 4'320'000, true},
 		{{"oversubscription", "2", "a thin pool may promise so many times its size", false}, Kind::ratio, 100, 10'000, false},
+		{{"lane-encryption", "on", "data between hosts are encrypted; off: for a storage network that nobody else reaches", false},
+		 Kind::on_off, 0, 0, true},
 	};
 	return list;
 }
@@ -88,6 +90,8 @@ Done check_option(const std::string &name, const std::string &value, bool for_ho
 		return usage_error("option " + name + " is one of the whole cluster: set it without --host");
 	if (value == "default" || (k->may_be_off && value == "off"))
 		return Nothing{};
+	if (k->kind == Kind::on_off)
+		return value == "on" ? Done(Nothing{}) : usage_error("option " + name + ": \"" + value + "\" is neither on nor off");
 	std::optional<uint64_t> n = hundredths(value);
 	if (!n || *n < k->least || *n > k->most)
 		return usage_error("option " + name + ": \"" + value + "\" is not a number from " + shown(k->least) + " to " + shown(k->most) +
@@ -110,5 +114,6 @@ std::optional<uint64_t> auto_evict_ms(const State &state, HostId host) { return 
 std::optional<uint64_t> disk_grace_ms(const State &state) { return minutes_as_ms(state, "disk-grace-minutes", 0); }
 unsigned auto_evict_percent(const State &state) { return unsigned(*number(state, "auto-evict-percent") / 100); }
 uint64_t oversubscription_percent(const State &state) { return *number(state, "oversubscription"); }
+bool lanes_encrypted(const State &state) { return option_value(state, "lane-encryption") == "on"; }
 
 }    // namespace lockstep

@@ -8,6 +8,7 @@
 //  auto-evict-percent    34       0..100              no     ... if no more of the hosts than this are away
 //  disk-grace-minutes    10       0.05..43200, off    no     a replica whose disk failed so long ago is made anew elsewhere
 //  oversubscription      2        1..100              no     a thin pool may promise so many times its size
+//  lane-encryption       on       on, off             no     what replicas send each other is encrypted by the kernel (kTLS)
 //
 // Pure functions of the State. The values are kept as the texts that were set.
 #pragma once
@@ -36,5 +37,6 @@ std::optional<uint64_t> auto_evict_ms(const State &state, HostId host);    // nu
 std::optional<uint64_t> disk_grace_ms(const State &state);
 unsigned auto_evict_percent(const State &state);
 uint64_t oversubscription_percent(const State &state);
+bool lanes_encrypted(const State &state);
 
 }    // namespace lockstep

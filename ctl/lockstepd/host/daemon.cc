@@ -12,6 +12,7 @@
 
 #include <fmt/format.h>
 
+#include "lockstepd/cluster/option.h"
 #include "lockstepd/host/journal.h"
 #include "lockstepd/host/openers.h"
 #include "lockstepd/net/socket.h"
@@ -328,6 +329,7 @@ void Daemon::wire_lanes()
 		hello.lane = lane;
 		hello.lanes = lanes;
 		hello.link_generation = link;
+		hello.plain = link_is_plain(link);
 		// What the link has found to work comes first.
 		auto addresses = addresses_of(host);
 		std::ranges::stable_partition(addresses, [path = links_.address(host.id)](const std::string &a) { return a == path; });
@@ -353,6 +355,7 @@ void Daemon::wire_lanes()
 	world.now_ms = Loop::now_ms;
 	world.log = [this](const std::string &line) { loop_.log(line); };
 	lanes_ = std::make_unique<Lanes>(member_->host_id, config_.lanes, std::move(world));
+	listener_.handlers().plain_lanes = [this] { return !lanes_encrypted(state_); };
 	listener_.handlers().on_lane = [this](int host, uint32_t lane, uint32_t lanes, uint64_t link, int fd) {
 		lanes_->accepted(host, lane, lanes, link, fd);
 	};

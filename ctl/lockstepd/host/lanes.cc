@@ -11,6 +11,7 @@
 
 #include <fmt/format.h>
 
+#include "lockstepd/cluster/option.h"
 #include "lockstepd/net/listener.h"
 
 namespace lockstep {
@@ -52,6 +53,12 @@ void Lanes::look_at(const Host &host, const KernelPeer *peer, Pair &p)
 	}
 	if (p.dialing)
 		return;
+	const bool plain = !lanes_encrypted(world_.state());
+	if (peer->up && link_is_plain(peer->link) != plain && !p.want_new) {
+		p.want_new = true;
+		if (p.failures == 0)
+			world_.log(fmt::format("lanes to host {} are made anew: they are to be {}", host.name, plain ? "plain" : "encrypted"));
+	}
 	if (peer->up && !p.want_new)
 		return;
 	// What has just been handed over need not be in this dump yet.
@@ -90,7 +97,10 @@ void Lanes::begin(const Host &host, Pair &p)
 			return fail(id, p, answer.error().message);
 		if (!host || !peer || !answer->is_object() || !answer->value("ready", false))
 			return fail(id, p, answer->is_object() ? answer->value("message", "not ready") : "not ready");
-		dial(*host, p, std::max({peer->link, p.link, answer->value("link", uint64_t(0))}) + 1);
+		uint64_t link = std::max({peer->link, p.link, answer->value("link", uint64_t(0))}) + 1;
+		if (link_is_plain(link) == lanes_encrypted(world_.state()))
+			link++;
+		dial(*host, p, link);
 	});
 }
 

@@ -27,6 +27,11 @@
 
 namespace lockstep {
 
+// Whether a link's lanes are encrypted is the option lane-encryption when they are dialed, and its number says so as long as it
+// lives: the kernel keeps the number when a daemon does not live as long. When the option has changed, the dialing
+// side makes a new link.
+constexpr bool link_is_plain(uint64_t link) { return link & 1; }
+
 constexpr uint64_t LANE_CALL_TIMEOUT_MS = 3000;
 constexpr uint64_t LANE_UP_TIMEOUT_MS = 5000;     // from dialing to the link being up in the kernel; then a new try
 constexpr uint64_t LANE_WANT_PERIOD_MS = 500;

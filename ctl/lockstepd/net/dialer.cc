@@ -277,12 +277,16 @@ void Dialer::Impl::ready(Token token, size_t at)
 		failed_at(token, at, t.where + ": " + (answer ? "refused: " + answer->message : answer.error().message));
 		return;
 	}
+	if (a.hello.plain && !answer->plain) {
+		failed_at(token, at, t.where + ": its version knows encrypted lanes only");
+		return;
+	}
 	answer->address = a.addresses[at];
 	t.poll.reset();
 	const bool lane = a.hello.purpose == Purpose::lane;
 	if (!lane)
 		set_dead_peer_detection(t.tls->fd());
-	auto fd = lane ? tls.lane_end(std::move(t.tls)) : tls.stream_end(std::move(t.tls), a.hello.purpose == Purpose::raft);
+	auto fd = lane ? tls.lane_end(std::move(t.tls), a.hello.plain) : tls.stream_end(std::move(t.tls), a.hello.purpose == Purpose::raft);
 	const auto done = std::move(a.done);
 	attempts.erase(token);
 	done(std::move(fd), *answer);

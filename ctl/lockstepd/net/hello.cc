@@ -83,6 +83,7 @@ std::string encode_hello(const Hello &h)
 	put_number("lane", h.lane);
 	put_number("lanes", h.lanes);
 	put_number("link_generation", h.link_generation);
+	put_number("plain", h.plain);
 	return framed(MAGIC_HELLO, body);
 }
 
@@ -94,6 +95,8 @@ std::string encode_hello_answer(const HelloAnswer &a)
 		     {"name", a.name.substr(0, STRING_MAX_BYTES)}};
 	if (a.removed)
 		body["removed"] = true;
+	if (a.plain)
+		body["plain"] = uint64_t(1);
 	return framed(MAGIC_ANSWER, body);
 }
 
@@ -120,7 +123,7 @@ Result<Hello> decode_hello(std::string_view bytes)
 	    !take(*body, "from_name", h.from_name) || !take(*body, "from_raft", h.from_raft, UINT64_MAX) ||
 	    !take(*body, "to_host", h.to_host, 64) || !take(*body, "to_raft", h.to_raft, UINT64_MAX) ||
 	    !take(*body, "from_address", h.from_address) || !take(*body, "lane", h.lane, 255) ||
-	    !take(*body, "lanes", h.lanes, 255) || !take(*body, "link_generation", h.link_generation, UINT64_MAX))
+	    !take(*body, "lanes", h.lanes, 255) || !take(*body, "link_generation", h.link_generation, UINT64_MAX) || !take(*body, "plain", h.plain, 1))
 		return failed("its hello is malformed");
 	h.purpose = Purpose(purpose);
 	if (h.purpose == Purpose::lane && h.lane >= h.lanes)
@@ -135,7 +138,7 @@ Result<HelloAnswer> decode_hello_answer(std::string_view bytes)
 	const auto body = parse_cbor(bytes);
 	HelloAnswer a;
 	if (!body || !body->is_object() || !body->contains("ok") || !body->at("ok").is_boolean() ||
-	    !take(*body, "message", a.message) || !take(*body, "host", a.host, 64) || !take(*body, "name", a.name))
+	    !take(*body, "message", a.message) || !take(*body, "host", a.host, 64) || !take(*body, "name", a.name) || !take(*body, "plain", a.plain, 1))
 		return failed("its answer is malformed");
 	a.ok = body->at("ok").get<bool>();
 	a.removed = !a.ok && body->contains("removed") && body->at("removed").is_boolean() && body->at("removed").get<bool>();

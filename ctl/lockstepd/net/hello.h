@@ -62,6 +62,7 @@ struct Hello {
 	uint32_t lane = 0;            // purpose lane only: 0 .. lanes - 1
 	uint32_t lanes = 0;           // purpose lane only
 	uint64_t link_generation = 0; // purpose lane only
+	bool plain = false;           // purpose lane only: nothing is encrypted after the answer
 };
 
 // What follows the header of an answer.
@@ -72,6 +73,7 @@ struct HelloAnswer {
 	int host = 0;           // who answered; 0 when it has no id
 	std::string name;
 	std::string address;    // filled in by the Dialer: the one that answered, as it was given
+	bool plain = false;     // the lane is plain from here on, as was asked for
 };
 
 std::string encode_hello(const Hello &hello);

@@ -239,7 +239,8 @@ void Listener::Impl::ready(HalfOpen *h)
 		return;
 	}
 	const auto no = objection(*hello, h->tls->peer());
-	const HelloAnswer answer{!no, no.value_or(""), no == Tls::REMOVED || no == Tls::RECOVERED, identity.host_id, identity.name, ""};
+	const bool gone = no == Tls::REMOVED || no == Tls::RECOVERED;
+	const HelloAnswer answer{!no, no.value_or(""), gone, identity.host_id, identity.name, "", !no && hello->plain};
 	if (no)
 		refuse(h->peer + " (" + (hello->from_name.empty() ? "unnamed" : hello->from_name) + ", " +
 			       purpose_name(hello->purpose) + ")",
@@ -282,6 +283,8 @@ std::optional<std::string> Listener::Impl::objection(const Hello &hello, const s
 		if ((hello.purpose == Purpose::raft && !handlers.on_raft) || (hello.purpose == Purpose::link && !handlers.on_link) ||
 		    (hello.purpose == Purpose::lane && !handlers.on_lane) || (hello.purpose == Purpose::api && !handlers.on_api))
 			return me + " is not ready for this yet";
+		if (hello.plain && (hello.purpose != Purpose::lane || !handlers.plain_lanes || !handlers.plain_lanes()))
+			return me + " takes encrypted lanes only (option lane-encryption)";
 	}
 	return handlers.veto ? handlers.veto(hello) : std::nullopt;
 }
@@ -317,7 +320,7 @@ void Listener::Impl::dispatch(HalfOpen *h, const Hello &hello)
 	const std::string peer = h->peer;
 	drop(h);
 	if (hello.purpose == Purpose::lane) {
-		const auto fd = tls.lane_end(std::move(session));
+		const auto fd = tls.lane_end(std::move(session), hello.plain);
 		if (fd)
 			handlers.on_lane(hello.from_host, hello.lane, hello.lanes, hello.link_generation, *fd);
 		else

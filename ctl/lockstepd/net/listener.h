@@ -42,8 +42,11 @@ struct ListenerHandlers {
 	// Says no to a hello that is otherwise in order: gives the reason, one line. May be empty. Runs before the answer.
 	std::function<std::optional<std::string>(const Hello &)> veto;
 
+	// Whether a lane may be plain. Empty: none may.
+	std::function<bool()> plain_lanes;
+
 	// Each takes over the connected socket `fd` (to close it is the handler's duty), a local one with a relay behind it; of a
-	// lane the TCP socket itself, blocking, TCP_NODELAY set, encrypting in the kernel. The peer has been told "ok" and not a
+	// lane the TCP socket itself, blocking, TCP_NODELAY set, encrypting in the kernel (unless it is a plain one). The peer has been told "ok" and not a
 	// byte after the hello was read.
 	// An empty handler refuses the purpose.
 	std::function<void(const Hello &, int fd)> on_raft;    // set by ConsensusLog

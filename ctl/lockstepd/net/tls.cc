@@ -360,8 +360,12 @@ Done give_keys_to_kernel(int fd, int direction, const TrafficKeys &keys)
 
 }    // namespace
 
-Result<int> Tls::lane_end(std::unique_ptr<TlsSession> session)
+Result<int> Tls::lane_end(std::unique_ptr<TlsSession> session, bool plain)
 {
+	if (plain) {
+		set_blocking(session->fd(), true);
+		return session->release_fd();
+	}
 	if (lane_end_ == LaneEnd::relay) {
 		auto fd = stream_end(std::move(session));
 		if (fd)

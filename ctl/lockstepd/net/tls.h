@@ -145,7 +145,8 @@ public:
 
 	// See above. The descriptor is the caller's: non-blocking (stream), blocking (lane).
 	Result<int> stream_end(std::unique_ptr<TlsSession> session, bool follows_link = false);
-	Result<int> lane_end(std::unique_ptr<TlsSession> session);
+	// plain: what follows the hello is not encrypted; both hosts have shown their certificates all the same.
+	Result<int> lane_end(std::unique_ptr<TlsSession> session, bool plain = false);
 
 	// Ends those streams with a host that follow its link, since the link goes another way now: their owner dials again.
 	void path_changed(int host);

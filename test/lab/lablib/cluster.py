@@ -290,8 +290,8 @@ class Cluster:
     def __getitem__(self, which):
         return self.hosts[which] if isinstance(which, int) else next(h for h in self.hosts if h.name == which)
 
-    def form(self, install='--disks /dev/vdb --thin', **settings):
-        """Installs, configures, initialises on the first host and joins the others, makes the pool on each."""
+    def form(self, install='--disks /dev/vdb --thin', pools=None, **settings):
+        """Installs, configures, initialises on the first host and joins the others, makes the pool on each (or on `pools`)."""
         together(lambda h: h.install(install), self.hosts)
         together(lambda h: h.configure(**settings), self.hosts)
         first, *rest = self.hosts
@@ -299,7 +299,7 @@ class Cluster:
         for h in rest:
             h.lockstep(f'cluster join {self.token()} {first.address}')
         thin = ' --thin thin_device' if '--thin' in install else ''
-        for h in self.hosts:
+        for h in pools or self.hosts:
             first.lockstep(f'pool create default --vg lockstep_group{thin} --host {h.name}', timeout=60)
         return self
 

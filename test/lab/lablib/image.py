@@ -17,8 +17,10 @@ bash dash udevadm dmsetup lvm fio mke2fs e2fsck debugfs resize2fs tune2fs dumpe2
 mount umount wipefs lsblk blkdiscard blockdev blkid findmnt losetup flock fallocate dmesg taskset hexdump setpriv
 pdata_tools thin_check thin_dump thin_repair thin_delta thin_metadata_size thin_rmap thin_ls
 sha256sum sha512sum md5sum cmp dd sync timeout truncate stat find xargs sort sed awk grep strace perf
+drbdadm drbdmeta drbdsetup drbdadm-84 drbdsetup-84
 """.split()
-OPTIONAL = {'strace', 'perf', 'awk'}		# used when the machine has them; awk falls back to busybox
+# used when the machine has them; for awk and hexdump there is busybox; DRBD is for `make bench`
+OPTIONAL = {'strace', 'perf', 'awk', 'hexdump', 'drbdadm', 'drbdmeta', 'drbdsetup', 'drbdadm-84', 'drbdsetup-84'}
 LINKS = {'kmod': ['modprobe', 'insmod', 'rmmod', 'lsmod', 'depmod', 'modinfo'],
          'lvm': ['pvs', 'vgs', 'lvs', 'pvcreate', 'vgcreate', 'lvcreate', 'pvremove', 'vgremove', 'lvremove', 'lvchange',
                  'vgchange', 'pvchange', 'lvextend', 'lvresize', 'lvrename', 'pvscan', 'vgscan', 'vgextend', 'lvconvert',
@@ -37,7 +39,7 @@ MODULES = ['virtio_net', 'virtio_console', 'virtio_blk', 'virtio_rng', 'scsi_deb
 PRODUCT = {'build/lockstepd': 'usr/sbin/lockstepd', 'build/lockstep': 'usr/bin/lockstep',
            'scripts/install': 'usr/sbin/lockstep-install'}
 MODULE_PLACES = ['kmod/lockstep.ko', 'lockstep.ko', 'build/kmod/lockstep.ko', 'build/lockstep.ko']
-SEARCH = ['/usr/sbin', '/usr/bin', '/sbin', '/bin', '/usr/local/sbin', '/usr/local/bin']
+SEARCH = ['/usr/sbin', '/usr/bin', '/sbin', '/bin', '/usr/local/sbin', '/usr/local/bin', '/lib/drbd']
 STATE_BYTES = 192 << 20
 
 

@@ -397,4 +397,10 @@ TEST_CASE("options are checked, kept, and taken back")
 	c.good({{"op", "option.set"}, {"name", "auto-evict-minutes"}, {"value", "off"}, {"host", 1}});
 	CHECK_FALSE(auto_evict_ms(c.state, 1));
 	CHECK(auto_evict_ms(c.state, 2) == 3 * SECOND);
+	CHECK(lanes_encrypted(c.state));
+	CHECK(has(c.bad(2, {{"op", "option.set"}, {"name", "lane-encryption"}, {"value", "1"}}), "neither on nor off"));
+	c.good({{"op", "option.set"}, {"name", "lane-encryption"}, {"value", "off"}});
+	CHECK_FALSE(lanes_encrypted(c.state));
+	c.good({{"op", "option.set"}, {"name", "lane-encryption"}, {"value", "on"}});
+	CHECK(lanes_encrypted(c.state));
 }

@@ -2,6 +2,7 @@
 //
 // The port, the hello, frames and links: what strangers may try, and what friends may rely on.
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -502,6 +503,9 @@ TEST_CASE("a lane's descriptor carries exactly the bytes after the hello, both w
 		h.lane = 0;
 		h.lanes = 1;
 		h.link_generation = 5;
+		h.plain = GENERATE(false, true);
+		bool allowed = true;
+		port.listener.handlers().plain_lanes = [&] { return allowed; };
 		int near = -1;
 		dialer.dial(port.addresses(), 0, h, [&](Result<int> fd, const HelloAnswer &) {
 			REQUIRE(fd);
@@ -513,6 +517,17 @@ TEST_CASE("a lane's descriptor carries exactly the bytes after the hello, both w
 		exchange(got.fd, near);
 		close(near);
 		close(got.fd);
+
+		// Where lanes are to be encrypted a plain one is refused, and no other given in its place.
+		if (h.plain) {
+			allowed = false;
+			got.fd = -1;
+			std::string error;
+			dialer.dial(port.addresses(), 0, h, [&](Result<int> fd, const HelloAnswer &) { error = fd ? "?" : fd.error().message; });
+			REQUIRE(loop.run_until([&] { return !error.empty(); }, 2000));
+			CHECK(error.find("takes encrypted lanes only") != error.npos);
+			CHECK(got.fd == -1);
+		}
 	}
 }
 

@@ -10,6 +10,7 @@
 #include <deque>
 
 #include "lockstepd/host/lanes.h"
+#include "lockstepd/net/listener.h"
 
 using namespace lockstep;
 
@@ -144,7 +145,7 @@ TEST_CASE("all lanes of a link carry one number")
 {
 	Net n(3);
 	n.run_for(1000);
-	CHECK(n.dialed == std::vector<std::pair<uint32_t, uint64_t>>{{0, 1}, {1, 1}, {2, 1}});
+	CHECK(n.dialed == std::vector<std::pair<uint32_t, uint64_t>>{{0, 2}, {1, 2}, {2, 2}});
 	CHECK(n.added.size() == 3);
 }
 
@@ -156,7 +157,7 @@ TEST_CASE("a lost link is dialed again with a new number")
 	n.dump.peers[3].up = false;
 	n.run_for(1000);
 	CHECK(n.dialed.size() == 2);
-	CHECK(n.dialed[1].second == 2);
+	CHECK(n.dialed[1].second == 4);
 	CHECK(n.dump.peers[3].up);
 }
 
@@ -215,7 +216,7 @@ TEST_CASE("the higher id does not dial but says that it wants a link, until it h
 	CHECK(n.wants.size() == 4);
 	for (auto want : n.wants)
 		CHECK(want == std::pair<HostId, uint64_t>{1, 5});
-	CHECK(n.added == std::vector<std::pair<HostId, uint64_t>>{{3, 1}});
+	CHECK(n.added == std::vector<std::pair<HostId, uint64_t>>{{3, 2}});
 	n.dump.peers[1].up = true;
 	n.run_for(2000);
 	CHECK(n.wants.size() == 4);
@@ -233,12 +234,46 @@ TEST_CASE("a peer that lost its end gets a new link, but not because of a want t
 	n.l->wanted(3, 0);
 	n.run_for(500);
 	CHECK(n.dialed.size() == 2);
-	CHECK(n.dialed[1].second == 2);
+	CHECK(n.dialed[1].second == 4);
 	// A want from a host that is to dial itself is none of ours.
 	n.dump.peers[1].up = true;
 	n.l->wanted(1, 0);
 	n.run_for(500);
 	CHECK(n.dialed.size() == 2);
+}
+
+TEST_CASE("lanes are made anew when the option lane-encryption changes, also by a daemon that was away meanwhile")
+{
+	Net n;
+	n.run_for(300);
+	REQUIRE(n.dump.peers[3].up);
+	CHECK_FALSE(link_is_plain(n.dump.peers[3].link));
+	n.state.options["lane-encryption"] = "off";
+	n.run_for(500);
+	CHECK(link_is_plain(n.dump.peers[3].link));
+	CHECK(n.dialed.size() == 2);
+	n.run_for(3000);
+	CHECK(n.dialed.size() == 2);
+
+	// The option changes while this daemon is dead; its kernel goes on.
+	Net later;
+	later.dump = n.dump;
+	later.prepared["link"] = n.dump.peers[3].link;
+	later.run_for(500);
+	CHECK_FALSE(link_is_plain(later.dump.peers[3].link));
+	CHECK(later.dump.peers[3].link > n.dump.peers[3].link);
+	CHECK(later.dialed.size() == 1);
+
+	// The other host has not heard of it yet: the old lanes stay meanwhile.
+	later.state.options["lane-encryption"] = "off";
+	later.dial_fails = true;
+	later.run_for(2000);
+	CHECK(later.dump.peers[3].up);
+	CHECK_FALSE(link_is_plain(later.dump.peers[3].link));
+	CHECK(later.log_lines.size() <= 4);
+	later.dial_fails = false;
+	later.run_for(RETRY_MAX_MS + 500);
+	CHECK(link_is_plain(later.dump.peers[3].link));
 }
 
 TEST_CASE("an accepted lane goes to the kernel; a senseless one is closed")

@@ -1,0 +1,210 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`make bench`: the bare disk, DRBD and Lockstep on the same virtual hosts and disks, in one run.
+
+    test/bench/disk.py [--seconds N] [--rounds N] [--jobs WORD[,WORD..]] [--results FOLDER]
+
+Each round runs each job on all three, one right after the other in turning order, so that what the machine does besides hits all
+alike; the ratios are taken within a round. Machines that emulate their hosts' processors say little in absolute figures:
+processor time per I/O and ratios are what carries over. Writes RESULTS.md, results.json and the plots into --results (with all jobs;
+default: build/bench).
+"""
+import argparse, json, platform, re, statistics, sys, time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'lab'))
+from lablib import Cluster, Lab, exit_on_signals, kernel
+from lablib.cluster import wait
+
+import report
+from measure import fio
+from targets import AL_EXTENTS_LARGE, LARGE_MIB, Drbd, Lockstep, Raw
+
+REGION = '--size=512m'
+# name, options, least ratio to DRBD's IOPS that is wanted
+JOBS = [
+    ('write 4k, depth 1', f'{REGION} --rw=randwrite --bs=4k --iodepth=1', 1.0),
+    ('write 4k, depth 4', f'{REGION} --rw=randwrite --bs=4k --iodepth=4', 1.0),
+    ('write 4k, depth 32', f'{REGION} --rw=randwrite --bs=4k --iodepth=32', 1.5),
+    ('write 4k, 4 jobs x 32', f'{REGION} --rw=randwrite --bs=4k --iodepth=32 --numjobs=4', 1.0),
+    ('write 4k + fsync', f'{REGION} --rw=randwrite --bs=4k --iodepth=1 --fsync=1', 1.0),
+    ('write 128k, sequential', f'{REGION} --rw=write --bs=128k --iodepth=4', 1.3),
+    ('write 1M, sequential', f'{REGION} --rw=write --bs=1m --iodepth=4', 1.3),
+    ('read 4k, depth 1', f'{REGION} --rw=randread --bs=4k --iodepth=1', 1.0),
+    ('read 4k, depth 32', f'{REGION} --rw=randread --bs=4k --iodepth=32', 1.0),
+    ('70 % read 4k, depth 16', f'{REGION} --rw=randrw --rwmixread=70 --bs=4k --iodepth=16', 1.0),
+    ('write 4k over 20 x the log', f'--size={LARGE_MIB - 64}m --rw=randwrite --bs=4k --iodepth=32', 1.5),
+]
+ENCRYPTED = ('write 4k, depth 32', 'write 1M, sequential')		# also with lanes encrypted
+GAMMA = 'write 4k, depth 32'		# also from a host without a replica
+FILL = '--size=100% --rw=write --bs=1m --iodepth=2'
+
+
+def say(text):
+    print(f'{time.monotonic() - begun:7.1f} s  {text}', flush=True)
+
+
+def figures(sample):
+    return f'{sample["iops"]:7.0f} IOPS, {sample["mbps"]:6.1f} MB/s, p99 {sample["p99_us"] / 1e3:6.1f} ms'
+
+
+def run_jobs(cluster, devices, wanted, seconds, rounds):
+    """[{job, round, target, host, ...figures}]"""
+    alpha, beta, gamma = cluster.hosts
+    samples = []
+    for round_ in range(rounds):
+        for name, options, _ in JOBS:
+            if not any(w in name for w in wanted):
+                continue
+            size = 'large' if 'log' in name else 'small'
+            turns = [(t, alpha) for t in devices]
+            turns = turns[round_ % 3:] + turns[:round_ % 3]
+            if name == GAMMA:
+                turns.append(('lockstep', gamma))
+            for target, host in turns:
+                sample = fio(host, devices[target][size], options, seconds, (alpha, beta) if host is alpha else (alpha, beta, gamma))
+                samples.append({'job': name, 'round': round_, 'target': target, 'host': host.name, **sample})
+                say(f'{name:26s} {target:8s} on {host.name}: {figures(sample)}')
+    return samples
+
+
+def set_encryption(cluster, value):
+    cluster['alpha'].lockstep(f'option set lane-encryption {value}')
+    lanes = lambda h: sum(map(int, re.findall(r'TlsCurrTx\w+\s+(\d+)', h.out('cat /proc/net/tls_stat'))))
+    wait(lambda: all((lanes(h) > 0) == (value == 'on') for h in cluster.hosts), 30, f'lane-encryption {value}')
+    wait(lambda: all(r['state'] == 'insync' for v in cluster.status()['volumes'] for r in v['replicas']), 30, 'lanes to be there again')
+
+
+def encryption(cluster, device, seconds, rounds):
+    """{job: [IOPS with lanes encrypted to IOPS with plain ones, of each round]}"""
+    ratios = {name: [] for name in ENCRYPTED}
+    for _ in range(rounds):
+        iops = {}
+        for value in ('on', 'off'):
+            set_encryption(cluster, value)
+            for name, options, _ in JOBS:
+                if name in ENCRYPTED:
+                    iops[name, value] = fio(cluster['alpha'], device, options, seconds)['iops']
+        for name in ENCRYPTED:
+            ratios[name].append(iops[name, 'on'] / iops[name, 'off'])
+    return ratios
+
+
+def resync(cluster, target, device, name, seconds):
+    """alpha writes while beta can not be reached, then beta catches up while alpha goes on: {mib, seconds, idle and busy p99_us}."""
+    alpha, beta, _ = cluster.hosts
+    load = '--size=512m --rw=randwrite --bs=4k --iodepth=1'
+    idle = fio(alpha, device, load, seconds)
+    beta.link('storage', up=False)
+    try:
+        wait(lambda: target.apart(name), 60, f'{target.name} to go on without beta')
+        fio(alpha, device, '--size=256m --rw=write --bs=1m --iodepth=4', 0)
+    finally:
+        beta.link('storage', up=True)
+    start = time.monotonic()
+    running = alpha.start(f'exec fio --name=job --filename={device} --direct=1 --ioengine=libaio --randrepeat=0 --norandommap {load} '
+                          '--time_based --runtime=300 --output-format=json')
+    target.wait_sync(name)
+    took = time.monotonic() - start
+    running.signal(2)
+    text = running.wait(60).out
+    busy = json.loads(text[text.index('{'):text.rindex('}') + 1])['jobs'][0]['write']
+    return {'target': target.name, 'mib': 256, 'seconds': took, 'idle_p99_us': idle['p99_us'], 'idle_iops': idle['iops'],
+            'busy_p99_us': busy['clat_ns']['percentile']['99.000000'] / 1e3, 'busy_iops': busy['iops']}
+
+
+def failover(cluster, device, leads):
+    """The primary's host dies silently while gamma writes, and led the consensus group or did not: the longest that a write of
+    gamma took, in seconds."""
+    gamma = cluster['gamma']
+    leader = lambda: cluster.status(gamma)['cluster']['leader']
+    if leads and leader() == 'gamma':
+        gamma.daemon('kill')
+        wait(lambda: leader() in ('alpha', 'beta'), 30, 'another host than gamma to lead')
+    victim = cluster[leader() if leads else 'beta' if leader() == 'alpha' else 'alpha']
+    victim.lockstep('primary small')
+    wait(lambda: cluster.volume('small', gamma)['primary'] == victim.name, 30, f'{victim} to be primary')
+    running = gamma.start(f'exec fio --name=job --filename={device} --direct=1 --ioengine=libaio --size=512m --rw=randwrite --bs=4k '
+                          '--iodepth=1 --time_based --runtime=25 --output-format=json --status-interval=1')
+    wait(lambda: len(running.out) > 200, 30, 'fio to write')
+    victim.kill()
+    text = running.wait(90).out
+    seconds = json.loads(text[text.rindex('\n{') + 1:])['jobs'][0]['write']['clat_ns']['max'] / 1e9
+    victim.power_on()
+    wait(lambda: Lockstep(cluster).in_sync('small'), 120, f'{victim} to be back in sync')
+    return seconds
+
+
+def life_cycle(cluster, rounds=5):
+    """Seconds to create a volume, to open it for the first time, to delete it: medians."""
+    alpha = cluster['alpha']
+    took = {'lvcreate': [], 'create': [], 'open and write': [], 'delete': []}
+
+    def timed(what, command):
+        text = alpha.out(f's=$(date +%s%N); {command} >/dev/null 2>&1 || exit 1; echo $(($(date +%s%N) - s))', timeout=120)
+        took[what].append(int(text.splitlines()[-1]) / 1e9)
+    for i in range(rounds):
+        timed('lvcreate', f'lvcreate -qq --yes -Wn -L 64m -n plain{i} lockstep_group')
+        timed('create', f'lockstep volume create life{i} 64MiB --redundancy 2')
+        timed('open and write', f'dd if=/dev/zero of=/dev/lockstep/life{i} bs=4k count=1 oflag=direct')
+        timed('delete', f'lockstep volume delete life{i}')
+    return {k: statistics.median(v) for k, v in took.items()}
+
+
+def machine():
+    model = re.search(r'model name\s*:\s*(.*)', Path('/proc/cpuinfo').read_text())
+    cores = len(re.findall(r'^processor', Path('/proc/cpuinfo').read_text(), re.M))
+    return {'machine': f'{cores} cores {model[1] if model else platform.machine()}', 'accelerator': kernel.accelerator()[0],
+            'kernel': kernel.release(), 'date': time.strftime('%Y-%m-%d %H:%M', time.gmtime()) + ' UTC'}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--seconds', type=int, default=5, help='of each job on each target, each round')
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--jobs', default='', help='only jobs whose name contains one of these words, and nothing else')
+    parser.add_argument('--results', type=Path, default=Path(__file__).resolve().parents[2] / 'build/bench')
+    args = parser.parse_args()
+    wanted = args.jobs.split(',')
+    exit_on_signals(KeyboardInterrupt())
+    with Lab('bench') as lab:
+        hosts = lab.boot(3, data_bytes=24 << 30, memory_mb=1024)
+        cluster = Cluster(lab, hosts)
+        cluster.form(install='--disks /dev/vdb', pools=hosts[:2])
+        set_encryption(cluster, 'off')			# as DRBD's are; what it costs is measured below
+        targets = {t.name: t for t in (Raw(cluster), Drbd(cluster), Lockstep(cluster))}
+        devices = {n: {'small': t.make('small', 640)} for n, t in targets.items()}
+        if any(w in name for w in wanted for name, *_ in JOBS if 'log' in name):
+            devices['raw']['large'] = targets['raw'].make('large', LARGE_MIB)
+            devices['drbd']['large'] = targets['drbd'].make('large', LARGE_MIB, AL_EXTENTS_LARGE)
+            devices['lockstep']['large'] = targets['lockstep'].make('large', LARGE_MIB)
+        say('hosts, DRBD and Lockstep are ready')
+        first = {}
+        for name in devices:
+            first[name] = fio(hosts[0], devices[name]['small'], FILL, 0)
+            say(f'first touch, sequential       {name:8s}: {figures(first[name])}')
+        result = {**machine(), 'command': ' '.join(sys.argv), 'seconds': args.seconds, 'rounds': args.rounds, 'first': first,
+                  'samples': run_jobs(cluster, devices, wanted, args.seconds, args.rounds)}
+        if not args.jobs:
+            result['encryption'] = encryption(cluster, devices['lockstep']['small'], args.seconds, args.rounds)
+            say(f'encrypted lanes to plain ones: {result["encryption"]}')
+            result['resync'] = []
+            for name in ('drbd', 'lockstep'):
+                result['resync'].append(resync(cluster, targets[name], devices[name]['small'], 'small', args.seconds))
+                say(f'resync of 256 MiB, {name}: {result["resync"][-1]}')
+            result['life'] = life_cycle(cluster)
+            say(f'life cycle: {result["life"]}')
+            result['failover'] = {}
+            for what, leads in (('not leader', False), ('leader', True)):
+                result['failover'][what] = failover(cluster, devices['lockstep']['small'], leads)
+                say(f'fail-over, {what}: {result["failover"][what]:.2f} s')
+        lab.check_consoles()
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results / 'results.json').write_text(json.dumps(result, indent=1))
+    report.write(result, {name: least for name, _, least in JOBS}, args.results)
+    say(f'written: {args.results}/RESULTS.md')
+
+
+begun = time.monotonic()
+if __name__ == '__main__':
+    main()
