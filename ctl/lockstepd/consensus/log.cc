@@ -795,7 +795,13 @@ Done ConsensusLog::Impl::start()
 			reply(failed("the entry is malformed"));
 			return;
 		}
-		propose_here(wrapped, [reply](Outcome o) { reply(to_json(std::move(o))); });
+		propose_here(wrapped, [this, reply](Outcome o) {
+			const bool committed = o.what == Outcome::committed;
+			reply(to_json(std::move(o)));
+			// The proposer waits until it has applied the entry, too, and would hear of the commit with the next heartbeat.
+			if (committed)
+				barrier_here([](Outcome) {});
+		});
 	});
 	links.on_call(VERB_BARRIER, [this](int, json, Links::Reply reply) {
 		barrier_here([reply](Outcome o) { reply(to_json(std::move(o))); });
