@@ -240,7 +240,7 @@ Host host_fields(const Fields &f, uint64_t now_ms)
 	h.name = f.name("name");
 	h.addresses = f.texts("addresses", MAX_ADDRESSES);
 	h.port = unsigned(f.number_or("port", DEFAULT_PORT, MAX_PORT));
-	h.level = uint32_t(f.number_or("level", LEVEL, UINT32_MAX));
+	h.level = uint32_t(f.number_or("host_level", 1, UINT32_MAX));
 	if (f.has("key"))
 		h.key = f.hex("key", 64);
 	h.witness = f.has("witness") && f.flag("witness");
@@ -278,6 +278,9 @@ json add_host(State &state, Host h)
 				 "): set another name in lockstep.yaml"));
 	if (state.next_host > LKS_MAX_HOSTS)
 		refuse(forbidden("host " + h.name + " cannot join: all " + std::to_string(LKS_MAX_HOSTS) + " host ids have been used"));
+	if (h.level < state.level)
+		refuse(forbidden("host " + h.name + " cannot join: its lockstepd is too old for this cluster (feature level " + std::to_string(h.level) +
+				 ", needed is " + std::to_string(state.level) + "): update it"));
 	refuse_shared_address(state, h);
 	h.id = HostId(state.next_host++);
 	h.raft_id = state.next_raft_id++;
@@ -350,6 +353,7 @@ json host_set(State &state, const Fields &f)
 	Host next = host_of(state, f);
 	next.addresses = f.texts("addresses", MAX_ADDRESSES);
 	next.port = unsigned(f.number_or("port", next.port, MAX_PORT));
+	next.level = uint32_t(f.number_or("host_level", next.level, UINT32_MAX));
 	refuse_shared_address(state, next);
 	bool changed = next != *state.host(next.id);
 	state.hosts[next.id] = next;
@@ -752,11 +756,14 @@ json apply(State &state, uint64_t index, const json &entry)
 		return refusal(failed("entry " + std::to_string(index) + " has been applied already"));
 	try {
 		Fields f(entry);
-		if (f.number_or("level", LEVEL, UINT32_MAX) > LEVEL)
-			throw std::runtime_error("the log holds an entry of feature level " + std::to_string(f.number("level")) +
-						 ", this lockstepd understands " + std::to_string(LEVEL) + ": update it");
+		const uint64_t level = std::max<uint64_t>(f.number_or("level", 1, UINT32_MAX), level_of(entry));
+		if (level > LEVEL)
+			throw std::runtime_error("the log holds an entry of feature level " + std::to_string(level) + ", this lockstepd understands " +
+						 std::to_string(LEVEL) + ": update it");
 		state.applied = index;
-		return dispatch(state, entry);
+		json answer = dispatch(state, entry);
+		state.level = std::max(state.level, uint32_t(level));
+		return answer;
 	} catch (const Refusal &r) {
 		state.applied = index;
 		return refusal(r.error);

@@ -4,6 +4,8 @@
 // all containers are ordered. A snapshot that does not decode into a State that passes check() is refused as a whole.
 #include "lockstepd/cluster/state.h"
 
+#include <algorithm>
+
 namespace lockstep {
 
 using nlohmann::json;
@@ -248,6 +250,7 @@ State state_from(const json &j)
 	j.at("applied").get_to(s.applied);
 	j.at("uuid").get_to(s.uuid);
 	j.at("name").get_to(s.name);
+	newer(j, "level", s.level);
 	newer(j, "epoch", s.epoch);
 	j.at("next_host").get_to(s.next_host);
 	j.at("next_raft_id").get_to(s.next_raft_id);
@@ -347,6 +350,7 @@ json to_json(const State &s)
 		{"applied", s.applied},
 		{"uuid", s.uuid},
 		{"name", s.name},
+		{"level", s.level},
 		{"epoch", s.epoch},
 		{"next_host", s.next_host},
 		{"next_raft_id", s.next_raft_id},
@@ -382,11 +386,35 @@ Result<State> restore(std::span<const uint8_t> bytes)
 	}
 }
 
+uint32_t level_of(const json &entry)
+{
+	const auto witness = [](const json &host) { return host.is_object() && host.contains("witness") && host["witness"] == true; };
+	const auto op = entry.is_object() ? entry.find("op") : entry.end();
+	if (!entry.is_object() || op == entry.end() || !op->is_string())
+		return 1;
+	if (*op == "cluster.recover" || *op == "host.rejoin")
+		return 2;
+	if ((*op == "host.add" && witness(entry)) || (*op == "cluster.init" && entry.contains("host") && witness(entry["host"])))
+		return 2;
+	return 1;
+}
+
+std::string level_obstacle(const State &state, const json &entry)
+{
+	const uint32_t needed = level_of(entry);
+	const auto dead = [&](HostId id) { return entry.contains("dead") && std::ranges::count(entry["dead"], json(id)) > 0; };
+	for (const auto &[id, host] : state.hosts)
+		if (host.level < needed && !dead(id))
+			return "host " + host.name + " runs an older lockstepd (feature level " + std::to_string(host.level) + ", this needs " +
+			       std::to_string(needed) + "): update it first";
+	return {};
+}
+
 std::vector<uint8_t> encode(const json &entry)
 {
 	json copy = entry;
 	if (copy.is_object() && !copy.contains("level"))
-		copy["level"] = LEVEL;
+		copy["level"] = level_of(copy);
 	return json::to_cbor(copy);
 }
 

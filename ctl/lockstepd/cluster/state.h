@@ -6,23 +6,24 @@
 // and UUIDs come in as fields of the entry. So every host that applied the same entries holds the same State, bit for bit,
 // also when it started from a snapshot. An entry is refused as a whole or carried out as a whole.
 //
-// An entry is a JSON object (CBOR in the log) with "op", "level" (feature level it needs; LEVEL now) and the fields
+// An entry is a JSON object (CBOR in the log) with "op", "level" (feature level it needs: level_of()) and the fields
 // below. apply() answers {"ok":true, ...} or {"ok":false,"status":2|3|5|10,"code":"for programs","message":"one line for the user"}.
 // "Idempotent" below: repeating it once it is done answers ok with "changed":false and changes nothing.
 //
 //  op               fields (o: optional)                            answer beside ok; meaning
 //  ---------------  ----------------------------------------------  -----------------------------------------------------
 //  cluster.init     uuid name host{uuid name addresses port o       host raft_id (both 1). The first entry of every log.
-//                   level o key o witness o} authority{cert key}(o) now_ms    Idempotent for the same uuid
+//                   host_level o key o witness o} authority{cert key}(o) now_ms    Idempotent for the same uuid
 //  token.add        hash end_ms now_ms                              An invitation, by the SHA-256 of its secret. Idempotent
-//  host.add         uuid name addresses port(o) level(o) key(o)     host raft_id. Idempotent for the same uuid (and key, if it
-//                   token(o: hash) witness(o) now_ms                has one). A token is used up by the first uuid that
+//  host.add         uuid name addresses port(o) host_level(o)       host raft_id. Idempotent for the same uuid (and key, if it
+//                   key(o) token(o: hash) witness(o) now_ms         has one). A token is used up by the first uuid that
 //                                                                   comes with it; refused without token once there is a CA
 //  host.rejoin      host raft_id                                    raft_id. A new one for a host whose log is lost or of an
 //                                                                   epoch that has ended (recover.h). raft_id: its last one
 //  cluster.recover  epoch host dead[] copies[[vid, host]..] now_ms  raft_id. The majority is lost, this host's log is all there
 //                                                                   is: recover.h. Idempotent for the same epoch
-//  host.set         host addresses port(o)                          changed
+//  host.set         host addresses port(o) host_level(o)            changed. host_level: of the program that it runs now. Programs
+//                                                                   of level 1 pass over it, so nothing is refused for it
 //  host.net         host verb("add"|"remove"|"prefer") address      changed. add: as the last; prefer: as the first. Idempotent
 //  host.status      host online now_ms                              changed
 //  pool.add         name host kind("thick"|"thin") vg thin_lv(thin) Idempotent for the same host, vg and thin_lv
@@ -115,7 +116,10 @@ namespace lockstep {
 
 using HostId = uint8_t;    // 1..64; 0: none
 
-constexpr uint32_t LEVEL = 1;                           // highest feature level of entries that this program understands
+// Hosts of neighbouring versions work together while they are updated one by one: an entry says which feature level it needs, and one
+// that needs more than the lowest of all hosts is not proposed (level_obstacle()). What is new in a level is a new operation or a new
+// field, never another meaning of what there was. 2: cluster.recover, host.rejoin, witnesses.
+constexpr uint32_t LEVEL = 2;                           // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;
@@ -140,7 +144,7 @@ struct Host {
 	uint64_t former_raft_id = 0;                    // the one before, with which it asked for this one; may not vote any more
 	bool online = true;
 	uint64_t since_ms = 0;                          // Unix time at which it became so
-	uint32_t level = LEVEL;
+	uint32_t level = 1;                             // of the program that it runs
 	std::string key;                                // digest of its public key, see net/certs.h; empty in tests only
 	bool witness = false;                           // votes, and has neither pools nor devices
 	bool evicted = false;                           // away too long: what it holds is replaced; ends when it is back
@@ -308,6 +312,7 @@ struct Token {                                          // an invitation to join
 struct State {
 	uint64_t applied = 0;                           // index of the last entry, refused ones included
 	std::string uuid, name;                         // of the cluster; empty before cluster.init
+	uint32_t level = 1;                             // highest of any entry so far: no program of a lower one can follow
 	uint64_t epoch = 0;                             // +1 each time a lost majority was replaced by hand (recover.h)
 	unsigned next_host = 1;
 	uint64_t next_raft_id = 1;
@@ -347,6 +352,9 @@ struct State {
 nlohmann::json apply(State &state, uint64_t index, const nlohmann::json &entry);
 nlohmann::json apply_bytes(State &state, uint64_t index, std::span<const uint8_t> cbor);    // damaged bytes: status 10
 
+uint32_t level_of(const nlohmann::json &entry);                        // that it needs
+// Why the entry cannot be proposed yet: a host runs a program that would not understand it. Empty: it can.
+std::string level_obstacle(const State &state, const nlohmann::json &entry);
 std::vector<uint8_t> encode(const nlohmann::json &entry);              // CBOR; adds "level" if there is none
 std::vector<uint8_t> snapshot(const State &state);
 Result<State> restore(std::span<const uint8_t> bytes);                 // failed if damaged or of a newer format

@@ -595,6 +595,8 @@ void Daemon::propose(Json entry, JsonReply done)
 {
 	if (!log_)
 		return done(coded("no-cluster", forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`")));
+	if (std::string why = level_obstacle(state_, entry); !why.empty())
+		return done(coded("host-too-old", forbidden(why)));
 	const std::vector<uint8_t> bytes = encode(entry);
 	log_->propose(std::string(bytes.begin(), bytes.end()), [done = std::move(done)](Result<Json> answer) {
 		if (answer && !answer->value("ok", false))

@@ -74,7 +74,7 @@ Result<std::string> Daemon::host_uuid() const
 nlohmann::json Daemon::self_json() const
 {
 	Json self = {{"uuid", member_ ? member_->host_uuid : ""}, {"name", config_.name}, {"addresses", config_.addresses}, {"port", config_.port},
-		     {"level", LEVEL}};
+		     {"level", 1}, {"host_level", LEVEL}};    // level: the entry's, made of this by whoever takes us in
 	if (config_.witness)
 		self["witness"] = true;
 	return self;
@@ -327,7 +327,7 @@ void Daemon::serve_join(Json request, JsonReply done)
 	if (!digest)
 		return done(digest.error());
 	Json entry = {{"op", "host.add"}, {"key", *digest}, {"token", sha256_hex(text("secret").get<std::string>())}, {"now_ms", unix_ms()}};
-	for (const char *field : {"uuid", "name", "addresses", "port", "level", "witness"})
+	for (const char *field : {"uuid", "name", "addresses", "port", "host_level", "witness"})
 		if (request.contains(field))
 			entry[field] = request[field];
 	// Nothing goes into the log for somebody without a token. This host may not have heard of a token just made elsewhere.
@@ -385,10 +385,11 @@ void Daemon::keep_address()
 				loop_.log(fmt::format("lockstep.yaml has the address {}, the cluster's list for this host does not: to use it, run "
 						      "`lockstep host net add {} {}`", address, me->name, address));
 	}
-	if (keeping_address_ || !reconciler_->synced() || me->port == config_.port)
+	if (keeping_address_ || !reconciler_->synced() || (me->port == config_.port && me->level >= LEVEL))
 		return;
 	keeping_address_ = true;
-	Json entry = {{"op", "host.set"}, {"host", member_->host_id}, {"addresses", me->addresses}, {"port", config_.port}};
+	Json entry = {{"op", "host.set"}, {"host", member_->host_id}, {"addresses", me->addresses}, {"port", config_.port},
+		      {"host_level", LEVEL}};
 	propose(std::move(entry), [this](Result<Json> answer) {
 		if (answer) {
 			keeping_address_ = false;

@@ -312,6 +312,8 @@ void Daemon::recover_decide(std::shared_ptr<Recovery> r)
 	for (HostId id : r->down)
 		down.push_back(state.host_name(id));
 	const Json entry = recover_entry(state, member_->host_id, r->down, r->versions, unix_ms());
+	if (std::string why = level_obstacle(state, entry); !why.empty())
+		return r->done(coded("host-too-old", forbidden(why)));
 	auto plan = recovery_plan(state, entry);
 	if (!plan)
 		return r->done(plan.error());

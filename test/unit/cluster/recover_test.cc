@@ -144,7 +144,7 @@ TEST_CASE("numbers of a lost majority are never given out again")
 	c.good({{"op", "token.add"}, {"hash", std::string(64, 'a')}, {"end_ms", 10}, {"now_ms", 1}});
 	c.good(c.entry(1, {2, 3}));
 	CHECK((c.state.next_vid > vid + 1000 && c.state.tokens.empty()));
-	CHECK(c.good(Cluster::host_entry(4, "delta"))["raft_id"] == (1ull << EPOCH_SHIFT) + 2);
+	CHECK(c.good(with(Cluster::host_entry(4, "delta"), {{"host_level", LEVEL}}))["raft_id"] == (1ull << EPOCH_SHIFT) + 2);
 }
 
 TEST_CASE("a surviving host must rejoin: it is a member of the log again with an id of the new epoch")
