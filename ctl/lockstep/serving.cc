@@ -126,7 +126,10 @@ Done abort_requests(Context &context, const std::string &volume, const std::stri
 	if (!host.empty())
 		body["host"] = host;
 	return print_or(context, context.client().post(path(volume, "/abort"), body), false, [&](const json &a) {
-		return fmt::format("volume {}: what waited on {} has failed\n", volume, joined(a["hosts"]));
+		std::string text = fmt::format("volume {}: what waited on {} has failed\n", volume, joined(a["hosts"]));
+		if (!a["missed_hosts"].empty())
+			text += fmt::format("volume {}: {} cannot be reached: run the same command there\n", volume, joined(a["missed_hosts"]));
+		return text;
 	});
 }
 

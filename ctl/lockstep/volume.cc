@@ -86,9 +86,9 @@ Done list(Context &context, bool as_json)
 	return Nothing{};
 }
 
-Done remove(Context &context, const std::string &name)
+Done remove(Context &context, const std::string &name, bool force)
 {
-	Result<json> answer = context.client().del("/v1/volumes/" + url_encode(name));
+	Result<json> answer = context.client().del("/v1/volumes/" + url_encode(name) + (force ? "?force=true" : ""));
 	if (!answer)
 		return answer.error();
 	const json &pending = (*answer)["pending_hosts"];
@@ -104,7 +104,7 @@ Done remove(Context &context, const std::string &name)
 void add_volume(CLI::App &app, Context &context, Action &action)
 {
 	struct Options : CreateOptions {
-		bool as_json = false;
+		bool as_json = false, force = false;
 	};
 	auto o = std::make_shared<Options>();
 	CLI::App *volume = app.add_subcommand("volume", "Replicated volumes")->require_subcommand(1);
@@ -126,8 +126,9 @@ void add_volume(CLI::App &app, Context &context, Action &action)
 	list_command->callback([=, &context, &action] { action = [=, &context] { return list(context, o->as_json); }; });
 	CLI::App *delete_command = volume->add_subcommand("delete", "Delete a volume and all its data");
 	delete_command->add_option("VOLUME", o->name, "Name of the volume")->required();
+	delete_command->add_flag("--force", o->force, "Also if it is open: whoever has it open gets I/O errors");
 	add_serving(app, *volume, context, action);
-	delete_command->callback([=, &context, &action] { action = [=, &context] { return remove(context, o->name); }; });
+	delete_command->callback([=, &context, &action] { action = [=, &context] { return remove(context, o->name, o->force); }; });
 	add_volume_life(*volume, context, action);
 }
 

@@ -211,26 +211,38 @@ Result<json> ApiServer::Impl::volume_verify(const httplib::Request &req)
 	return json{{"name", name}, {"running", !stop}};
 }
 
-// What waits for a primary fails now: on the host named, or on all that are online.
+// What waits for a primary fails now: on the host named, or on all that can be reached. It is asked for when quorum or hosts are
+// lost, so it needs neither: this host goes by what it knows, and comes first.
 Result<json> ApiServer::Impl::volume_abort(const httplib::Request &req)
 {
 	std::string name = req.matches[1];
-	json body = body_of(req), hosts = json::array();
-	Result<uint32_t> vid = vid_of(name);
-	if (!vid)
-		return vid.error();
+	json body = body_of(req), hosts = json::array(), missed = json::array();
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
 	const std::shared_ptr<const State> s = backend.state();
+	const Volume *v = s->volume_named(name);
+	if (!v)
+		return coded("no-such-volume", not_found("there is no volume named " + name));
 	Result<HostId> only = body.contains("host") ? host_of(*s, text_of(body, "host")) : Result<HostId>(HostId(0));
 	if (!only)
 		return only.error();
-	for (const auto &[id, h] : s->hosts) {
-		if (!h.online || (*only && id != *only))
-			continue;
-		if (Result<json> done = backend.ask_host(id, "volume.abort", {{"vid", *vid}}); !done)
-			return failed("host " + h.name + ": " + done.error().message);
-		hosts.push_back(h.name);
+	const HostId self = HostId(backend.local().host);
+	std::vector<HostId> ask = {self};
+	for (const auto &[id, h] : s->hosts)
+		if (id != self && h.online)
+			ask.push_back(id);
+	if (*only)
+		ask = {*only};
+	std::string why;
+	for (HostId id : ask) {
+		Result<json> done = backend.ask_host(id, "volume.abort", {{"vid", v->vid}});
+		(done ? hosts : missed).push_back(s->host_name(id));
+		if (!done)
+			why += (why.empty() ? "host " : "; host ") + s->host_name(id) + ": " + done.error().message;
 	}
-	return json{{"name", name}, {"hosts", hosts}};
+	if (hosts.empty())
+		return failed(why);
+	return json{{"name", name}, {"hosts", hosts}, {"missed_hosts", missed}};
 }
 
 Result<json> ApiServer::Impl::volume_openers(const httplib::Request &req)

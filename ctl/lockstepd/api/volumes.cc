@@ -147,7 +147,13 @@ Result<json> ApiServer::Impl::volume_delete(const httplib::Request &req)
 	std::string name = req.matches[1];
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
-	Result<json> result = propose_unused({{"op", "volume.delete"}, {"name", name}}, name);
+	bool force = req.has_param("force");
+	if (force && req.get_param_value("force") != "true")
+		throw BadRequest{"the parameter \"force\" can only be \"true\""};
+	json entry = {{"op", "volume.delete"}, {"name", name}};
+	if (force)
+		entry["force"] = true;
+	Result<json> result = force ? backend.propose(entry) : propose_unused(entry, name);
 	if (!result)
 		return result;
 	uint32_t vid = result->at("vid");
@@ -160,7 +166,7 @@ Result<json> ApiServer::Impl::volume_delete(const httplib::Request &req)
 	const Volume *rest = s->volume(vid);
 	if (!done && rest)
 		return failed("volume " + name + " is being deleted, but host " + host_names(*s, still_deleting(*s, *rest)) +
-			      " has not finished yet: see the log of lockstepd there");
+			      " has not finished yet; it goes on by itself, as soon as nobody there has the device open: see the log of lockstepd there");
 	json pending = json::array();
 	if (rest) {
 		for (HostId h : rest->hosts_with_something())

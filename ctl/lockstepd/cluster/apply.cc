@@ -647,9 +647,9 @@ json volume_delete(State &state, const Fields &f)
 	answer["vid"] = v->vid;
 	if (v->phase == Phase::deleting)
 		return answer;
-	if (!v->openers.empty())
+	if (!v->openers.empty() && !(f.has("force") && f.flag("force")))
 		refuse(coded("volume-open", forbidden("volume " + v->name + " is open on host " + state.host_name(v->openers[0].host) +
-				 ": close it there before deleting it")));
+				 ": close it there before deleting it, or delete it with --force")));
 	refuse_snapshots_in_the_way(state, *v);
 	if (v->phase == Phase::creating)
 		roll_back(state, *v, "volume " + v->name + " was deleted while it was being created");

@@ -394,6 +394,8 @@ uint32_t level_of(const json &entry)
 		return 1;
 	if (*op == "cluster.recover" || *op == "host.rejoin")
 		return 2;
+	if (*op == "volume.delete" && entry.contains("force"))
+		return 2;
 	if ((*op == "host.add" && witness(entry)) || (*op == "cluster.init" && entry.contains("host") && witness(entry["host"])))
 		return 2;
 	return 1;

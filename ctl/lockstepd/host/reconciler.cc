@@ -457,7 +457,7 @@ void Reconciler::look_at_volume(uint32_t vid)
 		const auto tasks = w.tasks();
 		const bool idle = std::none_of(tasks.begin(), tasks.end(), [](const Task *t) { return t->busy; });
 		if (k)
-			take_down(vid, *k, w);
+			drop(vid, *k, w);
 		else if (dump_ && idle)
 			works_.erase(vid);
 		return;
@@ -719,10 +719,25 @@ void Reconciler::take_down(uint32_t vid, const KernelVolume &k, VolumeWork &w)
 	}
 }
 
+// The cluster has deleted it. Somebody may have its device open all the same: a reader, who is in no record, or one who was there
+// when it was deleted by force. He gets errors and neither keeps the replica here nor waits for anybody; the device goes when
+// he has closed it.
+void Reconciler::drop(uint32_t vid, const KernelVolume &k, VolumeWork &w)
+{
+	auto kernel = world_.kernel;
+	if (k.has_device && (k.openers || k.open_waiters)) {
+		if (k.replica && may(w.replica))
+			act(vid, &VolumeWork::replica, replica_key(vid), [kernel, vid] { return kernel.replica_detach(vid); });
+		if (!k.replica && (k.pending || k.open_waiters) && may(w.serve))
+			act(vid, &VolumeWork::serve, serve_key(vid), [kernel, vid] { return kernel.abort(vid); });
+	}
+	take_down(vid, k, w);
+}
+
 void Reconciler::look_deleting(const Volume &v, const KernelVolume *k, VolumeWork &w)
 {
 	if (k) {
-		take_down(v.vid, *k, w);
+		drop(v.vid, *k, w);
 		return;
 	}
 	const Replica *r = v.replica(self_);

@@ -177,6 +177,7 @@ private:
 	void attach(const Volume &v, const Replica &r, VolumeWork &w);
 	void admit(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);
 	void take_down(uint32_t vid, const KernelVolume &k, VolumeWork &w);
+	void drop(uint32_t vid, const KernelVolume &k, VolumeWork &w);
 	void look_deleting(const Volume &v, const KernelVolume *k, VolumeWork &w);
 	void ask_open(uint32_t vid);
 	HostId other_holder(uint32_t vid) const;       // online; 0: none

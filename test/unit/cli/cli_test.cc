@@ -179,6 +179,10 @@ TEST_CASE("a volume is created, listed and deleted")
 	o = d.run({"volume", "delete", "vm1"});
 	CHECK(o.status == 5);
 	CHECK(has(o.err, "volume vm1 is open on host beta: close it there"));
+	d.good({{"op", "record.open"}, {"vid", 4}, {"host", 3}});
+	CHECK(d.run({"volume", "delete", "vm4"}).status == 5);
+	CHECK(d.run({"volume", "delete", "vm4", "--force"}).out == "volume vm4 is deleted\n");
+	CHECK(d.run({"volume", "create", "vm4", "8k", "--on", "gamma", "--redundancy", "1"}).status == 0);
 	d.closing = {2};
 	CHECK(d.run({"volume", "delete", "vm1"}).out == "volume vm1 is deleted\n");
 	CHECK(d.run({"volume", "delete", "vm2"}).out == "volume vm2 is deleted\n");

@@ -48,6 +48,7 @@ public:
 	std::set<HostId> idle;                  // hosts that do nothing
 	std::string create_error;               // hosts answer a new replica with this failure
 	bool quorum = true;
+	std::set<HostId> unreachable;           // by ask_host
 	unsigned rounds = 0;                    // Context::rounds
 	unsigned broken_holds = 0;              // so many attempts at a snapshot fail
 	bool repairs = false;                   // the leader adds and removes replicas
@@ -291,7 +292,7 @@ private:
 				return answer;
 			return Error{Status(answer["status"].get<int>()), answer["message"], answer["code"]};
 		};
-		b.barrier = [] { return Done(Nothing{}); };
+		b.barrier = [this] { return quorum ? Done(Nothing{}) : Done(failed("no quorum: a majority of the hosts must be online")); };
 		b.init = [this](const std::string &name) -> Result<nlohmann::json> {
 			facts.host = facts.leader = 1;
 			nlohmann::json host = {{"uuid", uuid(1)}, {"name", "alpha"}, {"addresses", {"10.77.2.1"}}};
@@ -345,6 +346,8 @@ private:
 					});
 				return nlohmann::json(!closing.contains(host));
 			}
+			if (unreachable.contains(host))
+				return failed("it cannot be reached");
 			asked_ = "host " + std::to_string(host) + " " + verb + " " + body.dump();
 			if (verb == "volume.openers")
 				return nlohmann::json{{{"pid", 77}, {"command", "tapdisk"}}};

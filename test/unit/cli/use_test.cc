@@ -102,6 +102,15 @@ TEST_CASE("openers, verify and abort ask the hosts")
 	CHECK(d.run({"verify", "v", "--stop"}).status == 0);
 	CHECK(d.run({"volume", "abort", "v", "--host", "beta"}).out == "volume v: what waited on beta has failed\n");
 	CHECK(d.asked() == R"(host 2 volume.abort {"vid":1})");
+	d.quorum = false;    // that is when it is needed
+	d.unreachable = {2, 3};
+	CHECK(d.run({"volume", "abort", "v"}).out ==
+	      "volume v: what waited on alpha has failed\nvolume v: beta, gamma cannot be reached: run the same command there\n");
+	CHECK(d.asked() == R"(host 1 volume.abort {"vid":1})");
+	o = d.run({"volume", "abort", "v", "--host", "beta"});
+	CHECK(o.status == 10);
+	CHECK(has(o.err, "host beta: it cannot be reached"));
+	CHECK(d.run({"volume", "abort", "w"}).status == 3);
 }
 
 TEST_CASE("what hosts complain of, and opens that were refused, stand in the status")

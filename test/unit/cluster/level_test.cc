@@ -97,4 +97,5 @@ TEST_CASE("what needs a higher level is not proposed while a host runs an older 
 	c.good(with(Cluster::host_entry(4, "delta"), {{"host_level", 2}}));
 	CHECK_THROWS(apply(c.state, c.index + 1, {{"op", "option.set"}, {"level", LEVEL + 1}}));
 	CHECK(json::from_cbor(encode(with(Cluster::host_entry(5, "e"), {{"witness", true}})))["level"] == 2);
+	CHECK(json::from_cbor(encode({{"op", "volume.delete"}, {"name", "v"}, {"force", true}}))["level"] == 2);
 }

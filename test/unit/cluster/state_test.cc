@@ -323,6 +323,11 @@ TEST_CASE("a volume is created, used and deleted")
 
 	uint64_t session = c.open(vid, 1);
 	CHECK(has(c.bad(5, {{"op", "volume.delete"}, {"name", "v"}}), "open on host alpha"));
+	c.bad(5, {{"op", "volume.delete"}, {"name", "v"}, {"force", false}});
+	Cluster forced = c;
+	CHECK(forced.good({{"op", "volume.delete"}, {"name", "v"}, {"force", true}})["vid"] == vid);
+	CHECK(forced.vol(vid).phase == Phase::deleting);
+	CHECK(forced.vol(vid).openers.empty());
 	c.good({{"op", "record.close"}, {"vid", vid}, {"host", 1}, {"session", session}});
 	CHECK(c.good({{"op", "volume.delete"}, {"name", "v"}})["vid"] == vid);
 	CHECK(c.vol(vid).phase == Phase::deleting);

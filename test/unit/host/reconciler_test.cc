@@ -445,6 +445,34 @@ TEST_CASE("a deletion waits for an open device, and holds up nothing else")
 	CHECK(!r.w.volumes.contains(r.vid));
 }
 
+TEST_CASE("a volume that is deleted while it is open loses its replica at once, and what waits there fails")
+{
+	const bool known = GENERATE(true, false);
+	Ready r;
+	r.kernel().openers = r.kernel().writers = 1;
+	if (known) {
+		tell(r.w, {{"op", "volume.delete"}, {"vid", r.vid}, {"force", true}});
+	} else {
+		r.w.kill_daemon();
+		r.w.propose({{"op", "volume.delete"}, {"vid", r.vid}, {"force", true}});
+		for (int host : {1, 2})
+			r.w.propose({{"op", "replica.deleted"}, {"vid", r.vid}, {"host", host}});
+		r.w.start_daemon();
+	}
+	REQUIRE(r.w.run_until([&] { return !r.kernel().replica; }));
+	CHECK(r.w.count("abort") == 0);
+	r.kernel().pending = 1;
+	REQUIRE(r.w.run_until([&] { return r.w.count("abort") > 0; }));
+	r.kernel().pending = 0;
+	r.w.run_for(10000);
+	const int so_far = r.w.count("abort");
+	r.w.run_for(20000);
+	CHECK(r.w.count("abort") == so_far);
+	REQUIRE(r.w.volumes.contains(r.vid));
+	r.kernel().openers = r.kernel().writers = 0;
+	REQUIRE(r.w.run_until([&] { return r.w.volumes.empty(); }));
+}
+
 TEST_CASE("what the kernel holds of a volume that the cluster no longer knows is taken down")
 {
 	Ready r({2, 3});
