@@ -84,3 +84,35 @@ def test_teardown_without_quorum(cluster):
     c.power_on()
     wait(lambda: cluster.volume('frozen', a)['health'] == 'ok', 120, 'the volume to be well again')
     a.run(WRITE.format(device), timeout=60)
+
+
+def test_teardown_host_alone(cluster):
+    """The peers are dead and the daemon is stopped: the host takes its volumes down, the one in use by force, and unloads the module."""
+    a, b, c = cluster.hosts
+    used = cluster.create_volume('used', '64MiB', '--on alpha,beta')
+    cluster.create_volume('idle', '64MiB', '--on alpha,gamma')
+    refused = a.lockstep('down', check=False)
+    assert refused.status == 5 and 'systemctl stop lockstepd' in refused.err, refused
+    writer = holding(a, used)
+    a.run(WRITE.format(used))
+    b.kill()
+    c.kill()
+    writing = a.start(WRITE.format(used))
+    wait(lambda: ' pending=0 ' not in a.out('/lab/kdrive get | grep used'), 30, 'the write to wait for beta')
+    a.daemon('stop')
+    refused = a.lockstep('down', check=False)
+    assert refused.status == 5 and 'volume used is open' in refused.err and 'volume idle is down' in refused.out, refused
+    forcing = a.start('lockstep down --force')
+    assert 'Input/output error' in writing.wait(30).err
+    stuck = forcing.wait(30)
+    assert stuck.status == 10 and 'volumes/used/openers' in stuck.err, stuck
+    let_go(writer)
+    assert 'modprobe -r lockstep' in a.lockstep('down --force').out
+    a.run('modprobe -r lockstep')
+    a.run('modprobe lockstep')
+    a.daemon('start')
+    b.power_on()
+    c.power_on()
+    for name in ('used', 'idle'):
+        wait(lambda: cluster.volume(name, a)['health'] == 'ok', 120, f'volume {name} to be well again')
+    a.run(WRITE.format(used), timeout=60)
