@@ -54,6 +54,8 @@ static const struct nla_policy policy[LKS_A_MAX + 1] = {
 	[LKS_A_REPAIR] = { .type = NLA_FLAG },
 	[LKS_A_FREEZE_MS] = { .type = NLA_U32 },
 	[LKS_A_SYNC_RATE] = { .type = NLA_U32 },
+	[LKS_A_SYNC_FLOOR] = { .type = NLA_U32 },
+	[LKS_A_SYNC_TARGET_MS] = { .type = NLA_U32 },
 };
 
 /* Of a number; of binary data: its length. max 0: any. */
@@ -338,6 +340,10 @@ static int do_volume_tune(struct lks_volume *v, struct genl_info *info)
 		v->tune.freeze_ms = nla_get_u32(a[LKS_A_FREEZE_MS]);
 	if (a[LKS_A_SYNC_RATE])
 		v->tune.sync_rate_kib = nla_get_u32(a[LKS_A_SYNC_RATE]);
+	if (a[LKS_A_SYNC_FLOOR])
+		v->tune.sync_floor_kib = nla_get_u32(a[LKS_A_SYNC_FLOOR]);
+	if (a[LKS_A_SYNC_TARGET_MS])
+		v->tune.sync_target_ms = nla_get_u32(a[LKS_A_SYNC_TARGET_MS]);
 	lks_vol_tune(v->core, &v->tune, v->now_ms);
 	v->open_news++;		/* whoever waits in open() has another deadline */
 	wake_up_all(&v->wait);
@@ -571,6 +577,8 @@ static int put_volume(struct sk_buff *skb, struct lks_volume *v)
 	err = err ?: put_u64(skb, LKS_A_SESSION_ENDED, v->session_ended);
 	err = err ?: nla_put_u32(skb, LKS_A_FREEZE_MS, v->tune.freeze_ms);
 	err = err ?: nla_put_u32(skb, LKS_A_SYNC_RATE, v->tune.sync_rate_kib);
+	err = err ?: nla_put_u32(skb, LKS_A_SYNC_FLOOR, v->tune.sync_floor_kib);
+	err = err ?: nla_put_u32(skb, LKS_A_SYNC_TARGET_MS, v->tune.sync_target_ms);
 	has_core = !v->attaching && !v->dead;
 	if (has_core)
 		lks_vol_status(v->core, v->now_ms, &s);

@@ -249,6 +249,8 @@ int lks_vol_verify(struct lks_vol *v, bool start, bool repair, u64 now_ms);
 struct lks_vol_tune {
 	u32 freeze_ms;		/* requests that wait longer for a primary fail with -EIO; 0: never */
 	u32 sync_rate_kib;	/* of resync reads a second; 0: no ceiling */
+	u32 sync_floor_kib;	/* of resync reads a second, whatever the applications do; 0: 16 MiB */
+	u32 sync_target_ms;	/* applications' requests are to take no longer on account of resync; 0: 50 */
 };
 
 void lks_vol_tune(struct lks_vol *v, const struct lks_vol_tune *t, u64 now_ms);

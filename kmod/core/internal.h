@@ -5,6 +5,7 @@
  *	vol.c       life, the public entry points, configuration, sessions, work objects
  *	primary.c   activation, requests, replication, losses, leases
  *	member.c    taking a primary's data
+ *	pace.c      how fast resync goes
  *	sync.c      resync and joining, from the primary's side
  *	admin.c     what the daemon asks of a primary: planned handover, quiesce
  *	verify.c    comparing replicas by hash: verify, and resync of what is only in doubt
@@ -148,6 +149,7 @@ struct lks_work {
 	u64 seq;		/* WRITE, RECON, MEMBER: of the term. READ: seq reached when its data came */
 	u64 wait;		/* hosts whose ACK or FLUSHED is missing (W1, F1) */
 	u64 live;		/* syncing hosts whose ACK is missing (W4) */
+	u64 began_ms;		/* READ, WRITE: when the request came */
 	u64 id, session;	/* of the client's request; id of a COPY, SYNC, MFLUSH */
 	bool io_busy;		/* io is with the surroundings */
 	bool local;		/* the local part is missing */
@@ -313,7 +315,10 @@ struct lks_vol {
 	u64 verify_next, verify_end, verify_differ;	/* blocks */
 	u64 verify_deep;	/* this extent minus 1 is compared block by block though it was never written here */
 	struct lks_vol_tune tune;
-	u64 sync_us;		/* when resync has used up what it may read (tune.sync_rate_kib) */
+	u64 sync_us;		/* when resync has used up what it may read */
+	u64 pace_kib;		/* a second, of resync reads; 0: no limit (pace.c) */
+	u64 pace_since_ms;	/* begin of this tick; in it so far: */
+	u64 pace_bytes, pace_requests, pace_ms;	/* read for resync; answered; what these took together */
 
 	/* the client */
 	struct lks_list reqs;
@@ -499,6 +504,13 @@ void lks_extent_heated(struct lks_vol *v, struct lks_extent *e);
 void lks_extent_zeroed(struct lks_vol *v, struct lks_extent *e, int err);
 bool lks_extent_warm(struct lks_vol *v, struct lks_extent *e);	/* H2: must stay hot */
 void lks_extents_free(struct lks_vol *v);
+
+/* pace.c */
+void lks_pace_begin(struct lks_vol *v);		/* a resync begins, there was none */
+bool lks_pace_allows(const struct lks_vol *v);	/* one more copy */
+void lks_pace_copied(struct lks_vol *v, u32 bytes);
+void lks_pace_answered(struct lks_vol *v, const struct lks_work *w);
+void lks_pace_tick(struct lks_vol *v);
 
 /* grow.c */
 void lks_move_step(struct lks_vol *v);

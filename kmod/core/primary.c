@@ -260,6 +260,7 @@ static void reply(struct lks_vol *v, struct lks_work *w, int err)
 			       .stable = (u64)-err };
 
 	w->done = true;
+	lks_pace_answered(v, w);
 	if (!w->host)
 		return;		/* its client's connection was lost */
 	if (w->host == v->p.self) {
@@ -295,6 +296,7 @@ void lks_request(struct lks_vol *v, const struct lks_call *c)
 	w->host = c->client;
 	w->id = c->id;
 	w->session = c->session;
+	w->began_ms = v->now;
 	w->req = c->req;
 	if (c->req)
 		c->req->work = w;
@@ -774,6 +776,7 @@ void lks_primary_tick(struct lks_vol *v)
 
 	ping(v, (insync | v->ackset) & ~LKS_BIT(v->p.self) & ~v->lost);
 	lks_tell_stable(v);
+	lks_pace_tick(v);
 	if (v->role == LKS_ACTIVATING)
 		lks_for_hosts(h, rest, v->wait & ~v->lost)	/* who has no session yet begins one; the others ignore it */
 			lks_send_record(v, h, LKS_ACTIVATE, &v->cfg);

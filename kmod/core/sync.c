@@ -21,6 +21,8 @@ void lks_on_attach(struct lks_vol *v, u8 host, const struct lks_frame *h)
 		lks_replica_lost(v, host);	/* it has begun anew */
 	if (!whole || !h->session || v->role != LKS_ACTIVE || h->term != v->cfg.term || (v->ackset | v->syncing | v->lost) & bit)
 		return;		/* it offers itself again */
+	if (!v->syncing)
+		lks_pace_begin(v);
 	v->syncing |= bit;
 	p->session = h->session;
 	p->cursor = 0;
@@ -69,26 +71,6 @@ static void send_copy(struct lks_vol *v, struct lks_work *w, bool zeros)
 	lks_send_frame(v, w->host, LKS_LANE_ANY, &f, zeros ? NULL : w->buf, NULL);
 }
 
-/*
- * The ceiling of resync. What it did not use of one tick it may use in the next, no more; so it goes on evenly whatever the
- * size of a copy.
- */
-static bool within_rate(const struct lks_vol *v)
-{
-	return !v->tune.sync_rate_kib || v->sync_us <= v->now * 1000;
-}
-
-static void count_rate(struct lks_vol *v, u32 bytes)
-{
-	u64 earliest = (v->now > LKS_TICK_MS ? v->now - LKS_TICK_MS : 0) * 1000;
-
-	if (!v->tune.sync_rate_kib)
-		return;
-	if (v->sync_us < earliest)
-		v->sync_us = earliest;
-	v->sync_us += (u64)bytes * 1000000 / 1024 / v->tune.sync_rate_kib;
-}
-
 /* Copies the run of dirty blocks that begins at first and in which nothing is in flight. false: no memory. */
 /* A run is either all in doubt or not at all: what is only in doubt is compared by hash first. */
 static bool begin_copy(struct lks_vol *v, struct lks_peer *p, u64 first)
@@ -130,7 +112,7 @@ static bool begin_copy(struct lks_vol *v, struct lks_peer *p, u64 first)
 	if (zeros)
 		send_copy(v, w, true);
 	else {
-		count_rate(v, length);
+		lks_pace_copied(v, length);
 		lks_work_io(v, w, LKS_IO_READ, 0);
 	}
 	return true;
@@ -173,7 +155,7 @@ static void step_peer(struct lks_vol *v, struct lks_peer *p)
 {
 	bool wrapped = false;
 
-	while (p->copies < COPY_WINDOW && p->dirty.set && within_rate(v)) {
+	while (p->copies < COPY_WINDOW && p->dirty.set && lks_pace_allows(v)) {
 		u64 b = lks_map_next(&p->dirty, p->cursor);
 
 		if (b >= lks_data_blocks(v)) {

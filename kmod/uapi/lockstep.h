@@ -63,8 +63,10 @@
  *  VERIFY          VID MODE REPAIR(o)                                primary here: MODE 1 starts comparing all members'
  *                                                                    blocks with its own, 0 stops; REPAIR rewrites what
  *                                                                    differs with the primary's content. ESTALE as above
- *  VOLUME_TUNE     VID FREEZE_MS(o) SYNC_RATE(o)                     requests that wait longer for a primary fail with EIO
- *                                                                    (0, the default: never); resync ceiling
+ *  VOLUME_TUNE     VID FREEZE_MS(o) SYNC_RATE(o) SYNC_FLOOR(o)       requests that wait longer for a primary fail with EIO
+ *                  SYNC_TARGET_MS(o)                                 (0, the default: never); how fast resync goes:
+ *                                                                    ceiling, floor, and how long applications' requests
+ *                                                                    may take before it slows down
  *  ABORT           VID                                               all requests that wait for a primary fail with EIO now,
  *                                                                    and whoever waits in open() too
  *  DEVICE_ADD      VID                                               create the block device (fixed MINOR, name by udev)
@@ -232,6 +234,8 @@ enum lks_attr {
 	LKS_A_VERIFY_DONE,	/* u64: blocks compared; the verify has ended when it equals the total */
 	LKS_A_VERIFY_DIFFER,	/* u64: blocks that differed on some member */
 	LKS_A_HANDOVER_TO,	/* u8: host id of a HANDOVER that stands */
+	LKS_A_SYNC_FLOOR,	/* u32: KiB a second that resync of this volume may read at least, 0: 16 MiB */
+	LKS_A_SYNC_TARGET_MS,	/* u32: reads and writes that take longer on average slow resync down to its floor, 0: 50 */
 	LKS_A_COUNT,
 };
 #define LKS_A_MAX (LKS_A_COUNT - 1)

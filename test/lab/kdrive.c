@@ -14,7 +14,7 @@
  *   kdrive device-add VID              device-del VID          refuse VID ERRNO          abort VID
  *   kdrive handover VID HOST           quiesce VID HOLD TIMEOUT_MS                        resume VID HOLD
  *   kdrive meta-move VID OFFSET SIZE   meta-moved VID OFFSET   resize VID SIZE
- *   kdrive verify VID MODE             volume-tune VID FREEZE_MS [SYNC_RATE]
+ *   kdrive verify VID MODE             volume-tune VID FREEZE_MS [SYNC_RATE [SYNC_FLOOR [SYNC_TARGET_MS]]]
  *   kdrive get [VID]                   the dump                events [SECONDS]         what the kernel tells
  *   kdrive auto VID REPLICAS           decides alone, until killed: grants opens to the first replica's host, where it must
  *                                      run and which it makes the primary, and commits what the primary proposes
@@ -239,6 +239,7 @@ static const struct { uint8_t attr; char kind; const char *name; } fields[] = {
 	{ LKS_A_MOVE_OFFSET, 'n', "move" }, { LKS_A_MOVE_CURRENT, 'f', "move-current" },
 	{ LKS_A_VERIFY_TOTAL, 'n', "verify-total" }, { LKS_A_VERIFY_DONE, 'n', "verify-done" },
 	{ LKS_A_VERIFY_DIFFER, 'n', "verify-differ" }, { LKS_A_HANDOVER_TO, 'n', "heir" },
+	{ LKS_A_SYNC_FLOOR, 'n', "sync-floor" }, { LKS_A_SYNC_TARGET_MS, 'n', "sync-target-ms" },
 };
 
 static void show_attrs(const struct attrs *a)
@@ -594,7 +595,7 @@ static int usage(void)
 /* Commands whose arguments are numbers. */
 static int numbers(const char *c, char **a, int n)
 {
-	static const struct { const char *name; uint8_t cmd, least, attrs[3]; } commands[] = {
+	static const struct { const char *name; uint8_t cmd, least, attrs[5]; } commands[] = {
 		{ "host-set", LKS_CMD_HOST_SET, 1, { LKS_A_HOST } }, { "peer-set", LKS_CMD_PEER_SET, 1, { LKS_A_HOST } },
 		{ "peer-del", LKS_CMD_PEER_DEL, 1, { LKS_A_HOST } }, { "tune", LKS_CMD_TUNE, 1, { LKS_A_LEASE_MS } },
 		{ "volume-del", LKS_CMD_VOLUME_DEL, 1, { LKS_A_VID } }, { "detach", LKS_CMD_REPLICA_DETACH, 1, { LKS_A_VID } },
@@ -606,13 +607,14 @@ static int numbers(const char *c, char **a, int n)
 		{ "meta-moved", LKS_CMD_META_MOVED, 2, { LKS_A_VID, LKS_A_OFFSET } },
 		{ "resize", LKS_CMD_RESIZE, 2, { LKS_A_VID, LKS_A_SIZE } },
 		{ "verify", LKS_CMD_VERIFY, 2, { LKS_A_VID, LKS_A_MODE } },
-		{ "volume-tune", LKS_CMD_VOLUME_TUNE, 2, { LKS_A_VID, LKS_A_FREEZE_MS, LKS_A_SYNC_RATE } },
+		{ "volume-tune", LKS_CMD_VOLUME_TUNE, 2,
+		  { LKS_A_VID, LKS_A_FREEZE_MS, LKS_A_SYNC_RATE, LKS_A_SYNC_FLOOR, LKS_A_SYNC_TARGET_MS } },
 	};
 
 	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
 		struct nlmsghdr *h;
 
-		if (strcmp(c, commands[i].name) || n < commands[i].least || n > 3)
+		if (strcmp(c, commands[i].name) || n < commands[i].least || n > 5)
 			continue;
 		h = command(commands[i].cmd);
 		for (int k = 0; k < n && commands[i].attrs[k]; k++) {

@@ -351,7 +351,8 @@ void World::create(Instance &i)
 		return;
 	}
 	trace("h%u creates volume %u", i.host.id, p.vid);
-	if (struct lks_vol_tune tune{profile.freeze_ms, profile.sync_rate_kib}; tune.freeze_ms || tune.sync_rate_kib)
+	if (struct lks_vol_tune tune{profile.freeze_ms, profile.sync_rate_kib, profile.sync_floor_kib, profile.sync_target_ms};
+	    tune.freeze_ms || tune.sync_rate_kib || tune.sync_floor_kib || tune.sync_target_ms)
 		enter(i, [&](lks_vol *v, uint64_t t) { lks_vol_tune(v, &tune, t); });
 	i.attach_after = now + random.below(200) * MS;
 	for (auto &other : hosts) {

@@ -505,7 +505,7 @@ void play_gives_up(World &w)
 	s.promote(1, {2, 3});
 	s.open(4);
 	s.write(4, A);
-	struct lks_vol_tune tune{.freeze_ms = 1500, .sync_rate_kib = 0};
+	struct lks_vol_tune tune{1500, 0, 0, 0};
 	w.enter(s.on(4), [&](lks_vol *v, uint64_t t) { lks_vol_tune(v, &tune, t); });
 	s.isolate(4, 6 * SECOND, false);
 	uint64_t write = s.begin(4, LKS_OP_WRITE, A), read = s.begin(4, LKS_OP_READ, B), flush = s.begin(4, LKS_OP_FLUSH, {0, 0});
@@ -532,13 +532,47 @@ void play_sync_rate(World &w)
 	s.write(4, A);
 	for (uint64_t at = 0; at < 8192; at += 512)    // 4 MiB
 		s.write(4, {at, 512});
-	struct lks_vol_tune tune{0, 1024};
+	struct lks_vol_tune tune{0, 1024, 0, 0};
 	w.enter(s.on(1), [&](lks_vol *v, uint64_t t) { lks_vol_tune(v, &tune, t); });
 	s.await("the resync of h3 begins", [&] { return s.on(1).core->syncing != 0; });
 	Time begun = w.now;
 	s.await("h3 is a member again", [&] { return s.member(3); });
 	s.expect(w.now - begun > 3500 * MS, "4 MiB at 1 MiB a second take their time");
 	s.expect(w.now - begun < 6 * SECOND, "and not much more");
+	w.settle("at the end");
+}
+
+// Resync leaves the applications what they need: while their requests take longer than the target it keeps to its floor, and
+// when there are none it does not.
+void play_sync_pace(World &w)
+{
+	for (bool busy : {false, true}) {
+		Script s(w);
+		if (!busy) {
+			s.ready();
+			s.promote(1, {2, 3});
+			s.open(4);
+		}
+		w.crash(w.host(3), 2 * SECOND);
+		s.write(4, A);
+		for (uint64_t at = 0; at < 8192; at += 512)    // 4 MiB
+			s.write(4, {at, 512});
+		struct lks_vol_tune tune{0, 0, 1024, busy ? 1u : 60000u};
+		w.enter(s.on(1), [&](lks_vol *v, uint64_t t) { lks_vol_tune(v, &tune, t); });
+		s.await("the resync of h3 begins", [&] { return s.on(1).core->syncing != 0; });
+		s.expect(s.on(1).core->pace_kib == 1024, "it begins at its floor");
+		Time begun = w.now;
+		uint64_t fastest = 0;
+		while (!s.member(3) && w.now - begun < 20 * SECOND) {
+			s.write(4, A);
+			fastest = std::max(fastest, s.on(1).core->pace_kib);
+		}
+		s.expect(s.member(3), "h3 is a member again");
+		if (busy)
+			s.expect(w.now - begun > 3000 * MS && fastest <= 1536, "it keeps to its floor while requests are slow");
+		else
+			s.expect(w.now - begun < 3000 * MS && fastest > 1536, "it is faster while they are not");
+	}
 	w.settle("at the end");
 }
 
@@ -598,6 +632,7 @@ const std::vector<Scenario> &scenarios()
 		{"doubt-compared", "what a crash has made doubtful is compared before it is copied", play_doubt_compared},
 		{"gives-up", "requests that wait too long for a primary fail if that is wanted", play_gives_up},
 		{"sync-rate", "resync keeps to its ceiling", play_sync_rate},
+		{"sync-pace", "resync leaves the applications what they need", play_sync_pace},
 		{"grow", "a volume grows while clients work and hosts crash", play_grow, 1, 2},
 	};
 	static const std::vector<Scenario> all = [] {

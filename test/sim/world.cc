@@ -34,6 +34,8 @@ Profile random_profile(Random &random, const Options &options)
 	p.depth = random.pick<unsigned>({4, 8, 8, 40});
 	p.lease_ms = random.pick<uint32_t>({1000, 3000});
 	p.sync_rate_kib = random.pick<uint32_t>({0, 0, 0, 2048, 16384});
+	p.sync_floor_kib = random.pick<uint32_t>({0, 1024, 4096});
+	p.sync_target_ms = random.pick<uint32_t>({0, 1, 10});
 	p.freeze_ms = random.pick<uint32_t>({0, 0, 0, 0, 0, 700, 10000});
 	p.alloc_failures = options.alloc_failures;
 	p.io_errors = options.io_errors;

@@ -95,6 +95,7 @@ struct Profile {
 	unsigned shared;                 // 1: no, 2: yes
 	unsigned grows;                  // 1: no, 2: yes
 	uint32_t sync_rate_kib;          // ceiling of resync; 0: none
+	uint32_t sync_floor_kib, sync_target_ms;    // 0: as without
 	uint32_t freeze_ms;              // requests give up after that; 0: never
 	uint32_t block_size;
 	uint64_t bytes;
