@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Networks that are deaf in one direction or lose packets, peers that freeze: what was synced stays, I/O goes on, replicas end
-up equal. (Hosts and networks that are plainly lost: test_failover.py.)
+"""Networks that are slow or deaf in one direction, peers that freeze, disks that fail: what was synced stays, I/O goes on
+where it can, replicas end up equal. (Hosts and networks that are plainly lost: test_failover.py.)
 
 Networks are made bad by the hosts themselves (tc netem, on what they send), for the machine that runs the lab may lack netem.
 """
+import time
+
 from lablib import SyncLog, assert_same, wait
 from test_failover import STALL_SECONDS, healthy
 
@@ -22,6 +24,34 @@ def netem(host, what):
     """What the host sends on the storage network is delayed or lost; None: as ever."""
     host.run('modprobe sch_netem')
     host.run(f'tc qdisc replace dev eth1 root netem {what}' if what else 'tc qdisc del dev eth1 root')
+
+
+def version(cluster, host=None):
+    return cluster.volume('v1', host)['record']['version']
+
+
+def all_online(cluster, host=None):
+    return all(h['status'] == 'online' for h in cluster.status(host)['hosts'])
+
+
+def test_faults_slow_network(cluster):
+    """200 ms more for whatever beta sends: slow writes, and nobody is taken for lost."""
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    log = SyncLog(a, device)
+    log.wait_for_more(50)
+    before = version(cluster, c)
+    netem(b, 'delay 200ms')
+    begun = time.monotonic()
+    log.wait_for_more(40)
+    assert time.monotonic() - begun > 1, 'beta is not slow'
+    end = begun + 12			# longer than it takes to call a host lost
+    wait(lambda: not all_online(cluster, c) or time.monotonic() > end, 20, 'some seconds of a slow network')
+    assert all_online(cluster, c) and version(cluster, c) == before
+    netem(b, None)
+    log.wait_for_more(50)
+    assert version(cluster, c) == before
+    finish(cluster, log)
 
 
 def test_faults_deaf_in_one_direction(cluster):
@@ -81,3 +111,82 @@ def test_faults_frozen_peer(cluster):
         primary.resume()
         healthy(c, 'v1')
     finish(cluster, log)
+
+
+def connections(host):
+    """Peers' addresses of the established connections between hosts."""
+    return {line.split()[-1].rsplit(':', 1)[0] for line in host.out("ss -Htn state established '( sport = 7788 or dport = 7788 )'").splitlines()}
+
+
+def test_faults_other_network_takes_over(cluster):
+    """The storage NIC of beta goes down: lanes move to the management network within seconds and come back. No host is taken for lost and
+    no other primary is named; beta's replica may be left out while its connection is replaced, and is in sync again by itself."""
+    a, b, c = cluster.hosts
+    for h in cluster.hosts:
+        a.lockstep(f'host net add {h.name} {h.networks_address("mgmt")}')
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    log = SyncLog(a, device)
+    log.wait_for_more(50)
+    term = cluster.volume('v1', c)['record']['term']
+    said = {h: len(h.vm.daemon_log()) for h in cluster.hosts}
+    mgmt, storage = ({h.networks_address(n) for h in (a, c)} for n in ('mgmt', 'storage'))
+    wait(lambda: connections(b) == storage, 30, 'beta to talk on the storage network only')
+    for silent in (False, True):
+        begun = time.monotonic()
+        b.link('storage', up=False, silent=silent)
+        log.wait_for_more(20, STALL_SECONDS)
+        print(f'storage network lost (silent: {silent}): 20 writes took {time.monotonic() - begun:.1f} s')
+        wait(lambda: connections(b) == mgmt, 20, 'beta to talk on the other network only')
+        healthy(a, 'v1')
+        log.wait_for_more(50)
+        b.link('storage', up=True, silent=silent)
+        wait(lambda: connections(b) == storage, 60, 'beta to come back to the storage network')
+        healthy(a, 'v1')
+        log.wait_for_more(50)
+    assert cluster.volume('v1', c)['record']['term'] == term
+    for h in cluster.hosts:
+        assert 'is offline' not in h.vm.daemon_log()[said[h]:], 'a host was taken for lost'
+    finish(cluster, log)
+    for h in cluster.hosts:
+        a.lockstep(f'host net remove {h.name} {h.networks_address("mgmt")}')
+
+
+def break_disk(host, path):
+    """From now on every request to this logical volume fails."""
+    host.allow('Buffer I/O error on dev dm-')		# udev looks at it, too
+    host.run(f'n=$(dmsetup info -c --noheadings -o name {path}); s=$(blockdev --getsz {path}); dmsetup suspend --noflush --nolockfs $n && '
+             f'dmsetup load $n --table "0 $s error" && dmsetup resume $n')
+
+
+def replica_path(cluster, name, host):
+    return next(r['lv_path'] for r in cluster.volume(name)['replicas'] if r['host'] == host.name)
+
+
+def members(cluster):
+    return {r['host']: r['state'] for r in cluster.volume('v1')['replicas'] if r['wanted']}
+
+
+def test_faults_disk_errors(cluster):
+    """The disk under a secondary fails, then the one under the primary that the writer's own host has: the writer sees no error,
+    and each time the replica is made anew on the host that has none."""
+    a, b, c = cluster.hosts
+    a.lockstep('option set disk-grace-minutes 0.1')
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    log = SyncLog(a, device)
+    log.wait_for_more(50)
+    wait(lambda: cluster.volume('v1')['primary'] == 'alpha', 20, 'alpha to be the primary')
+    break_disk(b, replica_path(cluster, 'v1', b))
+    log.wait_for_more(50, STALL_SECONDS)
+    wait(lambda: members(cluster) == {'alpha': 'insync', 'gamma': 'insync'}, 120, 'a new replica on gamma')
+    wait(lambda: {r['host'] for r in cluster.volume('v1')['replicas']} == {'alpha', 'gamma'}, 60, 'the broken replica to go')
+    log.wait_for_more(50)
+    break_disk(a, replica_path(cluster, 'v1', a))
+    log.wait_for_more(50, STALL_SECONDS)
+    assert cluster.volume('v1')['primary'] == 'gamma'
+    wait(lambda: members(cluster) == {'beta': 'insync', 'gamma': 'insync'}, 120, 'a new replica on beta')
+    wait(lambda: {r['host'] for r in cluster.volume('v1')['replicas']} == {'beta', 'gamma'}, 60, 'the broken replica to go')
+    finish(cluster, log)
+    a.lockstep('option set disk-grace-minutes default')
+    for h in (a, b):
+        wait(lambda: 'lockstep.' not in h.out("dmsetup table --target error | tr - ."), 30, f'the broken logical volume of {h} to be gone')
+    cluster.lab.nothing_more_allowed()

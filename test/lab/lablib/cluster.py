@@ -219,6 +219,12 @@ class Lab:
         if bad:
             raise LabError('kernel trouble on the console:\n  ' + '\n  '.join(bad[:20]))
 
+    def nothing_more_allowed(self):
+        """What a scenario let its hosts say has been said: the hosts can serve other scenarios."""
+        self.check_consoles()
+        for h in self.hosts:
+            h.allowed.clear()
+
     def keep(self, name):
         """Copies consoles, daemon logs and what the hosts still tell into one folder; returns it."""
         target = FAILED / f'{name}-{time.strftime("%H%M%S")}-{os.getpid()}'
