@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Networks that are slow or deaf in one direction, peers that freeze, disks that fail: what was synced stays, I/O goes on
-where it can, replicas end up equal. (Hosts and networks that are plainly lost: test_failover.py.)
+"""Networks that are slow or deaf in one direction, peers that freeze, disks that fail, memory that runs out: what was synced
+stays, I/O goes on where it can, replicas end up equal. (Hosts and networks that are plainly lost: test_failover.py.)
 
 Networks are made bad by the hosts themselves (tc netem, on what they send), for the machine that runs the lab may lack netem.
 """
 import time
 
-from lablib import SyncLog, assert_same, wait
+import pytest
+
+from lablib import Cluster, SyncLog, assert_same, wait
 from test_failover import STALL_SECONDS, healthy
 
 
@@ -190,3 +192,52 @@ def test_faults_disk_errors(cluster):
     for h in (a, b):
         wait(lambda: 'lockstep.' not in h.out("dmsetup table --target error | tr - ."), 30, f'the broken logical volume of {h} to be gone')
     cluster.lab.nothing_more_allowed()
+
+
+@pytest.mark.slow
+def test_faults_out_of_memory(cluster):
+    """Programs on the primary's and the secondary's host take all memory there is until the kernel kills them. I/O goes on; the
+    daemons are not the ones killed. (A host that gets no page for some seconds may be taken for lost meanwhile.)"""
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    log = SyncLog(c, device)
+    log.wait_for_more(50)
+    daemons = [h.out('pidof lockstepd') for h in (a, b)]
+    for h in (a, b):
+        h.allow(r'Out of memory: Killed process \d+ \(memhog\)')
+    hogs = [h.start('while :; do /lab/memhog fill 100000 1; done') for h in (a, b)]
+    log.wait_for_more(100)
+    for h in (a, b):
+        wait(lambda: h.vm.console().count('Out of memory: Killed process') >= 2, 60, f'memory to run out twice on {h}')
+    log.wait_for_more(50)
+    for hog in hogs:
+        hog.stop()
+    assert daemons == [h.out('pidof lockstepd') for h in (a, b)]
+    finish(cluster, log)
+    cluster.lab.nothing_more_allowed()
+
+
+@pytest.mark.slow
+def test_faults_full_pool(lab):
+    """The thin pool under one replica has no room left: the writer goes on; when it has been extended the replica is in sync again."""
+    a, b, c = lab.boot(3)
+    cluster = Cluster(lab)
+    for h in cluster.hosts:
+        h.install('--disks /dev/vdb')
+        h.run('lvcreate -q -L 96m --poolmetadatasize 4m --thinpool thin_device lockstep_group')
+        h.configure()
+    a.lockstep('cluster init')
+    for h in (b, c):
+        h.lockstep(f'cluster join {cluster.token()} {a.address}')
+    for h in cluster.hosts:
+        a.lockstep(f'pool create default --vg lockstep_group --thin thin_device --host {h.name}', timeout=60)
+    device = cluster.create_volume('v1', '48MiB', '--on alpha,beta')
+    log = SyncLog(c, device, blocks=8192)
+    log.wait_for_more(100)
+    # Somebody else's volume takes what is left.
+    b.run('lvcreate -q -V 128m --thinpool thin_device -n filler lockstep_group && '
+          'dd if=/dev/urandom of=/dev/lockstep_group/filler bs=1M oflag=direct count=128 & sleep 20; true', timeout=60)
+    log.wait_for_more(2000, 240)
+    b.run('lvextend -q -L +256m lockstep_group/thin_device', timeout=60)
+    healthy(c, 'v1', 180)
+    finish(cluster, log)
