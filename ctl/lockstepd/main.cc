@@ -13,6 +13,7 @@
 //       host/membership.cc    cluster init and join
 //       api/              what the command line talks to
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -72,6 +73,10 @@ int main(int argc, char **argv)
 	// Heartbeats decide about fail-over: a host busy with its guests, or with our LVM commands, must not seem dead.
 	if (setpriority(PRIO_PROCESS, 0, PRIORITY) < 0)
 		fprintf(stderr, "lockstepd: cannot raise its priority: %s\n", strerror(errno));
+	// Nor one whose memory has run out: the kernel would take even this program's code from it, and it would wait for the disk at
+	// each step. First what there is, as a whole; then what will come, when it is used.
+	if (mlockall(MCL_CURRENT) < 0 || mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0)
+		fprintf(stderr, "lockstepd: cannot keep its memory from being paged out: %s\n", strerror(errno));
 
 	Daemon daemon(std::move(*config));
 	if (Done started = daemon.start(); !started)
