@@ -36,6 +36,7 @@ def all_online(cluster, host=None):
     return all(h['status'] == 'online' for h in cluster.status(host)['hosts'])
 
 
+@pytest.mark.slow
 def test_faults_slow_network(cluster):
     """200 ms more for whatever beta sends: slow writes, and nobody is taken for lost."""
     a, b, c = cluster.hosts
@@ -79,6 +80,7 @@ def test_faults_deaf_in_one_direction(cluster):
     finish(cluster, log)
 
 
+@pytest.mark.slow
 def test_faults_lossy_network(cluster):
     """Every tenth packet of all hosts is lost: slow, at worst a replica is left out for a while; nothing is damaged."""
     a, b, c = cluster.hosts
@@ -120,6 +122,7 @@ def connections(host):
     return {line.split()[-1].rsplit(':', 1)[0] for line in host.out("ss -Htn state established '( sport = 7788 or dport = 7788 )'").splitlines()}
 
 
+@pytest.mark.slow
 def test_faults_other_network_takes_over(cluster):
     """The storage NIC of beta goes down: lanes move to the management network within seconds and come back. No host is taken for lost and
     no other primary is named; beta's replica may be left out while its connection is replaced, and is in sync again by itself."""
