@@ -95,6 +95,7 @@ def test_faults_lossy_network(cluster):
     finish(cluster, log)
 
 
+@pytest.mark.slow
 def test_faults_frozen_peer(cluster):
     """A secondary's host stops in the middle of everything and goes on later; then the primary's, while another host writes."""
     a, b, c = cluster.hosts
@@ -241,6 +242,7 @@ def test_faults_full_pool(lab):
     b.run('lvcreate -q -V 128m --thinpool thin_device -n filler lockstep_group && '
           'dd if=/dev/urandom of=/dev/lockstep_group/filler bs=1M oflag=direct count=128 & sleep 20; true', timeout=60)
     log.wait_for_more(2000, 240)
+    assert members(cluster) != {'alpha': 'insync', 'beta': 'insync'}, 'the pool was not full'
     b.run('lvextend -q -L +256m lockstep_group/thin_device', timeout=60)
     healthy(c, 'v1', 180)
     finish(cluster, log)

@@ -8,6 +8,7 @@ from lablib import Cluster, Lab, SyncLog, assert_same, wait
 from test_failover import healthy
 
 
+@pytest.mark.slow
 def test_operate_seeing_what_happens(cluster):
     """A host is killed and comes back: status --watch shows it as it happens, events list it without a gap, why names the cause and
     what to do, metrics have it in numbers."""

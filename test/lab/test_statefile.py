@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The statefile of a pool's high availability: a shared volume; every host writes its own 4 KiB every 3 s and reads those of all
+(statefile.c). A host is killed: the others must not miss a beat for 10 s, and logs must not fill up.
+"""
+from lablib import assert_same, wait
+
+PERIOD_MS = 3000
+MOST_GAP_MS = 10000
+MOST_LINES = 24		# in one host's logs, for a host that goes and comes: it is offline, records change, it is online, resync begins and ends
+
+
+class Statefile:
+    def __init__(self, cluster, host, device):
+        self.host = host
+        self.process = host.start(f'exec /lab/statefile {device} {host.number} {len(cluster.hosts)} {PERIOD_MS}')
+
+    def last(self):
+        """Of this host's last round: number of beats, and the longest gap of each host in ms."""
+        lines = [l for l in bytes(self.process.out).decode().split('\n')[:-1] if l.startswith('beat ')]
+        numbers = [int(w) for w in lines[-1].split()[1:]] if lines else [0]
+        return numbers[0], numbers[1:]
+
+    def wait_for_beats(self, count, timeout):
+        target = self.last()[0] + count
+        wait(lambda: not self.process.running or self.last()[0] >= target, timeout, f'{count} beats of {self.host}')
+        assert self.process.running, self.process.wait(1)
+
+
+def lines(host):
+    """How much the daemon and the kernel of a host have said."""
+    return host.vm.daemon_log().count('\n'), host.vm.console().count('\n')
+
+
+def beat_through_a_kill(cluster, before, between, after):
+    """Beats before a host is killed, while it is away, and after it is back."""
+    device = cluster.create_volume('ha', '16MiB', '--shared --redundancy 3')
+    files = {h: Statefile(cluster, h, device) for h in cluster.hosts}
+    for f in files.values():
+        f.wait_for_beats(2, 60)
+    quiet = {h: lines(h) for h in cluster.hosts}
+    for f in files.values():
+        f.wait_for_beats(before, before * 6 + 30)
+    for h in cluster.hosts:
+        said = [n - m for n, m in zip(lines(h), quiet[h])]
+        assert sum(said) <= 2, f'{h} says {said} lines of a statefile that is well'
+    killed = cluster[cluster.volume('ha')['primary']]		# the worst one
+    survivors = [h for h in cluster.hosts if h is not killed]
+    said_before = {h: lines(h) for h in survivors}
+    killed.kill()
+    for h in survivors:
+        files[h].wait_for_beats(between, between * 6 + 60)
+    for h in survivors:
+        count, gaps = files[h].last()
+        print(f'{h}: {count} beats, longest gaps {gaps} ms; {killed} was killed')
+        assert all(g < MOST_GAP_MS for n, g in enumerate(gaps, 1) if n != killed.number), (h, gaps)
+    killed.power_on()
+    survivors[0].lockstep('wait-sync ha --timeout 90', timeout=105)
+    wait(lambda: killed.run(f'test -b {device}', check=False).status == 0, 60, f'{device} on {killed}')
+    files[killed] = Statefile(cluster, killed, device)
+    for f in files.values():
+        f.wait_for_beats(after, after * 6 + 60)
+    for h in survivors:
+        count, gaps = files[h].last()
+        daemon, kernel = (n - m for n, m in zip(lines(h), said_before[h]))
+        print(f'{h}: {count} beats, longest gaps {gaps} ms; {daemon} lines of the daemon, {kernel} of the kernel since the kill')
+        assert all(g < MOST_GAP_MS for n, g in enumerate(gaps, 1) if n != killed.number), (h, gaps)
+        assert daemon + kernel <= MOST_LINES, f'{h} has said {daemon} lines in its journal and {kernel} in the kernel log'
+    for f in files.values():
+        f.process.stop()
+    wait(lambda: not cluster.volume('ha')['openers'], 30, 'the volume to be closed')
+    cluster.any().lockstep('wait-sync ha --timeout 60', timeout=75)
+    assert_same(cluster, 'ha')
+
+
+def test_statefile_through_a_kill(cluster):
+    beat_through_a_kill(cluster, 3, 6, 3)
