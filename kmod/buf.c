@@ -8,6 +8,10 @@
  *
  * None of this comes from the kernel's own emergency reserve, to which whoever frees memory by swapping has a right: the
  * sockets need that to send what is being swapped out, and a copy of it would eat it up first.
+ *
+ * Pages of buffers that are put are kept for the next ones: a kernel with init_on_alloc (Debian's) writes zeros over each page
+ * that it gives out, which cost more than all else we do with it. Whoever gets a buffer fills it. A page that TCP still refers to
+ * (send.c) is not kept: what is written to it next could be sent in a retransmission.
  */
 #include <linux/highmem.h>
 #include <linux/mempool.h>
@@ -21,13 +25,55 @@
 #define VECS_MAX (LKS_REQ_MAX_BYTES / PAGE_SIZE)
 #define RESERVED_BUFS 64
 
+#define KEPT_PAGES_MAX 2048		/* 8 MiB */
+
 static mempool_t reserved_bufs, reserved_pages;
 static DEFINE_MUTEX(reserve_lock);
 static atomic_t live = ATOMIC_INIT(0);	/* buffers there are; a leak shows when the module is unloaded */
 
+static DEFINE_SPINLOCK(kept_lock);
+static LIST_HEAD(kept_pages);
+static unsigned int nr_kept;
+
+/* Up to n kept pages; returns how many. */
+static unsigned int take_pages(struct bio_vec *vecs, unsigned int n)
+{
+	unsigned long flags;
+	unsigned int i;
+
+	spin_lock_irqsave(&kept_lock, flags);
+	for (i = 0; i < n && nr_kept; i++, nr_kept--) {
+		vecs[i].bv_page = list_first_entry(&kept_pages, struct page, lru);
+		list_del(&vecs[i].bv_page->lru);
+	}
+	spin_unlock_irqrestore(&kept_lock, flags);
+	return i;
+}
+
+static void put_pages(struct bio_vec *vecs, unsigned int n)
+{
+	unsigned long flags;
+	unsigned int i, kept = 0;
+
+	spin_lock_irqsave(&kept_lock, flags);
+	for (i = 0; i < n; i++) {
+		struct page *page = vecs[i].bv_page;
+
+		if (nr_kept < KEPT_PAGES_MAX && page_count(page) == 1) {
+			list_add(&page->lru, &kept_pages);
+			nr_kept++;
+		} else {
+			vecs[kept++].bv_page = page;
+		}
+	}
+	spin_unlock_irqrestore(&kept_lock, flags);
+	while (kept--)
+		__free_page(vecs[kept].bv_page);
+}
+
 static struct lks_buf *alloc(u32 bytes, gfp_t gfp, bool reserved)
 {
-	unsigned int i, nvecs = DIV_ROUND_UP(bytes, PAGE_SIZE);
+	unsigned int i, kept, nvecs = DIV_ROUND_UP(bytes, PAGE_SIZE);
 	struct lks_buf *buf;
 
 	if (WARN_ON_ONCE(!bytes || bytes > LKS_REQ_MAX_BYTES))
@@ -41,15 +87,15 @@ static struct lks_buf *alloc(u32 bytes, gfp_t gfp, bool reserved)
 	buf->reserved = reserved;
 	buf->css = NULL;
 	buf->bytes = bytes;
+	kept = reserved ? 0 : take_pages(buf->vecs, nvecs);
 	for (i = 0; i < nvecs; i++) {
-		struct page *page = reserved ? mempool_alloc(&reserved_pages, gfp) : alloc_page(gfp);
-
+		if (i >= kept)
+			buf->vecs[i].bv_page = reserved ? mempool_alloc(&reserved_pages, gfp) : alloc_page(gfp);
 		buf->nvecs = i;
-		if (!page) {
+		if (!buf->vecs[i].bv_page) {
 			lks_buf_put(buf);
 			return NULL;
 		}
-		buf->vecs[i].bv_page = page;
 		buf->vecs[i].bv_offset = 0;
 		buf->vecs[i].bv_len = min_t(u32, bytes - i * PAGE_SIZE, PAGE_SIZE);
 	}
@@ -96,16 +142,14 @@ void lks_buf_put(struct lks_buf *buf)
 	if (!refcount_dec_and_test(&buf->refs))
 		return;
 	lks_css_put(buf->css);
-	for (i = 0; i < buf->nvecs; i++) {
-		if (buf->reserved)
+	if (buf->reserved) {
+		for (i = 0; i < buf->nvecs; i++)
 			mempool_free(buf->vecs[i].bv_page, &reserved_pages);
-		else
-			__free_page(buf->vecs[i].bv_page);
-	}
-	if (buf->reserved)
 		mempool_free(buf, &reserved_bufs);
-	else
+	} else {
+		put_pages(buf->vecs, buf->nvecs);
 		kfree(buf);
+	}
 	atomic_dec(&live);
 }
 
@@ -223,4 +267,10 @@ void lks_buf_exit(void)
 	WARN(atomic_read(&live), "lockstep: %d buffers leaked\n", atomic_read(&live));
 	mempool_exit(&reserved_pages);
 	mempool_exit(&reserved_bufs);
+	while (!list_empty(&kept_pages)) {
+		struct page *page = list_first_entry(&kept_pages, struct page, lru);
+
+		list_del(&page->lru);
+		__free_page(page);
+	}
 }

@@ -6,8 +6,8 @@
  * which the core gave them (C2). The queues have no bound of their own: the core's windows bound what it has in flight.
  * A frame that cannot be queued breaks the link, since the core counts on either its arrival or the link's loss.
  *
- * Data are copied into the socket: a page of the reserve may be used again as soon as its buffer is put, while TCP
- * could still want to send it again.
+ * Data go out by reference: nothing is written to a buffer once it is to be sent, and its pages are not used again before TCP has let
+ * go of them (buf.c). Those of the reserve are copied into the socket: they are used again as soon as their buffer is put.
  */
 #include <linux/kthread.h>
 #include <linux/sched/mm.h>
@@ -156,6 +156,8 @@ static int send_frame(struct lks_lane *lane, struct lks_tx *tx, bool more)
 	err = send_all(lane->sock, &msg);
 	if (err || !tx->buf)
 		return err;
+	if (!tx->buf->reserved)
+		return lks_send_pages(lane->sock, tx->buf->vecs, tx->buf->nvecs, tx->h.length, flags);
 	msg.msg_flags = flags;
 	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, tx->buf->vecs, tx->buf->nvecs, tx->h.length);
 	return send_all(lane->sock, &msg);

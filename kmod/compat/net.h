@@ -3,6 +3,7 @@
 #ifndef LKS_COMPAT_NET_H
 #define LKS_COMPAT_NET_H
 
+#include <linux/bvec.h>
 #include <linux/net.h>
 #include <linux/socket.h>
 #include <linux/tcp.h>
@@ -41,6 +42,41 @@ static inline void lks_no_task_frag(struct sock *sk)
 #ifdef LKS_HAVE_use_task_frag
 	sk->sk_use_task_frag = false;
 #endif
+}
+
+/*
+ * Sends `bytes` of these pages without copying them: the socket takes references, and drops them when it needs the bytes no more,
+ * which can be long after this call. 0 or an error. May sleep.
+ */
+static inline int lks_send_pages(struct socket *sock, struct bio_vec *vecs, unsigned int nvecs, size_t bytes, unsigned int flags)
+{
+#ifdef LKS_HAVE_sendpage
+	for (; nvecs && bytes; vecs++, nvecs--) {
+		unsigned int at = vecs->bv_offset, left = min_t(size_t, vecs->bv_len, bytes);
+
+		bytes -= left;
+		while (left) {
+			int n = kernel_sendpage(sock, vecs->bv_page, at, left,
+						flags | (bytes ? MSG_MORE | MSG_SENDPAGE_NOTLAST : 0));
+
+			if (n <= 0)
+				return n ? n : -EPIPE;
+			at += n;
+			left -= n;
+		}
+	}
+#else
+	struct msghdr msg = { .msg_flags = flags | MSG_SPLICE_PAGES };
+
+	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, vecs, nvecs, bytes);
+	while (msg_data_left(&msg)) {
+		int n = sock_sendmsg(sock, &msg);
+
+		if (n <= 0)
+			return n ? n : -EPIPE;
+	}
+#endif
+	return 0;
 }
 
 /* The kind of TLS record that bytes came in; a socket without kTLS has only data. */

@@ -425,6 +425,17 @@ struct nlattr **probe(struct netlink_callback *cb)
 	return genl_dumpit_info(cb)->attrs;
 }
 
+#elif defined(PROBE_sendpage)
+
+/* until 6.4: pages by reference; then MSG_SPLICE_PAGES, which a 6.1 may name without heeding it */
+#include <linux/net.h>
+
+int probe(struct socket *sock, struct page *page);
+int probe(struct socket *sock, struct page *page)
+{
+	return kernel_sendpage(sock, page, 0, 1, MSG_MORE | MSG_SENDPAGE_NOTLAST);
+}
+
 #elif defined(PROBE_genl_req_attr)
 
 /* 6.1 */
