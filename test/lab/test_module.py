@@ -264,6 +264,44 @@ def test_module_io(lab):
         stop(a)
 
 
+def test_module_sectors(lab):
+    """Replicas on disks with small and with large sectors, and a host without a replica: each may send what the others' disks
+    cannot take as it comes, and the device looks the same on all."""
+    a, b, c = lab.boot(3)
+    b.run('modprobe loop && losetup --sector-size 4096 --direct-io=on /dev/loop0 /dev/vdb')
+    start(a, 1)
+    start(b, 2, disk='/dev/loop0')
+    c.run('modprobe lockstep')
+    kdrive(c, 'host-set 3')
+    kdrive(c, f'volume-add 1 v1 0 {SIZE}')
+    hosts = {1: a, 2: b, 3: c}
+    for number, host in hosts.items():
+        for other in hosts:
+            if other != number:
+                kdrive(host, f'peer-set {other}')
+        kdrive(host, 'device-add 1')
+    for number, host in hosts.items():
+        for other, peer in hosts.items():
+            if other < number:
+                listening = host.start(f'/lab/kdrive listen {other} 100 7788 4')
+                kdrive(peer, f'connect {number} 100 {host.networks_address("storage")} 7788 4')
+                listening.wait(20)
+    for host in (a, b):
+        kdrive(host, 'config 1 1 0 0 0 1:insync,2:insync - admit')
+    looks = 'cd /sys/block/lockstep0/queue; grep . logical_block_size physical_block_size minimum_io_size optimal_io_size ' \
+            'max_hw_sectors_kb discard_granularity discard_max_hw_bytes write_zeroes_max_bytes'
+    assert len({host.out(looks) for host in hosts.values()}) == 1
+    # the primary is on small sectors, then on large ones; its own host writes, then the one without a replica
+    version = 1
+    for term, (primary, opener) in enumerate(((1, 3), (1, 1), (2, 3), (2, 2)), 1):
+        version += 1
+        for host in hosts.values():
+            kdrive(host, f'config 1 {version} {term} {primary} {term} 1:insync,2:insync {opener}:{term}')
+        hosts[opener].run(f'/lab/blockio random /dev/lockstep/v1 10 {term}', timeout=200)
+        wait(lambda: volume(hosts[opener])['writers'] == '0', 20, 'the device to be closed')
+        assert digest(a) == digest(b, '/dev/loop0'), f'term {term}'
+
+
 def test_module_thin(lab):
     """A replica on a thin volume: what is discarded goes back to the pool, and trimming what is free takes nothing from it."""
     a, = lab.boot(1)
