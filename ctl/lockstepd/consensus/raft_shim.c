@@ -241,11 +241,44 @@ static void drop_held(struct lks_raft *r)
 	r->held = false;
 }
 
+/*
+ * libraft 0.22 takes entries that its log had once and has not any more, because a snapshot of its own is in their place, for
+ * new ones: it truncates the log on disk, appends them behind what it has in memory, and crashes or goes on with wrong
+ * indexes. A leader sends such entries when it sends a message again, whose answer was slow or lost. So what the snapshot has is
+ * taken out of the message. It is in the leader's log, too, at the same place, since it is committed (Raft, leader
+ * completeness); that is all that the new "previous entry" says. leader_commit must not exceed what the message
+ * then covers, or libraft's own commit index could go back.
+ */
+static void leave_out_known(struct lks_raft *r, struct raft_append_entries *m)
+{
+	const raft_index have = r->raft.trail.snapshot.index;
+	raft_index known;
+
+	if (m->n_entries == 0 || m->prev_log_index >= have || r->raft.snapshot.installing)
+		return;
+	known = have - m->prev_log_index;
+	if (known >= m->n_entries) {
+		known = m->n_entries;
+		raft_free(m->entries[0].batch);
+		raft_free(m->entries);
+		m->entries = NULL;
+	} else {
+		memmove(m->entries, m->entries + known, (m->n_entries - known) * sizeof *m->entries);
+	}
+	m->n_entries -= (unsigned)known;
+	m->prev_log_index = have;
+	m->prev_log_term = r->raft.trail.snapshot.term;
+	if (m->leader_commit > have + m->n_entries)
+		m->leader_commit = have + m->n_entries;
+}
+
 static void receive(struct raft_io *io, struct raft_message *message)
 {
 	struct lks_raft *r = (struct lks_raft *)((char *)io - offsetof(struct lks_raft, io));
 	char *from;
 
+	if (message->type == RAFT_APPEND_ENTRIES && !r->closing)
+		leave_out_known(r, &message->append_entries);
 	if (message->type != RAFT_INSTALL_SNAPSHOT || !r->raft.legacy.snapshot_taking || r->closing) {
 		r->recv_cb(io, message);
 		return;

@@ -45,7 +45,7 @@ struct Hosts {
 		auto n = std::make_unique<Node>(loop, host, dir, ports[host], raft_id);
 		ports[host] = n->listener.port();
 		n->options.snapshot_threshold = threshold;
-		n->options.snapshot_trailing = 16;
+		n->options.snapshot_trailing = 2;
 		nodes[host] = std::move(n);
 	}
 
@@ -106,7 +106,7 @@ StateMachine machine_of(History &history)
 
 TEST_CASE("a lost majority: one log is read while it is in use, goes on alone under a new id, and takes others in afresh")
 {
-	const unsigned threshold = GENERATE(64u, 1024u);
+	const unsigned threshold = GENERATE(8u, 1024u);
 	std::vector<Member> wanted;    // outlives who asks for it
 	Hosts c(3, threshold);
 	for (int i = 0; i < 100; i++)
@@ -227,4 +227,61 @@ TEST_CASE("a raft id that its host does not have any more gets no connection")
 	CHECK(read(pair[1], &byte, 1) == 0);    // closed at once
 	close(pair[1]);
 	CHECK(c.node(1).log->term() == term);
+}
+
+// libraft's own message (its uv_encoding.c): the first n entries of a log again, each 16 bytes, from a leader of this term.
+static std::string first_entries_again(uint64_t term, unsigned n)
+{
+	std::string out;
+	const auto put = [&out](uint64_t value, int bytes) {
+		for (int i = 0; i < bytes; i++)
+			out += char(value >> (8 * i));
+	};
+	put(1, 8);                                 // AppendEntries
+	put(4 * 8 + 8 + 16 * uint64_t(n) + 8, 8);  // length of what follows, without the entries
+	for (uint64_t field : {term, uint64_t(0), uint64_t(0), uint64_t(n)})    // previous index and term, committed
+		put(field, 8);
+	put(n, 8);
+	for (unsigned i = 0; i < n; i++) {
+		put(1, 8);     // term
+		put(1, 4);     // a command
+		put(16, 4);    // its length
+	}
+	put(0, 8);
+	out.append(16 * size_t(n), '\0');
+	return out;
+}
+
+TEST_CASE("entries that a snapshot has replaced may come again")
+{
+	Hosts c(2, 8);
+	for (int i = 0; i < 100; i++)
+		c.put(1, put_entry(std::to_string(i)));
+	const auto entries = c.node(1).history.entries;
+	REQUIRE(c.wait([&] { return c.node(2).history.entries == entries; }));
+
+	const uint64_t term = c.node(2).log->term() + 1;
+	int pair[2];
+	REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+	Hello hello;
+	hello.from_host = 1;
+	hello.from_raft = 101;
+	hello.from_address = "101/1/127.0.0.1:" + std::to_string(c.ports[1]);
+	c.node(2).listener.handlers().on_raft(hello, pair[0]);
+	const std::string again = first_entries_again(term, 18);
+	REQUIRE(write(pair[1], again.data(), again.size()) == ssize_t(again.size()));
+	REQUIRE(c.wait([&] { return c.node(2).log->term() >= term; }));
+	c.put(2, put_entry("after"));
+	close(pair[1]);
+	REQUIRE(c.wait([&] { return c.node(1).history.entries == c.node(2).history.entries; }));
+	CHECK(c.node(2).history.entries.size() == entries.size() + 1);
+
+	// Nothing of it has reached the disk either.
+	const auto all = c.node(1).history.entries;
+	c.nodes.erase(1);
+	c.nodes.erase(2);
+	History kept;
+	c.add(2);
+	REQUIRE(ConsensusLog::replay(c.node(2).options, machine_of(kept)));
+	CHECK(std::equal(entries.begin(), entries.end(), kept.entries.begin(), kept.entries.begin() + ssize_t(std::min(entries.size(), kept.entries.size()))));
 }
