@@ -277,11 +277,11 @@ TEST_CASE("entries that a snapshot has replaced may come again")
 	CHECK(c.node(2).history.entries.size() == entries.size() + 1);
 
 	// Nothing of it has reached the disk either.
-	const auto all = c.node(1).history.entries;
 	c.nodes.erase(1);
 	c.nodes.erase(2);
 	History kept;
 	c.add(2);
 	REQUIRE(ConsensusLog::replay(c.node(2).options, machine_of(kept)));
-	CHECK(std::equal(entries.begin(), entries.end(), kept.entries.begin(), kept.entries.begin() + ssize_t(std::min(entries.size(), kept.entries.size()))));
+	REQUIRE(kept.entries.size() >= entries.size());
+	CHECK(std::equal(entries.begin(), entries.end(), kept.entries.begin()));
 }
