@@ -304,6 +304,7 @@ void Daemon::wire_reconciler()
 	};
 	world.now_ms = Loop::now_ms;
 	world.log = [this](const std::string &line) { loop_.log(line); };
+	world.log_about = [this](const std::string &subject, const std::string &line) { loop_.log_about(subject, line); };
 	world.dumped = [this] { look(); };
 	world.quorum = [this] { return log_->leader() != 0; };
 	world.removed = [this] { removed(); };
@@ -353,7 +354,7 @@ void Daemon::wire_lanes()
 			});
 	};
 	world.now_ms = Loop::now_ms;
-	world.log = [this](const std::string &line) { loop_.log(line); };
+	world.log_about = [this](const std::string &subject, const std::string &line) { loop_.log_about(subject, line); };
 	lanes_ = std::make_unique<Lanes>(member_->host_id, config_.lanes, std::move(world));
 	listener_.handlers().plain_lanes = [this] { return !lanes_encrypted(state_); };
 	listener_.handlers().on_lane = [this](int host, uint32_t lane, uint32_t lanes, uint64_t link, int fd) {
@@ -407,7 +408,6 @@ void Daemon::listen_to_links()
 	});
 	links_.on_notice("soft", [this](int host, Json body) { api_->soft(host, body); });
 	links_.on_peer_up([this](int host) {
-		loop_.log(fmt::format("connected with host {}", links_.name(host)));
 		if (!soft_said_.is_null())
 			links_.notify(host, "soft", soft_said_);
 		look();
@@ -420,7 +420,6 @@ void Daemon::listen_to_links()
 		}
 	});
 	links_.on_peer_down([this](int host) {
-		loop_.log(fmt::format("lost the connection with host {}", links_.name(host)));
 		api_->soft(host, nullptr);
 	});
 }

@@ -16,6 +16,8 @@
 
 namespace lockstep {
 
+constexpr unsigned FAILURES_SAID = 3;    // in a row before there is a line about it: a host that starts is not ready at first
+
 Lanes::Lanes(HostId self, unsigned lanes, LanesWorld world) : self_(self), lanes_(lanes), world_(std::move(world)) {}
 
 void Lanes::look()
@@ -37,9 +39,10 @@ void Lanes::look_at(const Host &host, const KernelPeer *peer, Pair &p)
 	if (peer->up != p.was_up) {
 		p.was_up = peer->up;
 		if (peer->up) {
-			world_.log(fmt::format("link {} to host {} is up", peer->link, host.name));
+			say(host.id, fmt::format("link {} to host {} is up", peer->link, host.name));
 			p.failures = 0;
 			p.error.clear();
+			p.said.clear();
 			p.up_since_ms = now;
 			p.up_by_ms = 0;
 		}
@@ -57,7 +60,7 @@ void Lanes::look_at(const Host &host, const KernelPeer *peer, Pair &p)
 	if (peer->up && link_is_plain(peer->link) != plain && !p.want_new) {
 		p.want_new = true;
 		if (p.failures == 0)
-			world_.log(fmt::format("lanes to host {} are made anew: they are to be {}", host.name, plain ? "plain" : "encrypted"));
+			say(host.id, fmt::format("lanes to host {} are made anew: they are to be {}", host.name, plain ? "plain" : "encrypted"));
 	}
 	if (peer->up && !p.want_new)
 		return;
@@ -73,15 +76,22 @@ void Lanes::look_at(const Host &host, const KernelPeer *peer, Pair &p)
 		begin(host, p);
 }
 
+void Lanes::say(HostId host, const std::string &line)
+{
+	world_.log_about("lanes " + world_.state().host_name(host), line);
+}
+
 void Lanes::fail(HostId host, Pair &p, const std::string &why)
 {
 	p.dialing = false;
 	p.up_by_ms = 0;
 	p.failures++;
 	p.not_before_ms = world_.now_ms() + retry_delay_ms(p.failures);
-	if (p.error != why)
-		world_.log(fmt::format("no lanes to host {}: {}", world_.state().host_name(host), why));
 	p.error = why;
+	if (p.failures < FAILURES_SAID || p.said == why)
+		return;
+	say(host, fmt::format("no lanes to host {}: {}", world_.state().host_name(host), why));
+	p.said = why;
 }
 
 void Lanes::begin(const Host &host, Pair &p)
@@ -153,7 +163,7 @@ void Lanes::accepted(HostId from, uint32_t lane, uint32_t lanes, uint64_t link, 
 {
 	const bool sound = from < self_ && world_.state().host(from) && lanes >= 1 && lanes <= LKS_MAX_LANES && lane < lanes;
 	if (!sound) {
-		world_.log(fmt::format("refused a lane from host {}: lane {} of {}", world_.state().host_name(from), lane, lanes));
+		say(from, fmt::format("refused a lane from host {}: lane {} of {}", world_.state().host_name(from), lane, lanes));
 		close(fd);
 		return;
 	}
@@ -166,7 +176,7 @@ void Lanes::accepted(HostId from, uint32_t lane, uint32_t lanes, uint64_t link, 
 			return;
 		}
 		if (p.error != done.error().message)
-			world_.log(fmt::format("no lane from host {}: {}", world_.state().host_name(from), done.error().message));
+			say(from, fmt::format("no lane from host {}: {}", world_.state().host_name(from), done.error().message));
 		p.error = done.error().message;
 	});
 }
@@ -190,7 +200,7 @@ void Lanes::path_changed(HostId host, const std::string &address)
 	auto pair = pairs_.find(host);
 	if (pair == pairs_.end() || host < self_ || address.empty() || pair->second.path.empty() || pair->second.path == address)
 		return;
-	world_.log(fmt::format("lanes to host {} go over {} now", world_.state().host_name(host), address));
+	say(host, fmt::format("lanes to host {} go over {} now", world_.state().host_name(host), address));
 	pair->second.want_new = true;
 	pair->second.not_before_ms = 0;
 }

@@ -50,7 +50,7 @@ struct LanesWorld {
 	// Hands the socket to the kernel and closes it, on a worker thread; done on the loop thread.
 	std::function<void(HostId host, uint8_t lane, uint8_t lanes, uint64_t link, int fd, std::function<void(Done)>)> lane_add;
 	std::function<uint64_t()> now_ms;            // monotonic
-	std::function<void(const std::string &line)> log;
+	std::function<void(const std::string &subject, const std::string &line)> log_about;    // Loop::log_about()
 };
 
 class Lanes {
@@ -90,6 +90,7 @@ private:
 		uint64_t want_said_ms = 0;
 		std::string path;               // address of the daemons' link when it was dialed
 		std::string error;
+		std::string said;               // logged already
 	};
 
 	void look_at(const Host &host, const KernelPeer *peer, Pair &p);
@@ -97,6 +98,7 @@ private:
 	void dial(const Host &host, Pair &p, uint64_t link);
 	void lane_done(HostId host, uint64_t link, const Done &done);
 	void fail(HostId host, Pair &p, const std::string &why);
+	void say(HostId host, const std::string &line);
 
 	HostId self_;
 	unsigned lanes_;

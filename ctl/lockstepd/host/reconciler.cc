@@ -257,7 +257,8 @@ void Reconciler::kernel_event(const KernelEvent &event)
 				       world_.state().host_name(event.host), event.repair ? "; they are being repaired" : ""));
 		break;
 	case LKS_CMD_EV_LINK_DOWN:
-		world_.log(fmt::format("link {} to host {} is down: {}", event.link, world_.state().host_name(event.host), event.reason));
+		world_.log_about("lanes " + world_.state().host_name(event.host),
+				 fmt::format("link {} to host {} is down: {}", event.link, world_.state().host_name(event.host), event.reason));
 		break;
 	default:
 		break;

@@ -67,6 +67,7 @@ struct ReconcilerWorld {
 	std::function<bool(const std::string &volume)> node_exists;    // /dev/lockstep/<volume>
 	std::function<uint64_t()> now_ms;
 	std::function<void(const std::string &line)> log;
+	std::function<void(const std::string &subject, const std::string &line)> log_about;    // Loop::log_about()
 	std::function<void()> dumped;                                  // a new dump is there
 	std::function<bool()> quorum;                                  // there is a leader; unset: always
 	std::function<void()> removed;                                 // this host is in the cluster no more

@@ -175,7 +175,7 @@ void Links::Impl::keep_path(int host)
 		order.insert(order.end(), here == all.end() ? here : here + 1, all.end());
 		if (order.empty())
 			return;
-		loop.log("link to " + name(host) + " over " + p.address + " is silent: trying its other addresses");
+		loop.log_about("link " + name(host), "link to " + name(host) + " over " + p.address + " is silent: trying its other addresses");
 		dial_addresses(host, order);
 	} else if (here != all.begin() && now >= p.return_at_ms) {
 		p.return_delay_ms = std::min(std::max(2 * p.return_delay_ms, options.return_ms), RETURN_DELAY_MAX_MS);
@@ -188,7 +188,7 @@ void Links::Impl::dial_later(int host, const std::string &error)
 {
 	Peer &p = *peers.at(host);
 	if (!error.empty() && error != p.last_error)
-		loop.log("no link to " + name(host) + ": " + error);
+		loop.log_about("link " + name(host), "no link to " + name(host) + ": " + error);
 	p.last_error = error;
 	p.failures++;
 	p.retry.once(retry_delay_ms(p.failures), [this, host] { dial(host); });
@@ -221,7 +221,7 @@ void Links::Impl::opened(int host, int fd, const std::string &address)
 				lost(host, reason);
 		},
 		options.queue_max_bytes);
-	loop.log("link to " + name(host) + " is up" + (address.empty() || p.peer.addresses.size() < 2 ? "" : " over " + address));
+	loop.log_about("link " + name(host), "link to " + name(host) + " is up" + (address.empty() || p.peer.addresses.size() < 2 ? "" : " over " + address));
 	later([this, host, generation, moved] {
 		if (!peers.contains(host) || peers.at(host)->generation != generation || !peers.at(host)->stream)
 			return;
@@ -242,7 +242,7 @@ void Links::Impl::lost(int host, const std::string &reason)
 		return;
 	p.heard_ms = std::max(p.heard_ms, p.stream->last_heard_ms());
 	p.stream.reset();
-	loop.log("link to " + name(host) + " is down: " + reason);
+	loop.log_about("link " + name(host), "link to " + name(host) + " is down: " + reason);
 	auto calls = std::make_shared<std::map<uint64_t, std::unique_ptr<Call>>>(std::move(p.calls));
 	p.calls.clear();
 	for (auto &[id, call] : *calls)

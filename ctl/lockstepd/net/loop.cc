@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <map>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -23,12 +24,22 @@ namespace lockstep {
 namespace {
 
 constexpr uint64_t LAST_TURNS_MS = 2000;
+constexpr uint64_t LOG_PERIOD_MS = 60'000;
 
 [[noreturn]] void die(const char *what)
 {
 	fprintf(stderr, "lockstepd: bug: %s\n", what);
 	abort();
 }
+
+// The lines about one subject in one period.
+struct Chatter {
+	explicit Chatter(Loop &loop) : end(loop) {}
+	unsigned logged = 0;
+	unsigned held = 0;
+	std::string last;    // of those held back
+	Timer end;
+};
 
 }    // namespace
 
@@ -40,6 +51,8 @@ struct Loop::Impl {
 	std::function<void(const std::string &)> sink;
 	std::atomic<std::thread::id> thread{};
 	std::atomic<bool> stop{false};
+	std::map<std::string, Chatter> chatter;    // by subject
+	uint64_t log_period_ms = LOG_PERIOD_MS;
 
 	void drain()
 	{
@@ -66,6 +79,7 @@ Loop::Loop() : impl_(std::make_unique<Impl>())
 
 Loop::~Loop()
 {
+	impl_->chatter.clear();
 	{
 		std::lock_guard hold(impl_->lock);
 		impl_->tasks.clear();
@@ -153,6 +167,36 @@ void Loop::set_log(std::function<void(const std::string &)> sink)
 {
 	std::lock_guard hold(impl_->lock);
 	impl_->sink = std::move(sink);
+}
+
+void Loop::set_log_period(uint64_t ms)
+{
+	impl_->log_period_ms = ms;
+}
+
+void Loop::log_about(const std::string &subject, const std::string &line)
+{
+	assert_on_loop();
+	Chatter &c = impl_->chatter.try_emplace(subject, *this).first->second;
+	if (c.logged == LOG_LINES) {
+		c.held++;
+		c.last = line;
+		return;
+	}
+	log(line);
+	c.logged++;
+	if (c.end.running())
+		return;
+	c.end.every(impl_->log_period_ms, [this, subject] {
+		Chatter &c = impl_->chatter.at(subject);
+		if (c.held == 0) {
+			impl_->chatter.erase(subject);
+			return;
+		}
+		log(c.last + " (" + std::to_string(c.held) + " lines about this were held back)");
+		c.logged = 1;
+		c.held = 0;
+	});
 }
 
 struct Timer::Impl {

@@ -52,6 +52,13 @@ public:
 	void log(const std::string &line) const;
 	void set_log(std::function<void(const std::string &)> sink);
 
+	// A line about something that may come again and again, such as a link that flaps. Of each subject LOG_LINES are logged a
+	// minute; what is more is held back, and the last of it is logged when the minute is over, with how many there were.
+	// On the loop thread. What is held back when the Loop is destroyed is lost.
+	void log_about(const std::string &subject, const std::string &line);
+	static constexpr unsigned LOG_LINES = 6;
+	void set_log_period(uint64_t ms);    // for tests: how long the minute is
+
 private:
 	struct Impl;
 	std::unique_ptr<Impl> impl_;

@@ -291,6 +291,29 @@ TEST_CASE("a timer: once, every, stopped, restarted and destroyed from within")
 	CHECK(every == 5);
 }
 
+TEST_CASE("a subject that comes again and again does not fill the log, and its last state is told")
+{
+	Loop loop;
+	std::vector<std::string> lines;
+	loop.set_log([&](const std::string &line) { lines.push_back(line); });
+	loop.set_log_period(50);
+	for (unsigned i = 0; i < Loop::LOG_LINES + 3; i++)
+		loop.log_about("link a", "a " + std::to_string(i));
+	loop.log_about("link b", "b");
+	REQUIRE(lines.size() == Loop::LOG_LINES + 1);
+	CHECK(lines[Loop::LOG_LINES - 1] == "a " + std::to_string(Loop::LOG_LINES - 1));
+	CHECK(lines.back() == "b");
+	REQUIRE(loop.run_until([&] { return lines.size() == Loop::LOG_LINES + 2; }, 2000));
+	CHECK(lines.back() == "a " + std::to_string(Loop::LOG_LINES + 2) + " (3 lines about this were held back)");
+	// Two quiet periods later all is as at first.
+	loop.run_until([] { return false; }, 150);
+	lines.clear();
+	for (unsigned i = 0; i < Loop::LOG_LINES + 1; i++)
+		loop.log_about("link a", "again");
+	CHECK(lines.size() == Loop::LOG_LINES);
+	loop.log_about("link c", "held back or not, a Loop may go");
+}
+
 TEST_CASE("posting from other threads keeps each thread's order and runs on the loop's thread")
 {
 	Loop loop;

@@ -204,6 +204,7 @@ ReconcilerWorld FakeWorld::world()
 	w.quorum = [this] { return quorum; };
 	w.now_ms = [this] { return now_ms; };
 	w.log = [this](const std::string &line) { log_lines.push_back(line); };
+	w.log_about = [this](const std::string &, const std::string &line) { log_lines.push_back(line); };
 	w.removed = [this] { removed = true; };
 	return w;
 }
