@@ -37,6 +37,7 @@ JOBS = [
 ]
 ENCRYPTED = ('write 4k, depth 32', 'write 1M, sequential')		# also with lanes encrypted
 GAMMA = 'write 4k, depth 32'		# also from a host without a replica
+TOUCH = f'--size=100% --rw=write:4092k --bs=4k --iodepth=8 --number_ios={LARGE_MIB // 4}'		# 4 KiB in each 4 MiB
 FILL = '--size=100% --rw=write --bs=1m --iodepth=2'
 
 
@@ -45,7 +46,9 @@ def say(text):
 
 
 def figures(sample):
-    return f'{sample["iops"]:7.0f} IOPS, {sample["mbps"]:6.1f} MB/s, p99 {sample["p99_us"] / 1e3:6.1f} ms'
+    text = f'{sample["iops"]:7.0f} IOPS, {sample["mbps"]:6.1f} MB/s, p99 {sample["p99_us"] / 1e3:6.1f} ms'
+    switches = ' '.join(f'{n:.1f}' for n in sample['switches'].values())
+    return f'{text}, switches an I/O {switches}' if switches else text
 
 
 def run_jobs(cluster, devices, wanted, seconds, rounds):
@@ -183,6 +186,9 @@ def main():
         for name in devices:
             first[name] = fio(hosts[0], devices[name]['small'], FILL, 0)
             say(f'first touch, sequential       {name:8s}: {figures(first[name])}')
+            if 'large' in devices[name]:
+                fio(hosts[0], devices[name]['large'], TOUCH, 0, timeout=900)
+                say(f'first touch of all extents of the large region, {name}')
         result = {**machine(), 'command': ' '.join(sys.argv), 'seconds': args.seconds, 'rounds': args.rounds, 'first': first,
                   'samples': run_jobs(cluster, devices, wanted, args.seconds, args.rounds)}
         if not args.jobs:
