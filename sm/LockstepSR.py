@@ -77,6 +77,10 @@ ALIGNMENT_BYTES = 4096
 SHARED_TYPES = ('ha_statefile', 'redo_log')
 DEVICE_TIMEOUT_S = 30       # until the device of a ready volume is there, on a host that has just started
 BOOT_TIMEOUT_S = 90         # the same before xapi runs, for the HA statefile
+# The mirror's writes to the leaf are of whole sectors, but what the cluster can tell of a volume's changes are blocks of 64 KiB: putting such
+# blocks on top of the copy would put zeros in place of the sectors between.
+NO_INCOMING_MIRROR = ('the disks of a running VM cannot be migrated into an SR of type lockstep: shut the VM down and migrate it then, or copy it '
+                      'with `xe vm-copy`')
 CLOSE_TIMEOUT_S = 10        # until the cluster knows that this host has closed a volume
 LOCK_DIR = '/run/lock'
 
@@ -534,6 +538,9 @@ class LockstepVDI(VDI.VDI):
         for key in ('type', 'image-format', 'image_format', 'vdi_type'):
             if wanted.get(key, 'raw') not in ('raw', 'aio'):
                 raise xs_errors.XenError('VDIType', opterr='%s=%s: an SR of type lockstep holds raw volumes only' % (key, wanted[key]))
+        if 'base_mirror' in wanted:
+            # Only who receives a mirror creates a VDI with this key: refused before a byte is copied, not when the VM runs here already.
+            raise xs_errors.XenError('VDICreate', opterr=NO_INCOMING_MIRROR)
         if size < 0:
             raise xs_errors.XenError('VDISize', opterr='%d bytes' % size)
         size = util.roundup(ALIGNMENT_BYTES, size)
@@ -802,17 +809,8 @@ class LockstepVDI(VDI.VDI):
         return new._introduce_new(make, 'VDIClone')
 
     def compose(self, sr_uuid, vdi1, vdi2):
-        """Incoming storage migration: what was written to vdi2 since it was made is put on top of vdi1; the result is vdi2."""
-        blktap2 = SRCommand.blktap2.VDI
-        if not blktap2.tap_pause(self.session, sr_uuid, vdi2):
-            raise xs_errors.XenError('VDIUnavailable', opterr='tapdisk of VDI %s could not be paused' % vdi2)
-        try:
-            with api_errors('VDIUnavailable', 'vdi'):
-                self.api.compose(vdi2, vdi1)
-        finally:
-            resumed = blktap2.tap_unpause(self.session, sr_uuid, vdi2, None)
-        if not resumed:
-            raise xs_errors.XenError('VDIUnavailable', opterr='tapdisk of VDI %s could not be resumed' % vdi2)
+        """The last step of an incoming mirror, of which create() refuses the first."""
+        raise xs_errors.XenError('Unimplemented', opterr=NO_INCOMING_MIRROR)
 
     # ---- changed blocks: the cluster can always tell them between two snapshots; the label only says that xapi may ask ----
 

@@ -22,7 +22,6 @@ SOCKET = '/run/lockstep/lockstepd.sock'
 DEVICES = '/dev/lockstep'
 READ_TIMEOUT_S = 30
 CHANGE_TIMEOUT_S = 180      # the daemon gives up by itself after 60 s, and undoes what it did
-COPY_TIMEOUT_S = 24 * 3600  # calls that copy data
 
 # enum Status of ctl/lib/error.h
 USAGE, NOT_FOUND, FORBIDDEN, FAILED = 2, 3, 5, 10
@@ -237,9 +236,6 @@ class Api(object):
 
     def clone(self, name, clone, group, labels):
         return self.call('POST', self._volume_path(name, '/clone'), {'name': clone, 'uuid': clone, 'group': group, 'labels': labels})
-
-    def compose(self, name, parent):
-        return self.call('POST', self._volume_path(name, '/compose'), {'parent': parent}, COPY_TIMEOUT_S)
 
     # ---- snapshots: each belongs to a volume, which may be gone; "since" and "to" are names of snapshots, None: the volume now ----
 

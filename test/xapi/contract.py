@@ -24,7 +24,6 @@ AWAITED_ROUTES = {
     ('POST', '/volumes/{name}/snapshots/{snapshot}/restore'),
     ('POST', '/volumes/{name}/snapshots/{snapshot}/destroy-data'),
     ('POST', '/volumes/{name}/clone'),
-    ('POST', '/volumes/{name}/compose'),
     ('GET', '/volumes/{name}/diff'),
 }
 # Properties, by where they are: a route's request, or a schema.

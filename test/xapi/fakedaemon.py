@@ -171,7 +171,7 @@ class Cluster(object):
             ('DELETE', '/volumes/([^/]+)/snapshots/([^/]+)', self.snapshot_delete),
             ('POST', '/volumes/([^/]+)/snapshots/([^/]+)/restore', self.restore),
             ('POST', '/volumes/([^/]+)/snapshots/([^/]+)/destroy-data', self.destroy_data),
-            ('POST', '/volumes/([^/]+)/compose', self.compose), ('GET', '/volumes/([^/]+)/diff', self.diff),
+            ('GET', '/volumes/([^/]+)/diff', self.diff),
         ]
         for verb, pattern, function in table:
             match = re.fullmatch(pattern, path)
@@ -409,7 +409,7 @@ class Cluster(object):
         shared = 'shared' not in self.without and body.get('class') == 'shared'
         volume = {'name': name, 'uuid': body.get('uuid', str(uuid.uuid4())), 'vid': self.next_vid, 'size_bytes': size, 'pool': group['pool'],
                   'group': body['group'], 'labels': {}, 'class': 'shared' if shared else 'exclusive', 'hosts': [p['host'] for p in room[:redundancy]],
-                  'writers': {}, 'readers': {}, 'blocks': {}, 'born': {}}
+                  'writers': {}, 'readers': {}, 'blocks': {}}
         return self.add(volume, body)
 
     def add(self, volume, body):
@@ -483,7 +483,7 @@ class Cluster(object):
         return self.add({
             'name': body['name'], 'uuid': body.get('uuid', str(uuid.uuid4())), 'vid': self.next_vid, 'size_bytes': source['size_bytes'],
             'pool': source['pool'], 'group': body['group'], 'labels': {}, 'class': source['class'], 'hosts': list(source['hosts']), 'writers': {},
-            'readers': {}, 'blocks': dict(source['blocks']), 'born': dict(source['blocks'])}, body)
+            'readers': {}, 'blocks': dict(source['blocks'])}, body)
 
     def restore(self, host, volume, name, body):
         s = self.snapshot_of(volume, name)
@@ -493,13 +493,6 @@ class Cluster(object):
 
     def clone(self, host, name, body):
         return self.derive(self.volume_of(name), body)
-
-    def compose(self, host, name, body):
-        leaf, parent = self.volume_of(name), self.volume_of(body['parent'])
-        written = {k: x for k, x in leaf['blocks'].items() if leaf['born'].get(k) != x}
-        leaf['blocks'] = dict(parent['blocks'])
-        leaf['blocks'].update(written)
-        return {'name': name}
 
     def destroy_data(self, host, volume, name, body):
         self.snapshot_of(volume, name)['destroyed'] = True
