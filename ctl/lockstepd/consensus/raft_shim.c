@@ -272,11 +272,42 @@ static void leave_out_known(struct lks_raft *r, struct raft_append_entries *m)
 		m->leader_commit = have + m->n_entries;
 }
 
+/*
+ * libraft 0.22 lets nobody vote who, by its own configuration, does not. But a leader counts by its newest configuration,
+ * committed or not. If it fails to reach the host that this one makes a voter, and steps down, it needs this vote to lead again,
+ * and must lead to tell that host so: without this, there would never be a leader again. Raft has servers answer without looking at
+ * their own configuration; who asks counts only those that vote in its own. Nothing in a request to vote changes configurations.
+ */
+static void answer_candidate(struct lks_raft *r, struct raft_message *message)
+{
+	struct raft_configuration *c = &r->raft.configuration;
+	struct raft_server *self = NULL;
+	int role;
+	unsigned i;
+
+	for (i = 0; i < c->n; i++) {
+		if (c->servers[i].id == r->raft.id)
+			self = &c->servers[i];
+	}
+	if (!self) {
+		r->recv_cb(&r->io, message);
+		return;
+	}
+	role = self->role;
+	self->role = RAFT_VOTER;
+	r->recv_cb(&r->io, message);
+	self->role = role;
+}
+
 static void receive(struct raft_io *io, struct raft_message *message)
 {
 	struct lks_raft *r = (struct lks_raft *)((char *)io - offsetof(struct lks_raft, io));
 	char *from;
 
+	if (message->type == RAFT_REQUEST_VOTE && !r->closing) {
+		answer_candidate(r, message);
+		return;
+	}
 	if (message->type == RAFT_APPEND_ENTRIES && !r->closing)
 		leave_out_known(r, &message->append_entries);
 	if (message->type != RAFT_INSTALL_SNAPSHOT || !r->raft.legacy.snapshot_taking || r->closing) {

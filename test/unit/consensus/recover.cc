@@ -229,6 +229,27 @@ TEST_CASE("a raft id that its host does not have any more gets no connection")
 	CHECK(c.node(1).log->term() == term);
 }
 
+TEST_CASE("a host that has not heard yet that it votes does vote")
+{
+	Hosts c(1);
+	c.add(2);
+	REQUIRE(ConsensusLog::prepare_join(c.node(2).options));
+	REQUIRE(c.node(2).start());
+	c.put(1, host_entry(c.node(2).me()));
+	// From here on the leader needs host 2, which goes before it hears so.
+	REQUIRE(c.wait([&] { return c.voters(1) == 2; }));
+	c.nodes.erase(2);
+	c.nodes.erase(1);    // and with it the messages that it still wanted to send
+	c.add(1);
+	REQUIRE(c.node(1).start());
+	REQUIRE(c.voters(1) == 2);
+	c.add(2);
+	REQUIRE(c.node(2).start());
+	REQUIRE(c.voters(2) == 1);
+	c.put(1, put_entry("after"));
+	CHECK(c.voters(2) == 2);
+}
+
 // libraft's own message (its uv_encoding.c): the first n entries of a log again, each 16 bytes, from a leader of this term.
 static std::string first_entries_again(uint64_t term, unsigned n)
 {
