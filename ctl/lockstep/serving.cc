@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <memory>
 
 namespace lockstep::cli {
@@ -78,6 +79,9 @@ Done openers(Context &context, const std::string &volume, bool as_json)
 
 // ---- verify --------------------------------------------------------------------------------------------------------
 
+constexpr std::chrono::seconds VERIFY_SHOWN{20};    // until the host asked has heard from the primary's that it has begun
+const std::string SOON = "/v1/wait?index=" + std::to_string(UINT32_MAX) + "&ms=500";
+
 Done verify(Context &context, const std::string &volume, bool repair, bool stop, bool wait, bool as_json)
 {
 	json body = json::object();
@@ -92,13 +96,25 @@ Done verify(Context &context, const std::string &volume, bool repair, bool stop,
 				    : fmt::format("volume {} is being verified: see `lockstep status {}`\n", volume, volume);
 		});
 	Progress progress(context, "verifying " + volume);
+	const json begun_ms = (*begun)["begun_ms"];
+	const auto give_up = std::chrono::steady_clock::now() + VERIFY_SHOWN;
+	bool shown = false;
 	Result<json> v = context.client().get(path(volume));
 	for (;;) {
 		if (!v)
 			return v.error();
 		const json verify = (*v)["verify"];
-		if (verify.is_null())
-			return failed("volume " + volume + ": its verify was cut short, its primary has changed: begin again");
+		// The primary's host tells the others a moment after it has begun; until then they know nothing, or of an earlier one.
+		if (verify.is_null() || verify.value("begun_ms", json(0)) != begun_ms) {
+			if (shown || std::chrono::steady_clock::now() > give_up)
+				return failed("volume " + volume + ": its verify was cut short, its primary has changed or lockstepd there was "
+					      "started again: begin again");
+			if (Result<json> status = context.client().get(SOON); !status)
+				return status.error();
+			v = context.client().get(path(volume));
+			continue;
+		}
+		shown = true;
 		uint64_t done = verify["done_blocks"], total = verify["total_blocks"], differ = verify["differ_blocks"];
 		progress.show(double(done) / double(total ? total : 1), "");
 		if (done >= total) {
@@ -113,8 +129,7 @@ Done verify(Context &context, const std::string &volume, bool repair, bool stop,
 							  "and repair with `lockstep verify {} --repair`", volume, differ, volume));
 			return Nothing{};
 		}
-		Result<json> status = context.client().get("/v1/wait?index=" + std::to_string(UINT32_MAX) + "&ms=500");
-		if (!status)
+		if (Result<json> status = context.client().get(SOON); !status)
 			return status.error();
 		v = context.client().get(path(volume));
 	}

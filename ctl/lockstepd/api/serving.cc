@@ -208,7 +208,10 @@ Result<json> ApiServer::Impl::volume_verify(const httplib::Request &req)
 	Result<json> begun = ask_primary(name, "volume.verify", {{"start", !stop}, {"repair", repair}});
 	if (!begun)
 		return begun;
-	return json{{"name", name}, {"running", !stop}};
+	json answer = {{"name", name}, {"running", !stop}};
+	if (!stop)
+		answer["begun_ms"] = soft_number(*begun, "begun_ms");
+	return answer;
 }
 
 // What waits for a primary fails now: on the host named, or on all that can be reached. It is asked for when quorum or hosts are

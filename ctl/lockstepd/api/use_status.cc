@@ -71,7 +71,8 @@ void show_use(const State &s, const Volume &v, HostId self, const json &soft, js
 	if (const json &verify = soft_object(primary, "verify"); !verify.empty())
 		j["verify"] = {{"total_blocks", soft_number(verify, "total_blocks")},
 			       {"done_blocks", soft_number(verify, "done_blocks")},
-			       {"differ_blocks", soft_number(verify, "differ_blocks")}};
+			       {"differ_blocks", soft_number(verify, "differ_blocks")},
+			       {"begun_ms", soft_number(verify, "begun_ms")}};
 }
 
 json snapshots_json(const State &s)

@@ -387,7 +387,9 @@ void Daemon::listen_to_links()
 	links_.on_call("volume.verify", [this](int, Json body, Links::Reply reply) {
 		if (!reconciler_)
 			return reply(failed("not ready"));
-		reconciler_->verify(body.at("vid").get<uint32_t>(), body.at("start").get<bool>(), body.at("repair").get<bool>(), when_done(reply));
+		const uint64_t begun_ms = unix_ms();
+		reconciler_->verify(body.at("vid").get<uint32_t>(), body.at("start").get<bool>(), body.at("repair").get<bool>(), begun_ms,
+				    [reply, begun_ms](Done done) { reply(done ? Result<Json>(Json{{"begun_ms", begun_ms}}) : Result<Json>(done.error())); });
 	});
 	links_.on_call("volume.abort", [this](int, Json body, Links::Reply reply) {
 		if (!reconciler_)

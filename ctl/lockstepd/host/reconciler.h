@@ -102,8 +102,9 @@ public:
 	std::vector<Problem> problems() const;
 	nlohmann::json soft_report() const;            // as in api/server.h, and "problem" of a volume
 
-	// Compares the members' blocks with the primary's, which is on this host.
-	void verify(uint32_t vid, bool start, bool repair, std::function<void(Done)> done);
+	// Compares the members' blocks with the primary's, which is on this host. begun_ms names this verify: reports tell how far it is
+	// under this name, never what an earlier one found.
+	void verify(uint32_t vid, bool start, bool repair, uint64_t begun_ms, std::function<void(Done)> done);
 	// Fails what waits on this host.
 	void abort_waiting(uint32_t vid, std::function<void(Done)> done);
 
@@ -125,6 +126,7 @@ private:
 		Task ready, open, close, change, gone, lost; // proposals
 		Task serve;                            // handover, holds, tuning
 		std::array<Task *, 9> tasks() { return {&config, &replica, &ready, &open, &close, &change, &gone, &lost, &serve}; }
+		uint64_t verify_begun_ms = 0, verify_needs_dump = 0;    // the last verify, and the first dump that tells of it
 		HostId follow = 0;                     // where the primary had better be,
 		uint64_t follow_since_ms = 0;          // ... since then
 		std::optional<uint32_t> freeze_ms;     // as this kernel was told

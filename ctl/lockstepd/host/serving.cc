@@ -81,9 +81,16 @@ void Reconciler::call_kernel(const std::string &key, std::function<Done()> comma
 		});
 }
 
-void Reconciler::verify(uint32_t vid, bool start, bool repair, std::function<void(Done)> done)
+void Reconciler::verify(uint32_t vid, bool start, bool repair, uint64_t begun_ms, std::function<void(Done)> done)
 {
-	call_kernel(serve_key(vid), [kernel = world_.kernel, vid, start, repair] { return kernel.verify(vid, start, repair); }, std::move(done));
+	call_kernel(serve_key(vid), [kernel = world_.kernel, vid, start, repair] { return kernel.verify(vid, start, repair); },
+		    [this, vid, start, begun_ms, done = std::move(done)](Done begun) {
+			    if (begun && start) {
+				    works_[vid].verify_begun_ms = begun_ms;
+				    works_[vid].verify_needs_dump = dumps_begun_ + (dump_again_ ? 1 : 0);
+			    }
+			    done(begun);
+		    });
 }
 
 void Reconciler::abort_waiting(uint32_t vid, std::function<void(Done)> done)

@@ -53,6 +53,7 @@ public:
 	unsigned broken_holds = 0;              // so many attempts at a snapshot fail
 	bool repairs = false;                   // the leader adds and removes replicas
 	bool resyncs = false;                   // primaries get replicas in sync
+	std::function<nlohmann::json(uint64_t begun_ms)> verify_report;    // what the primary's host says a moment after it has begun one
 	std::set<HostId> closing;               // hosts that have closed everything; the log hears of it after they were asked
 
 	explicit FakeDaemon(unsigned hosts = 3, unsigned effect_timeout_ms = 5000)
@@ -351,6 +352,12 @@ private:
 			asked_ = "host " + std::to_string(host) + " " + verb + " " + body.dump();
 			if (verb == "volume.openers")
 				return nlohmann::json{{{"pid", 77}, {"command", "tapdisk"}}};
+			if (verb == "volume.verify") {
+				const uint64_t begun_ms = ++verifies_;
+				if (verify_report)
+					later_ = std::jthread([this, host, report = verify_report(begun_ms)] { server().soft(host, report); });
+				return nlohmann::json{{"begun_ms", begun_ms}};
+			}
 			return nlohmann::json::object();
 		};
 		return b;
@@ -359,6 +366,7 @@ private:
 	std::mutex mutex_;
 	State state_;
 	std::string joined_, asked_;
+	uint64_t verifies_ = 0;
 	std::jthread later_;
 	ApiServer server_;
 

@@ -91,14 +91,20 @@ TEST_CASE("openers, verify and abort ask the hosts")
 	CHECK(o.status == 5);
 	CHECK(has(o.err, "not served by any host"));
 	d.good({{"op", "record.open"}, {"vid", 1}, {"host", 1}});
-	d.server().soft(1, {{"volumes", {{"1", {{"openers", 2}, {"writers", 1}, {"verify", {{"total_blocks", 9}, {"done_blocks", 9}, {"differ_blocks", 2}}}}}}}});
+	d.server().soft(1, {{"volumes", {{"1", {{"openers", 2}, {"writers", 1}}}}}});
 	CHECK(has(d.run({"openers", "v"}).out, "alpha        1     2        1  77 (tapdisk)"));
 	CHECK(d.run({"verify", "v", "--no-wait"}).status == 0);
 	CHECK(d.asked() == R"(host 1 volume.verify {"repair":false,"start":true,"vid":1})");
-	o = d.run({"verify", "v"});
+	uint64_t differ = 2;
+	d.verify_report = [&](uint64_t begun_ms) -> nlohmann::json {
+		return {{"volumes", {{"1", {{"verify", {{"total_blocks", 9}, {"done_blocks", 9}, {"differ_blocks", differ}, {"begun_ms", begun_ms}}}}}}}};
+	};
+	o = d.run({"verify", "v"});    // nothing is known of it at first
 	CHECK(o.status == 10);
 	CHECK(has(o.err, "2 blocks differ"));
 	CHECK(has(d.run({"verify", "v", "--repair"}).out, "9 blocks compared, 2 differed and were repaired"));
+	differ = 0;    // what the one before found is known at first
+	CHECK(has(d.run({"verify", "v"}).out, "9 blocks compared, 0 differed\n"));
 	CHECK(d.run({"verify", "v", "--stop"}).status == 0);
 	CHECK(d.run({"volume", "abort", "v", "--host", "beta"}).out == "volume v: what waited on beta has failed\n");
 	CHECK(d.asked() == R"(host 2 volume.abort {"vid":1})");
