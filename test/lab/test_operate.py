@@ -4,7 +4,8 @@ import json, re
 
 import pytest
 
-from lablib import Cluster, Lab, SyncLog, assert_same, wait
+from lablib import Cluster, Lab, SyncLog, assert_same, differing_chunks, wait
+from test_faults import members, replica_path
 from test_failover import healthy
 
 
@@ -75,3 +76,90 @@ def test_operate_thick_snapshots(thick):
     thick.delete_volumes()
     for h in (a, b):
         wait(lambda: 'lockstep.' not in h.out('lvs --noheadings -o lv_name lockstep_group'), 30, f'no logical volume to be left on {h}')
+
+
+@pytest.mark.slow
+def test_operate_verify(cluster):
+    """Bytes of one replica rot where no read would notice: found while the volume is written to, named, and repaired."""
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    a.run(f'dd if=/dev/urandom of={device} bs=1M seek=4 count=28 oflag=direct conv=notrunc,fsync')
+    said = c.lockstep('verify v1', timeout=180).out
+    assert ' 0 differed' in said, said
+    path = replica_path(cluster, 'v1', b)
+    for at in (5 << 20, 20 << 20):
+        b.run(f'printf rotten | dd of={path} bs=512 seek={at // 512} conv=sync,notrunc oflag=direct')
+    log = SyncLog(a, device, blocks=1024)		# the first 4 MiB
+    log.wait_for_more(20)
+    found = c.lockstep('verify v1', check=False, timeout=180)
+    assert found.status == 10 and '2 blocks differ' in found.err and '--repair' in found.err, found
+    assert 'replicas-differ' in str(c.lockstep('why v1 --json')['causes'])
+    said = c.lockstep('verify v1 --repair', timeout=180).out
+    assert '2 differed and were repaired' in said, said
+    said = c.lockstep('verify v1', timeout=180).out
+    assert ' 0 differed' in said, said
+    log.wait_for_more(20)
+    log.stop()
+    good, line = log.check()
+    assert good, line
+    assert differing_chunks(cluster, 'v1') == []
+    assert_same(cluster, 'v1')
+
+
+@pytest.mark.slow
+def test_operate_error_without_quorum(thick):
+    """A majority is away: a volume that is to fail then does, one that is to wait waits, and goes on when they are back."""
+    a, b, c = thick.hosts
+    for name, what in (('fails', 'error'), ('waits', 'freeze')):
+        thick.create_volume(name, '16MiB', f'--on alpha,beta --on-no-quorum {what}')
+    a.run('for v in fails waits; do dd if=/dev/urandom of=/dev/lockstep/$v bs=1M count=1 oflag=direct conv=notrunc,fsync; done')
+    write = 'exec dd if=/dev/zero of=/dev/lockstep/{} bs=4096 count=1 oflag=direct conv=notrunc,fsync'
+    hold = [a.start(f'/lab/blockio hold /dev/lockstep/{v} w') for v in ('fails', 'waits')]
+    wait(lambda: all(b'open' in bytes(p.out) for p in hold), 30, 'both volumes to be open')
+    for h in (b, c):
+        h.kill()
+    failing, waiting = a.start(write.format('fails')), a.start(write.format('waits'))
+    assert failing.wait(60).status, 'a write without quorum succeeded'
+    assert waiting.running
+    assert 'no-quorum' in str(a.lockstep('why waits --json')['causes'])
+    for h in (b, c):
+        h.power_on()
+    assert waiting.wait(90).status == 0
+    for name in ('fails', 'waits'):
+        healthy(a, name)
+    wait(lambda: a.run(write.format('fails'), check=False, timeout=90).status == 0, 60, 'the other one to work again')
+    a.lockstep('volume set fails --on-no-quorum freeze')
+    for p in hold:
+        p.close_input()
+        p.wait(20)
+    for name in ('fails', 'waits'):
+        assert_same(thick, name, 1 << 20)
+    wait(lambda: not any(v['openers'] for v in thick.status()['volumes']), 30, 'the volumes to be closed')
+    thick.delete_volumes()
+
+
+@pytest.mark.slow
+def test_operate_host_lost(thick):
+    """A host is lost for good: its replica is made anew elsewhere, under load. When it comes back after all it is told, and serves nothing."""
+    a, b, c = thick.hosts
+    device = thick.create_volume('v1', '64MiB', '--on alpha,beta')
+    log = SyncLog(c, device)
+    log.wait_for_more(50)
+    refused = a.lockstep('host lost beta', check=False)
+    assert refused.status == 5 and 'beta' in refused.err, refused
+    b.kill()
+    wait(lambda: thick.volume('v1', a)['health'] == 'degraded', 30, 'beta to be offline')
+    a.lockstep('host lost beta', timeout=90)
+    wait(lambda: members(thick) == {'alpha': 'insync', 'gamma': 'insync'}, 120, 'a new replica on gamma')
+    wait(lambda: {h['name'] for h in thick.status(a)['hosts']} == {'alpha', 'gamma'}, 30, 'beta to be forgotten')
+    log.wait_for_more(50)
+    b.power_on()
+    wait(lambda: 'was removed from the cluster' in b.vm.daemon_log(), 60, 'beta to be told')
+    wait(lambda: b.lockstep('status', check=False).status == 5, 30, 'beta to be in no cluster')
+    assert b.run('dd if=/dev/lockstep/v1 of=/dev/null bs=4096 count=1', check=False).status, 'beta serves a volume'
+    log.wait_for_more(50)
+    log.stop()
+    good, line = log.check()
+    assert good, line
+    assert_same(thick, 'v1', log.blocks * 4096)
+    assert ' 0 differed' in c.lockstep('verify v1', timeout=180).out

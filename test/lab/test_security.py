@@ -8,6 +8,8 @@ between hosts is encrypted (lanes unless they are told not to be), and garbage, 
 """
 import re, subprocess, sys
 
+import pytest
+
 from lablib import Cluster, SyncLog, assert_same, wait
 
 MARK = 'lockstep-plain-text-that-nobody-may-read'
@@ -88,6 +90,7 @@ def fds(host):
     return int(host.out('ls /proc/$(pidof lockstepd)/fd | wc -l'))
 
 
+@pytest.mark.slow
 def test_security_strangers(lab):
     a, b, c = lab.boot(3)
     cluster = Cluster(lab, [a, b]).form()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Teardown waits for nobody: what is frozen fails on demand, and what is in use can be deleted, with hosts dead or without quorum."""
+import pytest
+
 from lablib import wait
 
 WRITE = 'dd if=/dev/zero of={} bs=4096 count=1 oflag=direct conv=notrunc'
@@ -32,6 +34,7 @@ def gone(host, name, vid):
         and f'lockstep.{vid}' not in host.out('lvs --noheadings -o lv_name lockstep_group').split()
 
 
+@pytest.mark.slow
 def test_teardown_delete_in_use(cluster):
     """A volume that is open is deleted by force: with a reader and a writer at work, and when its writer's host is dead."""
     a, b, c = cluster.hosts
@@ -86,6 +89,7 @@ def test_teardown_without_quorum(cluster):
     a.run(WRITE.format(device), timeout=60)
 
 
+@pytest.mark.slow
 def test_teardown_host_alone(cluster):
     """The peers are dead and the daemon is stopped: the host takes its volumes down, the one in use by force, and unloads the module."""
     a, b, c = cluster.hosts

@@ -49,8 +49,8 @@ class SyncLog:
         return done.status == 0, (done.out or done.err).strip().splitlines()[-1]
 
 
-def digests(cluster, name):
-    """{host name: (SHA-256, chunks with data)} of the data area of each replica of a volume. The volume must be idle."""
+def digests(cluster, name, size_bytes=None):
+    """{host name: (SHA-256, chunks with data)} of the data area of each replica of a volume, or of its beginning. The volume must be idle."""
     volume = cluster.volume(name)
     replicas = volume['replicas']
     unknown = [r['host'] for r in replicas if not r['lv_path']]
@@ -58,7 +58,7 @@ def digests(cluster, name):
         raise LabError(f'{name}: the status does not tell the replica\'s path on {", ".join(unknown)}')
 
     def digest(r):
-        value, chunks = cluster[r['host']].out(f'/lab/digest {r["lv_path"]} {volume["size_bytes"]}', timeout=240).split()
+        value, chunks = cluster[r['host']].out(f'/lab/digest {r["lv_path"]} {size_bytes or volume["size_bytes"]}', timeout=240).split()
         return r['host'], (value, int(chunks))
     return dict(together(digest, replicas))
 
@@ -71,10 +71,11 @@ def differing_chunks(cluster, name):
     return sorted({int(line.split()[0]) for line in set.union(*lists) - set.intersection(*lists)})
 
 
-def assert_same(cluster, name):
-    """All replicas of an idle volume are in sync and equal bit for bit, and not empty."""
+def assert_same(cluster, name, size_bytes=None):
+    """All replicas of an idle volume are in sync and equal bit for bit, and not empty. In a thick pool only the beginning that has been
+    written is to be compared: what lies under the rest is left from others, and read as zeros."""
     states = {r['host']: r['state'] for r in cluster.volume(name)['replicas']}
     assert set(states.values()) == {'insync'}, states
-    found = digests(cluster, name)
+    found = digests(cluster, name, size_bytes)
     assert len(set(found.values())) == 1, f'{name} differs: {found}; chunks {differing_chunks(cluster, name)[:20]}'
     assert all(chunks > 0 for _, chunks in found.values()), f'{name} is empty'
