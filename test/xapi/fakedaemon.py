@@ -166,6 +166,7 @@ class Cluster(object):
             ('DELETE', '/groups/([^/]+)', self.group_delete),
             ('POST', '/volumes', self.volume_create), ('PATCH', '/volumes/([^/]+)', self.volume_patch),
             ('DELETE', '/volumes/([^/]+)', self.volume_delete), ('POST', '/volumes/([^/]+)/resize', self.resize),
+            ('GET', '/snapshots', self.snapshot_list),
             ('POST', '/volumes/([^/]+)/snapshots', self.snapshot_create), ('POST', '/volumes/([^/]+)/clone', self.clone),
             ('PATCH', '/volumes/([^/]+)/snapshots/([^/]+)', self.snapshot_patch),
             ('DELETE', '/volumes/([^/]+)/snapshots/([^/]+)', self.snapshot_delete),
@@ -237,6 +238,11 @@ class Cluster(object):
         if 'snapshots' not in self.without:
             base['snapshots'] = [self.snapshot_status(s) for _, s in sorted(self.snapshots.items())]
         return base
+
+    def snapshot_list(self, host, query):
+        if not host.joined:
+            raise Refused(5, 'host %s is in no cluster yet: run `lockstep cluster init`' % host.name)
+        return [self.snapshot_status(s) for _, s in sorted(self.snapshots.items())]
 
     def snapshot_status(self, s):
         return {'name': s['name'], 'uuid': s['uuid'], 'sid': s['sid'], 'set': s['sid'], 'volume': s['volume'], 'volume_uuid': s['volume_uuid'],

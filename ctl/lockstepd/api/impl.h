@@ -48,6 +48,7 @@ struct ApiServer::Impl {
 	uint64_t turn = 0;                     // +1 when the State or a report has changed
 	bool stopping = false;
 	json reports = json::object();
+	const std::string NO_NAME;
 	SyncMeter meter;
 	EventList events{make_uuid().substr(0, 8)};
 
@@ -61,7 +62,8 @@ struct ApiServer::Impl {
 	bool wait_for(Predicate holds, unsigned timeout_ms);
 	Result<HostId> host_of(const State &s, const std::string &name) const;
 	Done ready_for_changes();
-	json status();
+	json status(const std::string *only = nullptr);    // only: the volumes of this name, at a cost that hardly grows with the others
+	json status_without_volumes() { return status(&NO_NAME); }
 	json report_of(HostId host, uint32_t vid);             // what the host says about the volume; an object
 	Result<json> get_status(const httplib::Request &req);
 	Result<json> get_wait(const httplib::Request &req);

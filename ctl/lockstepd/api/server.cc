@@ -205,14 +205,27 @@ Done ApiServer::Impl::ready_for_changes()
 	return Nothing{};
 }
 
-json ApiServer::Impl::status()
+json ApiServer::Impl::status(const std::string *only)
 {
-	json soft;
-	{
+	const std::shared_ptr<const State> s = backend.state();
+	json soft = json::object();
+	if (only) {
+		for (const auto &[vid, v] : s->volumes) {
+			if (v.name != *only)
+				continue;
+			std::lock_guard lock(mutex);
+			for (const auto &[host, report] : reports.items()) {
+				const std::string key = std::to_string(vid);
+				soft[host]["volumes"];    // a host that has said anything at all
+				if (const json &own = soft_object(soft_object(report, "volumes"), key); !own.empty())
+					soft[host]["volumes"][key] = own;
+			}
+		}
+	} else {
 		std::lock_guard lock(mutex);
 		soft = reports;
 	}
-	return status_json(*backend.state(), backend.local(), soft);
+	return status_json(*s, backend.local(), soft, only);
 }
 
 json ApiServer::Impl::report_of(HostId host, uint32_t vid)
@@ -234,21 +247,17 @@ Result<json> ApiServer::Impl::get_status(const httplib::Request &req)
 		if (Done reached = backend.barrier(); !reached)
 			return reached.error();
 	}
-	json j = status();
+	const bool one = req.has_param("volume");
+	const std::string name = req.get_param_value("volume");
+	if (one) {
+		if (Done ready = ready_for_changes(); !ready)
+			return ready.error();
+	}
+	json j = status(one ? &name : nullptr);
 	if (consistent)
 		j["consistent"] = true;
-	if (!req.has_param("volume"))
-		return j;
-	if (Done ready = ready_for_changes(); !ready)
-		return ready.error();
-	std::string name = req.get_param_value("volume");
-	json only = json::array();
-	for (const json &v : j["volumes"])
-		if (v["name"] == name)
-			only.push_back(v);
-	if (only.empty())
+	if (one && j["volumes"].empty())
 		return coded("no-such-volume", not_found("there is no volume named " + name));
-	j["volumes"] = only;
 	return j;
 }
 

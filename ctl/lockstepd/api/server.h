@@ -130,6 +130,7 @@ std::string starting_message(const std::string &host_name);
 //                 devices: [host names],
 //                 replicas: [{host, pool, lv_path, md_offset, state: "insync"|"suspect"|"stale"|"failed"|"syncing",
 //                             online, dirty_bytes, sync_percent, eta_s, rate_bytes_s (the last four null if unknown)}]}]}
-nlohmann::json status_json(const State &state, const LocalFacts &local, const nlohmann::json &soft);
+// only: of the volumes those of this name; reports of others are not looked at then.
+nlohmann::json status_json(const State &state, const LocalFacts &local, const nlohmann::json &soft, const std::string *only = nullptr);
 
 }    // namespace lockstep

@@ -88,7 +88,7 @@ Result<json> ApiServer::Impl::volume_get(const httplib::Request &req)
 	std::string name = req.matches[1];
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
-	json v = volume_in(status(), name);
+	json v = volume_in(status(&name), name);
 	if (v.is_null())
 		return coded("no-such-volume", not_found("there is no volume named " + name));
 	return v;

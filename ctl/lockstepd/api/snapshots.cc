@@ -29,7 +29,7 @@ Result<json> ApiServer::Impl::snapshot_list(const httplib::Request &req)
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
 	json list = json::array();
-	const json now = status();
+	const json now = status_without_volumes();
 	for (const json &s : now["snapshots"])
 		if (!req.has_param("volume") || s["volume"] == req.get_param_value("volume"))
 			list.push_back(s);
@@ -75,7 +75,7 @@ Result<json> ApiServer::Impl::take_snapshots(json entry, const std::vector<std::
 		return failed(why != s->snapshot_failures.end() ? why->second.message : "the snapshot has been deleted meanwhile");
 	}
 	json list = json::array();
-	const json now = status();
+	const json now = status_without_volumes();
 	for (const json &x : now["snapshots"])
 		if (std::count(sids.begin(), sids.end(), x["sid"].get<uint32_t>()))
 			list.push_back(x);

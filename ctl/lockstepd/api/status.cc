@@ -232,7 +232,7 @@ std::string starting_message(const std::string &host_name)
 	       "can be reached";
 }
 
-json status_json(const State &s, const LocalFacts &local, const json &soft)
+json status_json(const State &s, const LocalFacts &local, const json &soft, const std::string *only)
 {
 	json j = {{"applied", s.applied},          {"this_host", local.host_name},  {"module_error", local.module_error}, {"cluster", nullptr},
 		  {"hosts", json::array()}, {"pools", json::array()}, {"groups", json::array()}, {"volumes", json::array()},
@@ -283,7 +283,8 @@ json status_json(const State &s, const LocalFacts &local, const json &soft)
 		j["groups"].push_back({{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"labels", g.labels}});
 	std::vector<const Volume *> by_name;
 	for (const auto &[vid, v] : s.volumes)
-		by_name.push_back(&v);
+		if (!only || v.name == *only)
+			by_name.push_back(&v);
 	std::sort(by_name.begin(), by_name.end(),
 		  [](const Volume *a, const Volume *b) { return std::tie(a->name, a->vid) < std::tie(b->name, b->vid); });
 	for (const Volume *v : by_name)
