@@ -211,6 +211,47 @@ def test_a_device_that_something_else_holds_open(make_world):
         x.vdi_deactivate(vdi, alpha)
 
 
+def test_a_tapdisk_that_cannot_open_leaves_nothing_behind(world, sr):
+    """The holder's host is offline, so only the kernel can refuse; once it is gone the same call succeeds."""
+    x, beta = world.xapi, world.hosts[1]
+    vdi = x.vdi_create(sr, GIB)
+    world.cluster.hosts['gamma'].online = False
+    volume(world, vdi)['writers']['gamma'] = True
+    x.vdi_attach(vdi, beta)
+    with failed('SR_BACKEND_FAILURE_', 'busy'):
+        x.vdi_activate(vdi, beta)
+    assert not [k for k in record(world, vdi)['sm_config'] if k.startswith('host_') or k == 'activating']
+    volume(world, vdi)['writers'].clear()
+    x.vdi_activate(vdi, beta)
+    assert set(volume(world, vdi)['writers']) == {'beta'}
+    x.unplug(vdi, beta)
+    world.consistent(sr)
+
+
+def test_plugged_anew_it_has_its_size_and_nothing_leaks(world, sr):
+    x, beta = world.xapi, world.hosts[1]
+    before = len(world.cluster.volumes) + len(world.cluster.snapshots)
+    vdi = x.vdi_create(sr, 4 * MIB + 1)
+    size = record(world, vdi)['virtual_size']
+    for pbd in x.pbds(sr):
+        x.pbd_unplug(pbd)
+    for pbd in x.pbds(sr):
+        x.pbd_plug(pbd)
+    assert record(world, vdi)['virtual_size'] == size == str(volume(world, vdi)['size_bytes'])
+    x.vdi_resize(vdi, int(size) + MIB)
+    assert record(world, vdi)['virtual_size'] == str(int(size) + MIB)
+    x.plug(vdi, beta)
+    snapshot = x.vdi_snapshot(vdi)    # while it is attached
+    x.plug(snapshot, beta, writable=False)
+    for disk in (snapshot, vdi):
+        x.unplug(disk, beta)
+    for disk in (vdi, snapshot):    # the origin first
+        x.vdi_destroy(disk)
+    x.sr_scan(sr)
+    assert x.vdis(sr) == [] and len(world.cluster.volumes) + len(world.cluster.snapshots) == before
+    world.consistent(sr)
+
+
 def test_attach_waits_for_the_device(world, sr):
     vdi = world.xapi.vdi_create(sr, GIB)
     path = os.path.join(world.cluster.devices('beta'), record(world, vdi)['uuid'])
