@@ -47,6 +47,7 @@ void add_help(CLI::App &app, Context &context, Action &action);         // compl
 void add_volume_life(CLI::App &volume, Context &context, Action &action);
 void add_host_life(CLI::App &host, Context &context, Action &action);
 void add_pool_life(CLI::App &pool, Context &context, Action &action);
+void add_pool_orphans(CLI::App &pool, Context &context, Action &action);    // orphans.cc
 
 // args: without the program's name. Returns the exit status.
 int run(const std::vector<std::string> &args, Context &context);

@@ -122,6 +122,13 @@ struct ApiServer::Impl {
 	Result<json> snapshot_revert(const httplib::Request &req);
 	Result<json> volume_clone(const httplib::Request &req);
 
+	// orphans.cc
+	void routes_orphans();
+	Result<json> ask_for_orphans(const State &s, const std::string &uuid, bool show, std::optional<HostId> only);
+	Result<json> orphan_list(const httplib::Request &req);
+	Result<json> orphan_purge(const httplib::Request &req);
+	Result<json> orphan_adopt(const httplib::Request &req);
+
 	// life.cc
 	void routes_life();
 	Done wait_created(uint32_t vid, HostId host);

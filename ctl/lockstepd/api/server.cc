@@ -183,6 +183,7 @@ void ApiServer::Impl::routes()
 	routes_snapshots();
 	routes_volumes();
 	routes_groups();
+	routes_orphans();
 }
 
 Result<HostId> ApiServer::Impl::host_of(const State &s, const std::string &name) const

@@ -412,6 +412,8 @@ json host_status(State &state, const Fields &f)
 
 constexpr uint64_t MAX_POOL_BYTES = 1ull << 60;
 
+}    // namespace
+
 std::string lvm_name(const Fields &f, const char *field)
 {
 	std::string s = f.text(field, 127);
@@ -420,6 +422,8 @@ std::string lvm_name(const Fields &f, const char *field)
 		refuse(usage_error("\"" + s + "\" is no valid LVM name"));
 	return s;
 }
+
+namespace {
 
 void pool_numbers(const Fields &f, Pool &p)
 {
@@ -596,6 +600,7 @@ json replica_created(State &state, const Fields &f)
 		next.phase = Phase::ready;
 		next.source = 0;
 		next.reverting = false;
+		next.adopts.clear();
 	}
 	json answer = done(changed);
 	answer["phase"] = to_string(next.phase);
@@ -612,8 +617,8 @@ json replica_failed(State &state, const Fields &f)
 		return done(false);
 	if (!v.replica(h.id))
 		refuse(coded("no-such-replica", not_found("volume " + v.name + " has no replica on host " + h.name)));
-	if (v.reverting)
-		refuse(forbidden("volume " + v.name + " is being reverted and is not given up: " + message));
+	if (!v.may_be_rolled_back())
+		refuse(forbidden("volume " + v.name + " is being " + (v.reverting ? "reverted" : "adopted") + " and is not given up: " + message));
 	if (v.phase == Phase::creating)
 		roll_back(state, v, message);
 	else if (!v.replica(h.id)->created)
@@ -631,8 +636,8 @@ json volume_abort(State &state, const Fields &f)
 		return done(false);
 	if (v.phase != Phase::creating)
 		refuse(forbidden("volume " + v.name + " has been created meanwhile"));
-	if (v.reverting)
-		refuse(forbidden("volume " + v.name + " is being reverted and is not given up"));
+	if (!v.may_be_rolled_back())
+		refuse(forbidden("volume " + v.name + " is being " + (v.reverting ? "reverted" : "adopted") + " and is not given up"));
 	roll_back(state, v, message);
 	return done();
 }
@@ -714,6 +719,7 @@ json dispatch(State &state, const json &entry)
 		{"pool.add", pool_add},
 		{"pool.report", pool_report},
 		{"volume.create", volume_create},
+		{"volume.adopt", volume_adopt},
 		{"replica.created", replica_created},
 		{"replica.failed", replica_failed},
 		{"volume.abort", volume_abort},

@@ -50,7 +50,7 @@ HostId choose_last_resort(const State &s, const Volume &v)
 json decide_volume(const State &s, const Volume &v)
 {
 	if (v.phase == Phase::creating) {
-		if (v.reverting)
+		if (!v.may_be_rolled_back())
 			return nullptr;
 		for (const Replica &r : v.replicas)
 			if (!r.created && !s.online(r.host))

@@ -121,6 +121,10 @@ std::vector<HostId> clean_and_online(const State &state, const Volume &v);
 
 // apply.cc
 uint32_t free_minor(const State &state);                                  // refuses if there is none
+std::string lvm_name(const Fields &f, const char *field);
+
+// adopt.cc
+nlohmann::json volume_adopt(State &state, const Fields &f);
 
 // record.cc: entries record.*
 nlohmann::json apply_record(State &state, const std::string &op, const Fields &f);

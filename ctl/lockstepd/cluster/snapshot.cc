@@ -150,6 +150,7 @@ Volume volume_from(const json &j)
 	v.grow_bytes = j.value("grow_bytes", uint64_t(0));
 	v.source = j.value("source", uint32_t(0));
 	v.reverting = j.value("reverting", false);
+	v.adopts = j.value("adopts", "");
 	j.at("devices").get_to(v.devices);
 	j.at("version").get_to(v.version);
 	j.at("term").get_to(v.term);
@@ -317,6 +318,7 @@ json to_json(const Volume &v)
 		{"grow_bytes", v.grow_bytes},
 		{"source", v.source},
 		{"reverting", v.reverting},
+		{"adopts", v.adopts},
 		{"devices", v.devices},
 		{"version", v.version},
 		{"term", v.term},
@@ -394,6 +396,8 @@ uint32_t level_of(const json &entry)
 		return 1;
 	if (*op == "cluster.recover" || *op == "host.rejoin")
 		return 2;
+	if (*op == "volume.adopt")
+		return 3;
 	if (*op == "volume.delete" && entry.contains("force"))
 		return 2;
 	if ((*op == "host.add" && witness(entry)) || (*op == "cluster.init" && entry.contains("host") && witness(entry["host"])))

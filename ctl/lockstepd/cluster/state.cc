@@ -353,7 +353,7 @@ std::string check_replicas(const Volume &v)
 	}
 	if (v.phase != Phase::deleting && !in_sync)
 		return "no replica is in sync";
-	if (v.phase == Phase::creating && !v.reverting && v.replicas.size() != v.redundancy)
+	if (v.phase == Phase::creating && v.may_be_rolled_back() && v.replicas.size() != v.redundancy)
 		return "not as many replicas as the redundancy";
 	last = 0;
 	for (const Remnant &r : v.remnants) {
@@ -403,8 +403,10 @@ std::string check_volume(const Volume &v)
 		return "a primary of a volume that is not ready";
 	if (v.grow_bytes && (v.grow_bytes <= v.size_bytes || v.grow_bytes % 4096 || v.grow_bytes > MAX_VOLUME_BYTES))
 		return "it grows to a wrong size";
-	if (v.source && v.phase == Phase::ready)
+	if ((v.source || !v.adopts.empty()) && v.phase == Phase::ready)
 		return "ready though it still gets its content";
+	if (!v.adopts.empty() && v.phase == Phase::creating && (v.replicas.size() != 1 || v.source))
+		return "it is adopted, and has not just the one replica";
 	return {};
 }
 

@@ -37,6 +37,10 @@
 //                                                                   message, the whole line for the user, stays in
 //                                                                   State::failures. Idempotent
 //  volume.abort     vid message                                     the same for a proposer that waited long enough
+//  volume.adopt     name uuid host pool lv size_bytes block_size    vid minor hosts. A volume made of an orphan (host/orphans.h): LV "lv" of
+//                   md_offset vid version term redundancy(o)        that host and pool becomes its first replica. Never rolled back.
+//                   group(o) labels(o)                              vid, version, term: the highest of any copy of it
+//                                                                   (vid: and in any orphan's name there)
 //  volume.set       name | vid  no_quorum(o: "freeze"|"error")      changed
 //  volume.primary   name | vid  host                                changed. This host is to serve; 0: whoever the rules
 //                                                                   choose. Holds until the volume is opened or fails over
@@ -119,7 +123,8 @@ using HostId = uint8_t;    // 1..64; 0: none
 // Hosts of neighbouring versions work together while they are updated one by one: an entry says which feature level it needs, and one
 // that needs more than the lowest of all hosts is not proposed (level_obstacle()). What is new in a level is a new operation or a new
 // field, never another meaning of what there was. 2: cluster.recover, host.rejoin, witnesses.
-constexpr uint32_t LEVEL = 2;                           // highest feature level of entries that this program understands
+// 3: volume.adopt.
+constexpr uint32_t LEVEL = 3;                           // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;
@@ -239,6 +244,7 @@ struct Volume {
 	uint64_t grow_bytes = 0;                        // size it is growing to; 0: it is not
 	uint32_t source = 0;                            // creating: snapshot whose content its replicas get; 0: empty
 	bool reverting = false;                         // creating: it has been ready before, and is never rolled back
+	std::string adopts;                             // creating: LV of the orphan that becomes its one replica; never rolled back, either
 	std::set<HostId> devices;                       // hosts that said device.ready
 	// the record of DESIGN section 3
 	uint64_t version = 1, term = 1, incarnation = 0, session_serial = 0;
@@ -250,6 +256,7 @@ struct Volume {
 	std::set<HostId> shunned;                       // a replica could not be made there: others are tried first
 	bool operator==(const Volume &) const = default;
 
+	bool may_be_rolled_back() const { return !reverting && adopts.empty(); }
 	const Replica *replica(HostId host) const;      // nullptr if it has none there
 	Replica *replica(HostId host);
 	const Opener *opener(HostId host) const;

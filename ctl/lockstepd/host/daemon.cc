@@ -15,6 +15,7 @@
 #include "lockstepd/cluster/option.h"
 #include "lockstepd/host/journal.h"
 #include "lockstepd/host/openers.h"
+#include "lockstepd/host/orphans.h"
 #include "lockstepd/net/socket.h"
 
 namespace lockstep {
@@ -408,6 +409,7 @@ void Daemon::listen_to_links()
 			return reply(usage_error("malformed request"));
 		inspect_pool(body["vg"], body["thin_lv"], std::move(reply));
 	});
+	serve_orphans();
 	links_.on_notice("soft", [this](int host, Json body) { api_->soft(host, body); });
 	links_.on_peer_up([this](int host) {
 		if (!soft_said_.is_null())
@@ -605,6 +607,41 @@ void Daemon::propose(Json entry, JsonReply done)
 				   answer->value("message", "refused without a reason"), answer->value("code", "")});
 		else
 			done(std::move(answer));
+	});
+}
+
+void Daemon::serve_orphans()
+{
+	auto world = [this] {
+		OrphanWorld w;
+		w.self = member_->host_id;
+		w.lvm = lvm_;
+		w.run = [this](const std::string &key, std::function<void()> work, std::function<void()> done) {
+			workers_->submit(key, std::move(work), std::move(done));
+		};
+		w.barrier = [this](std::function<void(Done)> done) {
+			log_->barrier([this, done = std::move(done)](Done reached) {
+				publish();
+				done(std::move(reached));
+			});
+		};
+		w.state = [this]() -> const State & { return state_; };
+		w.published = [this] {
+			std::lock_guard hold(shared_lock_);
+			return published_;
+		};
+		w.inspect = inspect_orphan;
+		return w;
+	};
+	links_.on_call("orphan.list", [this, world](int, Json body, Links::Reply reply) {
+		if (!log_)
+			return reply(failed("not ready"));
+		list_orphans(world(), body.at("uuid").get<std::string>(), body.at("show").get<bool>(), std::move(reply));
+	});
+	links_.on_call("orphan.purge", [this, world](int, Json body, Links::Reply reply) {
+		if (!log_)
+			return reply(failed("not ready"));
+		purge_orphans(world(), body.at("uuid").get<std::string>(), std::move(reply));
 	});
 }
 

@@ -89,6 +89,7 @@ private:
 	std::map<HostId, Liveness> liveness() const;
 	void report_soft();
 	void inspect_pool(const std::string &vg, const std::string &thin_lv, JsonReply done);
+	void serve_orphans();                                   // verbs of links
 	void propose(Json entry, JsonReply done);               // a refusal of the state machine comes as an Error
 
 	// membership.cc

@@ -128,7 +128,9 @@ void read_group(const Json &part, LvmReport &report)
 		lv.pool = text_field(lv_row, "pool_lv");
 		const auto layout = split(text_field(lv_row, "lv_layout"));
 		lv.is_thin_pool = contains(layout, "thin") && contains(layout, "pool");
+		lv.origin = text_field(lv_row, "origin");
 		lv.active = text_field(lv_row, "lv_active") == "active";
+		lv.open = text_field(lv_row, "lv_device_open") == "open";
 		lv.size_bytes = bytes_field(lv_row, "lv_size");
 		lv.data_percent = percent_field(lv_row, "data_percent");
 		lv.metadata_percent = percent_field(lv_row, "metadata_percent");
@@ -139,16 +141,31 @@ void read_group(const Json &part, LvmReport &report)
 	report.groups.push_back(std::move(vg));
 }
 
+// vg empty: all of them.
+std::vector<std::string> report_command(const std::string &vg)
+{
+	std::vector<std::string> args = {"fullreport", "--reportformat", "json", "--units", "b", "--nosuffix",
+		"--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_missing_pv_count",
+		"--configreport", "lv", "-o",
+		"lv_name,lv_path,pool_lv,origin,lv_layout,lv_size,data_percent,metadata_percent,lv_tags,lv_active,lv_device_open,lv_health_status",
+		"--configreport", "pv", "-o", "pv_name", "--configreport", "pvseg", "-o", "pv_uuid", "--configreport", "seg", "-o", "lv_uuid"};
+	if (!vg.empty())
+		args.push_back(vg);
+	return args;
+}
+
+Result<LvmReport> lvm_report_all()
+{
+	auto out = lvm(report_command(""), "cannot inspect the volume groups");
+	if (!out)
+		return out.error();
+	return parse_lvm_report(*out);
+}
+
 Result<LvmReport> lvm_report(const std::string &vg)
 {
 	const std::string what = fmt::format("cannot inspect volume group {}", vg);
-	auto out = lvm({"fullreport", "--reportformat", "json", "--units", "b", "--nosuffix",
-			"--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_missing_pv_count",
-			"--configreport", "lv", "-o",
-			"lv_name,lv_path,pool_lv,lv_layout,lv_size,data_percent,metadata_percent,lv_tags,lv_active,lv_health_status",
-			"--configreport", "pv", "-o", "pv_name", "--configreport", "pvseg", "-o", "pv_uuid",
-			"--configreport", "seg", "-o", "lv_uuid", vg},
-		       what);
+	auto out = lvm(report_command(vg), what);
 	if (!out) {
 		// LVM ends with "Cannot process volume group X", whose cause may also be a broken disk.
 		auto groups = lvm({"vgs", "--reportformat", "json", "-o", "vg_name"}, what);
@@ -213,7 +230,8 @@ Done lvm_create(const ReplicaLv &lv)
 		return created.error();
 	if (!report->replica(lv))
 		return forbidden(fmt::format("logical volume {} does not carry the tag {}: it is not ours and is left alone; "
-					     "rename or remove it", full_name(lv), replica_lv_tag(lv.uuid)));
+					     "rename or remove it, or if `lockstep pool orphans` shows it adopt or purge it",
+					     full_name(lv), replica_lv_tag(lv.uuid)));
 	if (!contains(named->tags, replica_added_tag(lv.added))) {
 		// What an earlier replica left, say on a disk that was away when it was to be removed.
 		if (Done gone = lvm_remove(lv); !gone)
@@ -295,10 +313,12 @@ Lvm lvm_tools()
 {
 	Lvm lvm;
 	lvm.report = lvm_report;
+	lvm.report_all = lvm_report_all;
 	lvm.create = lvm_create;
 	lvm.activate = lvm_activate;
 	lvm.remove = lvm_remove;
 	add_snapshot_tools(lvm);
+	add_orphan_tools(lvm);
 	return lvm;
 }
 

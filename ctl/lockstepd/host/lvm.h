@@ -33,7 +33,9 @@ struct LogicalVolume {
 	std::string vg, name, path;
 	std::string pool;                       // thin pool it lives in, or empty
 	bool is_thin_pool = false;
+	std::string origin;                     // of a snapshot
 	bool active = false;
+	bool open = false;                      // somebody has its device open
 	uint64_t size_bytes = 0;
 	double data_percent = -1;               // thin pools and thin volumes; -1: unknown
 	double metadata_percent = -1;           // thin pools; -1: unknown
@@ -61,6 +63,12 @@ struct SnapshotLv {
 	unsigned attempt = 1;
 	std::string uuid;          // of the snapshot
 	uint64_t reserve_bytes = 0;    // thick: by how much it and its volume may come to differ
+};
+
+// An LV with a tag of ours that belongs to nothing in the log any more.
+struct OrphanLv {
+	std::string vg, name;
+	std::string tag;           // lockstep.volume=... or lockstep.snapshot=...
 };
 
 struct LvmReport {
@@ -100,6 +108,7 @@ Result<LvmReport> parse_lvm_report(std::string_view json);
 struct Lvm {
 	// One volume group; an Error (not_found) if there is none of that name.
 	std::function<Result<LvmReport>(const std::string &vg)> report;
+	std::function<Result<LvmReport>()> report_all;    // all volume groups of the host
 	// Makes the LV and activates it; an LV of that name with our tags and at least that size is taken as it is, one of an
 	// earlier replica of the volume is removed first. Refused (forbidden) if something else has that name.
 	std::function<Done(const ReplicaLv &)> create;
@@ -115,9 +124,18 @@ struct Lvm {
 	// what the snapshot has is to be copied; the snapshot is readable afterwards. content: a text that names what it is made
 	// from; an LV of the replica that was made from the same is taken as it is, another one is replaced (thin) or refused.
 	std::function<Done(const SnapshotLv &, const ReplicaLv &, const std::string &content)> clone;
+	// An orphan (orphans.h), which is told by its name and tag. Absent already: done. Refused (forbidden) while it is open, or a
+	// classic snapshot of it exists, which would go with it.
+	std::function<Done(const OrphanLv &)> purge;
+	// So that its content can be read.
+	std::function<Done(const OrphanLv &)> show;
+	// Gives the orphan the replica's name and tags, and activates it; taken as it is if that has been done. Refused (forbidden)
+	// while it is open or if something else has the replica's name; not_found if neither is there.
+	std::function<Done(const OrphanLv &, const ReplicaLv &)> take_over;
 };
 
 Lvm lvm_tools();
 void add_snapshot_tools(Lvm &lvm);    // lvm_snapshots.cc: extend, snapshot, remove_snapshot, clone
+void add_orphan_tools(Lvm &lvm);      // lvm_orphans.cc: purge, show, take_over
 
 }    // namespace lockstep

@@ -53,7 +53,7 @@ void Reconciler::look_creating(const Volume &v, VolumeWork &w)
 void Reconciler::make_replica(const Volume &v, const Replica &r, VolumeWork &w)
 {
 	auto give_up = [&](const std::string &why) {
-		if (v.reverting)
+		if (!v.may_be_rolled_back())
 			return finish(w.replica, object_name(v.vid), failed(why));
 		const char *what = v.phase == Phase::creating ? "volume {} could not be created on host {}: {}"
 							      : "volume {} gets no replica on host {}: {}";
@@ -66,10 +66,22 @@ void Reconciler::make_replica(const Volume &v, const Replica &r, VolumeWork &w)
 		give_up(lv.error().message);
 	else if (!module_error_.empty())
 		give_up(module_error_);
-	else if (!v.reverting && (w.replica.failures >= CREATE_TRIES || (w.replica.failures && w.replica.status != Status::failed)))
+	else if (v.may_be_rolled_back() && (w.replica.failures >= CREATE_TRIES || (w.replica.failures && w.replica.status != Status::failed)))
 		give_up(w.replica.error);
 	else if (v.source && v.phase == Phase::creating)
 		make_from_snapshot(v, r, *lv, w);
+	else if (!v.adopts.empty() && v.phase == Phase::creating)
+		act(v.vid, &VolumeWork::replica, vg_key(lv->vg),
+		    [lvm = world_.lvm, adopt = world_.metadata.adopt, from = OrphanLv{lv->vg, v.adopts, replica_lv_tag(v.uuid)}, lv = *lv,
+		     metadata = metadata_of(v, r, *lv)]() -> Done {
+			    if (Done done = lvm.take_over(from, lv); !done)
+				    return done;
+			    return adopt(metadata);
+		    },
+		    [this, vid = v.vid](bool ok) {
+			    if (ok)
+				    ask(vid, &VolumeWork::replica, {{"op", "replica.created"}});
+		    });
 	else
 		act(v.vid, &VolumeWork::replica, vg_key(lv->vg),
 		    [lvm = world_.lvm, format = world_.metadata.format, lv = *lv, metadata = metadata_of(v, r, *lv)]() -> Done {

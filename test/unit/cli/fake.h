@@ -49,6 +49,8 @@ public:
 	std::string create_error;               // hosts answer a new replica with this failure
 	bool quorum = true;
 	std::set<HostId> unreachable;           // by ask_host
+	std::map<HostId, nlohmann::json> orphans;    // answers to orphan.list
+	nlohmann::json orphans_kept = nlohmann::json::array();
 	unsigned rounds = 0;                    // Context::rounds
 	unsigned broken_holds = 0;              // so many attempts at a snapshot fail
 	bool repairs = false;                   // the leader adds and removes replicas
@@ -350,6 +352,16 @@ private:
 			if (unreachable.contains(host))
 				return failed("it cannot be reached");
 			asked_ = "host " + std::to_string(host) + " " + verb + " " + body.dump();
+			if (verb == "orphan.list" || verb == "orphan.purge") {
+				nlohmann::json list = nlohmann::json::array();
+				for (const nlohmann::json &o : orphans[host])
+					if (body["uuid"] == "" || o["uuid"] == body["uuid"])
+						list.push_back(o);
+				if (verb == "orphan.list")
+					return list;
+				orphans[host] = nlohmann::json::array();
+				return nlohmann::json{{"removed", list}, {"kept", orphans_kept}};
+			}
 			if (verb == "volume.openers")
 				return nlohmann::json{{{"pid", 77}, {"command", "tapdisk"}}};
 			if (verb == "volume.verify") {

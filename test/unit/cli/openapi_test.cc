@@ -235,4 +235,15 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	http.ask("delete", "/volumes/{name}/snapshots/{snapshot}", "/volumes/a/snapshots/t");
 	http.ask("delete", "/volumes/{name}", "/volumes/b");
 	http.ask("delete", "/groups/{name}", "/groups/sr", {}, 409);
+	const json content = {{"vid", 7}, {"host", 1}, {"size_bytes", GIB}, {"block_size", 16384}, {"md_offset", GIB}, {"version", 5}, {"term", 3},
+			      {"clean", true}, {"absent", {2}}};
+	d.orphans[1] = json{{{"vg", "lockstep_group"}, {"lv", "lockstep.7"}, {"kind", "replica"}, {"uuid", uuid(77)}, {"lv_bytes", 2 * GIB},
+			     {"thin_pool", "thin_device"}, {"active", true}, {"open", false}, {"content", content}}};
+	http.ask("get", "/orphans", "/orphans");
+	http.ask("post", "/orphans/{uuid}/adopt", "/orphans/" + uuid(77) + "/adopt", {{"name", "old"}});
+	d.orphans[1] = json::array();
+	d.orphans_kept = json{{{"vg", "v"}, {"lv", "l"}, {"message", "in use"}}};
+	d.unreachable = {2};
+	http.ask("get", "/orphans", "/orphans");
+	http.ask("post", "/orphans/{uuid}/purge", "/orphans/" + uuid(77) + "/purge");
 }

@@ -589,6 +589,50 @@ Lvm FakeWorld::lvm()
 			return Nothing{};
 		});
 	};
+	l.report_all = [this]() -> Result<LvmReport> {
+		LvmReport r;
+		for (const auto &[name, group] : groups)
+			r.groups.push_back(group);
+		for (const auto &[path, lv] : lvs)
+			r.volumes.push_back(lv.lv);
+		return r;
+	};
+	l.show = [this](const OrphanLv &lv) {
+		return effect<Done>("show " + lv.name, [=, this]() -> Done {
+			lvs.at("/dev/" + lv.vg + "/" + lv.name).lv.active = true;
+			return Nothing{};
+		});
+	};
+	l.purge = [this](const OrphanLv &lv) {
+		return effect<Done>("purge " + lv.name, [=, this]() -> Done {
+			const auto found = lvs.find("/dev/" + lv.vg + "/" + lv.name);
+			if (found != lvs.end() && log_wants(state, 1, found->second.lv))
+				violations.push_back("what the log wants was purged");
+			if (found != lvs.end() && found->second.lv.tags[0] == lv.tag)
+				lvs.erase(found);
+			return Nothing{};
+		});
+	};
+	l.take_over = [this](const OrphanLv &from, const ReplicaLv &to) {
+		return effect<Done>("take_over " + from.name, [=, this]() -> Done {
+			const std::string path = replica_lv_path(to.vg, to.vid), old = "/dev/" + from.vg + "/" + from.name;
+			const std::vector<std::string> tags = {from.tag, replica_added_tag(to.added)};
+			if (lvs.contains(path) && lvs[path].lv.tags == tags)
+				return Nothing{};
+			if (lvs.contains(path))
+				return forbidden("another logical volume has that name");
+			if (!lvs.contains(old))
+				return not_found("it is not there any more");
+			FakeLv f = lvs[old];
+			lvs.erase(old);
+			f.lv.name = replica_lv_name(to.vid);
+			f.lv.path = path;
+			f.lv.active = true;
+			f.lv.tags = tags;
+			lvs[path] = f;
+			return Nothing{};
+		});
+	};
 	return l;
 }
 

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "lockstepd/host/orphans.h"
 #include "lockstepd/host/reconciler.h"
 
 namespace lockstep::test {
