@@ -92,7 +92,7 @@ int lks_vol_meta_moved(struct lks_vol *v, u64 offset, u64 now_ms)
 int lks_vol_resize(struct lks_vol *v, u64 size, u64 now_ms)
 {
 	lks_enter(v, now_ms);
-	if (size < v->p.size || size % LKS_META_UNIT || size > LKS_SIZE_MAX || (v->attached && size > v->capacity))
+	if (size < v->p.size || size % LKS_META_UNIT || size > LKS_SIZE_MAX || (v->attached && !v->detached && size > v->capacity))
 		return -EINVAL;
 	v->p.size = size;
 	return 0;

@@ -451,6 +451,16 @@ TEST_CASE("of a dirty map only what is not empty is sent")
 	lks_map_free(d.volume, &m);
 }
 
+TEST_CASE("a host grows with the volume when its replica has gone")
+{
+	Live d;
+	d.serve();
+	const uint64_t size = 128 * MIB;
+	CHECK(lks_vol_resize(d.volume, size, d.now) == -EINVAL);    // its metadata describe the old size
+	d.detach();
+	CHECK(lks_vol_resize(d.volume, size, d.now) == 0);
+}
+
 TEST_CASE("verify looks closer at an extent that only a member has written")
 {
 	Live d;
