@@ -292,7 +292,10 @@ void lks_client_submit(struct lks_vol *v, struct lks_req *req)
 	}
 	lks_list_add_tail(&req->link, &v->reqs);
 	v->pending++;
-	lks_todo(v, LKS_DO_CLIENT);
+	if (v->aborted)
+		lks_todo(v, LKS_DO_CLIENT);
+	else if (v->note.primary)
+		try(v, req);	/* this one alone: whatever concerns the others polls them all */
 }
 
 /* Requests in whose buffer the disk still writes end when it has ended. */

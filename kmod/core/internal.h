@@ -277,7 +277,7 @@ struct lks_vol {
 	u16 offer;		/* session_id of the next one, 0: not chosen */
 	u8 answer_to;		/* host that waits for ACTIVATED once ios is 0 */
 	u64 stable;
-	struct lks_list unstable;	/* LKS_WORK_MEMBER by arrival */
+	struct lks_list unstable;	/* LKS_WORK_MEMBER by number */
 	struct lks_list incoming;	/* LKS_WORK_SYNC, LKS_WORK_MFLUSH */
 	u32 maps;		/* MAP frames received since the last PREPARE */
 	u64 attached_ms;	/* when it last offered itself to a primary */

@@ -160,6 +160,8 @@ void lks_map_remove(struct lks_vol *v, struct lks_map *m, u64 first, u64 n)
 
 void lks_map_clear(struct lks_vol *v, struct lks_map *m)
 {
+	if (!m->set)
+		return;
 	for (u32 i = 0; i < m->nleaves && m->leaves; i++) {
 		if (m->leaves[i].set)
 			m->leaves[i].unsaved = 1;

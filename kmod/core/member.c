@@ -167,6 +167,16 @@ static struct lks_work *incoming(struct lks_vol *v, u8 kind, u8 host, const stru
 	return w;
 }
 
+/* By number: they come nearly in that order. */
+static void add_unstable(struct lks_vol *v, struct lks_work *w)
+{
+	struct lks_list *pos = v->unstable.prev;
+
+	while (pos != &v->unstable && lks_list_entry(pos, struct lks_work, link)->seq > w->seq)
+		pos = pos->prev;
+	lks_list_insert(&w->link, pos->next);
+}
+
 int lks_on_repl(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lks_buf *buf)
 {
 	struct lks_work *w;
@@ -182,7 +192,7 @@ int lks_on_repl(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lk
 	w->flags = h->flags & LKS_F_FUA;
 	w->seq = h->seq;
 	w->local = true;
-	lks_list_add_tail(&w->link, &v->unstable);
+	add_unstable(v, w);
 	w->ext->unstable++;
 	lks_set_stable(v, h->stable);
 	for (u32 i = 0; i < LKS_SLOTS; i++) {			/* D1 */
@@ -212,7 +222,9 @@ void lks_set_stable(struct lks_vol *v, u64 stable)
 	lks_list_for_each_safe(pos, tmp, &v->unstable) {
 		struct lks_work *w = lks_list_entry(pos, struct lks_work, link);
 
-		if (w->seq <= stable && !w->local)
+		if (w->seq > stable)
+			break;
+		if (!w->local)
 			unstable_done(v, w);
 	}
 }
