@@ -107,6 +107,16 @@ static bool begin_recon(struct lks_vol *v)
 	return true;
 }
 
+/* Clients that knew of this term before its primary served have been refused, and would try again at their next tick. */
+static void tell_ready(struct lks_vol *v)
+{
+	u64 rest;
+	u8 h;
+
+	lks_for_hosts(h, rest, v->links)
+		lks_send(v, h, LKS_LANE_ALL, LKS_READY, 0, 0);
+}
+
 void lks_try_activate(struct lks_vol *v)
 {
 	if (v->role != LKS_ACTIVATING || v->wait)
@@ -131,6 +141,7 @@ void lks_try_activate(struct lks_vol *v)
 	lks_map_clear(v, &v->doubt);
 	lks_map_clear(v, &v->inherited);
 	lks_event(v, LKS_EV_STATE, 0);
+	tell_ready(v);
 	lks_todo(v, LKS_DO_PUMP | LKS_DO_CLIENT | LKS_DO_SYNC);
 }
 

@@ -750,6 +750,9 @@ static int receive(struct lks_vol *v, u8 host, const struct lks_frame *h, struct
 	case LKS_COMPARED:
 		lks_on_compared(v, host, h);
 		return 0;
+	case LKS_READY:
+		lks_todo(v, LKS_DO_CLIENT);
+		return 0;
 	}
 	return -EPROTO;
 }
@@ -757,7 +760,7 @@ static int receive(struct lks_vol *v, u8 host, const struct lks_frame *h, struct
 /* Frames that concern a client only; the others need a replica that takes part. */
 static bool for_client(u8 type)
 {
-	return type == LKS_REPLY || type == LKS_REFUSED || type == LKS_REQ;
+	return type == LKS_REPLY || type == LKS_REFUSED || type == LKS_REQ || type == LKS_READY;
 }
 
 int lks_vol_receive(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lks_buf *buf, const void *bytes, u64 now_ms)

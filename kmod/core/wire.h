@@ -34,6 +34,8 @@
  *  COMPARE     any   id        hash      bytes      0                     bytes        is the hash of your blocks this? Flag
  *                                                                                     ZEROES: have you never written there?
  *  COMPARED    any   id        LKS_CMP_* -          0                     -
+ *  READY       all   -         -         -          0                     -            the primary has begun to serve: behind
+ *                                                                                     every REFUSED that it sent before
  *
  * Lanes. What must come in order goes down one: 0 (MAPs ahead of what they belong to; the rest there is short and must not
  * wait behind data), or all of them (C2). "any" is not ordered with anything, nor with itself: a write whose number is above a
@@ -78,6 +80,7 @@ enum lks_frame_type {
 	LKS_REFUSED,
 	LKS_COMPARE,
 	LKS_COMPARED,
+	LKS_READY,
 	LKS_FRAME_TYPES,
 };
 

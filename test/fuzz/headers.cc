@@ -17,7 +17,7 @@ bool data_length(uint32_t n) { return n >= 512 && n <= 1048576 && n % 512 == 0; 
 
 bool naive_frame(const lks_frame &f)
 {
-	if (f.magic != 0x314b534c || f.type < LKS_ACTIVATE || f.type > LKS_COMPARED)
+	if (f.magic != 0x314b534c || f.type < LKS_ACTIVATE || f.type > LKS_READY)
 		return false;
 	unsigned op = f.flags >> 4;
 	switch (f.type) {

@@ -24,7 +24,7 @@ const char *frame_name(uint8_t type)
 {
 	static const char *const names[] = {"?", "ACTIVATE", "ACTIVATED", "REFUSE", "CONFIG", "SYNCSTART", "ATTACH", "MAP", "REPL",
 		"ACK", "STABLE", "FLUSH", "FLUSHED", "SYNC", "SYNCED", "PREPARE", "PREPARED", "PING", "PONG", "FAILED", "REQ",
-		"REPLY", "REFUSED", "COMPARE", "COMPARED"};
+		"REPLY", "REFUSED", "COMPARE", "COMPARED", "READY"};
 	static_assert(sizeof(names) / sizeof(*names) == LKS_FRAME_TYPES);
 	return names[type < LKS_FRAME_TYPES ? type : 0];
 }
