@@ -26,6 +26,7 @@
 
 static struct bio_set bios;
 
+/* From any context. Nothing here may use v once the lock is free: whoever takes the I/O may be the last to need it. */
 static void finish(struct lks_volume *v, struct lks_io *io, int err)
 {
 	unsigned long flags;
@@ -33,17 +34,42 @@ static void finish(struct lks_volume *v, struct lks_io *io, int err)
 	io->priv = (void *)(long)err;
 	spin_lock_irqsave(&v->queue_lock, flags);
 	lks_list_add_tail(&io->link, &v->completed);
+	if (!v->owned)		/* or the owner does it */
+		tasklet_schedule(&v->complete);
 	spin_unlock_irqrestore(&v->queue_lock, flags);
-	queue_work(lks_wq, &v->complete_work);
+}
+
+/* From a thread: the softirq runs before this returns, not in another thread. */
+static void finish_here(struct lks_volume *v, struct lks_io *io, int err)
+{
+	local_bh_disable();
+	finish(v, io, err);
+	local_bh_enable();
+}
+
+/* It is submitted again by somebody who may wait. */
+static void submit_later(struct lks_volume *v, struct lks_io *io)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&v->queue_lock, flags);
+	lks_list_add_tail(&io->link, &v->busy_ios);
+	queue_work(lks_wq, &v->submit_work);
+	spin_unlock_irqrestore(&v->queue_lock, flags);
 }
 
 static void end_io(struct bio *bio)
 {
 	struct lks_io *io = bio->bi_private;
 	int err = blk_status_to_errno(bio->bi_status);
+	/* whatever the reason: if there is more to it than a busy device, waiting will show */
+	bool again = err && bio->bi_opf & REQ_NOWAIT;
 
 	bio_put(bio);
-	finish(io->priv, io, err);
+	if (again)
+		submit_later(io->priv, io);
+	else
+		finish(io->priv, io, err);
 }
 
 static struct page *page_of(const void *p)
@@ -78,7 +104,7 @@ static bool whole_sectors(const struct lks_backing *b, const struct lks_io *io)
 	return !((io->offset | io->length) & (b->sector - 1));
 }
 
-void lks_backing_submit(struct lks_volume *v, struct lks_io *io)
+void lks_backing_submit(struct lks_volume *v, struct lks_io *io, bool may_wait)
 {
 	blk_opf_t opf = REQ_OP_WRITE | REQ_SYNC | REQ_IDLE;
 	unsigned int nvecs = 0;
@@ -109,12 +135,22 @@ void lks_backing_submit(struct lks_volume *v, struct lks_io *io)
 		return;
 	default:
 		WARN_ON_ONCE(1);
-		finish(v, io, -EIO);
+		finish_here(v, io, -EIO);
 		return;
 	}
 	if (io->flags & LKS_IO_FUA)
 		opf |= REQ_FUA;
-	bio = bio_alloc_bioset(v->backing->bdev, nvecs, opf, GFP_NOIO, &bios);
+	if (!may_wait && (io->op == LKS_IO_FLUSH || !bdev_nowait(v->backing->bdev))) {
+		submit_later(v, io);
+		return;
+	}
+	if (!may_wait)
+		opf |= REQ_NOWAIT;
+	bio = bio_alloc_bioset(v->backing->bdev, nvecs, opf, may_wait ? GFP_NOIO : GFP_NOWAIT, &bios);
+	if (!bio) {
+		submit_later(v, io);
+		return;
+	}
 	bio->bi_iter.bi_sector = io->offset >> SECTOR_SHIFT;
 	bio->bi_private = io;
 	bio->bi_end_io = end_io;
@@ -291,7 +327,7 @@ void lks_backing_slow_work(struct work_struct *work)
 			err = do_range(v->backing, io, io->offset, end, 0);
 		else
 			err = zero(v->backing, io, io->offset, end);
-		finish(v, io, err);
+		finish_here(v, io, err);
 	}
 	memalloc_noio_restore(noio);
 }

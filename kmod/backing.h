@@ -25,8 +25,11 @@ void lks_backing_close(struct lks_backing *b);
 /* An lks_read_fn; reader is the struct lks_backing. */
 int lks_backing_read(void *reader, u64 offset, void *to, u32 bytes);
 
-/* Starts a transfer; it ends in v->completed, with the error in io->priv, and v->complete_work. May block on a busy device. */
-void lks_backing_submit(struct lks_volume *v, struct lks_io *io);
+/*
+ * Starts a transfer; it ends in v->completed, with the error in io->priv, and v->complete. may_wait: may block on a busy device;
+ * otherwise what would have to is left to v->submit_work. From a thread.
+ */
+void lks_backing_submit(struct lks_volume *v, struct lks_io *io, bool may_wait);
 static inline int lks_backing_error(const struct lks_io *io)
 {
 	return (long)io->priv;

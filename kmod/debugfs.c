@@ -50,7 +50,7 @@ static int requests_show(struct seq_file *m, void *unused)
 			seq_puts(m, " waiting for a primary\n");
 	}
 	seq_printf(m, "%u more; %ld bytes of data\n", rest, atomic_long_read(&v->request_bytes));
-	mutex_unlock(&v->lock);
+	lks_volume_release(v);
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(requests);
@@ -66,7 +66,7 @@ static int openers_show(struct seq_file *m, void *unused)
 			   (v->now_ms - o->since_ms) / 1000);
 	seq_printf(m, "%u openers, %u writers, %u waiting%s\n", v->openers, v->writers, v->open_waiters,
 		   v->fenced ? ", taken over by another host" : "");
-	mutex_unlock(&v->lock);
+	lks_volume_release(v);
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(openers);
@@ -92,7 +92,7 @@ static int replica_show(struct seq_file *m, void *unused)
 		seq_printf(m, "host %u: %s, %s, %llu dirty blocks of %u bytes\n", s.peers[i].host,
 			   NAME_OF(sync_names, s.peers[i].sync_state), s.peers[i].linked ? "linked" : "no link",
 			   s.peers[i].dirty_blocks, v->block_size);
-	mutex_unlock(&v->lock);
+	lks_volume_release(v);
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(replica);
@@ -105,7 +105,7 @@ static int lanes_show(struct seq_file *m, void *unused)
 		struct lks_host *peer = lks_host_of(host);
 		struct lks_link *link;
 
-		spin_lock(&peer->lock);
+		spin_lock_bh(&peer->lock);
 		link = peer->link;
 		if (link)
 			seq_printf(m, "host %u: link %llu %s, %u of %u lanes\n", host, link->number,
@@ -120,7 +120,7 @@ static int lanes_show(struct seq_file *m, void *unused)
 					   atomic_read(&lane->sock->sk->sk_rmem_alloc));
 			seq_putc(m, '\n');
 		}
-		spin_unlock(&peer->lock);
+		spin_unlock_bh(&peer->lock);
 	}
 	return 0;
 }

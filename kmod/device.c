@@ -121,9 +121,14 @@ void lks_device_ended(struct lks_bio *r, int err)
 	list_move_tail(&r->link, &r->v->done);
 }
 
+bool lks_device_goes_on(const struct lks_bio *r)
+{
+	return r->preflush && !r->err;
+}
+
 bool lks_device_done(struct lks_bio *r)
 {
-	if (r->preflush && !r->err) {
+	if (lks_device_goes_on(r)) {
 		r->preflush = false;
 		return true;
 	}

@@ -38,6 +38,8 @@ void lks_device_submit(struct bio *bio);
 void lks_device_ended(struct lks_bio *r, int err);
 /* r has ended with r->err; no lock is held. true: it is to be started again by lks_device_start(). */
 bool lks_device_done(struct lks_bio *r);
+/* Will it? Any context. */
+bool lks_device_goes_on(const struct lks_bio *r);
 /* Under the lock of r->v, with no unlock but lks_volume_unlock() to follow. */
 void lks_device_start(struct lks_bio *r);
 

@@ -50,18 +50,18 @@ int lks_disk_add(struct lks_volume *v, struct netlink_ext_ack *ack)
 	disk->private_data = v;
 	snprintf(disk->disk_name, sizeof(disk->disk_name), "lockstep%u", v->minor);
 	set_capacity(disk, v->size >> SECTOR_SHIFT);
-	mutex_lock(&v->lock);
+	lks_volume_hold(v);
 	v->device_going = false;
-	mutex_unlock(&v->lock);
+	lks_volume_release(v);
 	err = lks_disk_register(disk, attribute_groups);
 	if (err) {
 		NL_SET_ERR_MSG(ack, "the block layer refused the device");
 		lks_disk_free(disk);
 		return err;
 	}
-	mutex_lock(&v->lock);
+	lks_volume_hold(v);
 	v->disk = disk;
-	mutex_unlock(&v->lock);
+	lks_volume_release(v);
 	return 0;
 }
 
@@ -70,7 +70,7 @@ int lks_disk_del(struct lks_volume *v, struct netlink_ext_ack *ack)
 	struct gendisk *disk;
 	bool busy;
 
-	mutex_lock(&v->lock);
+	lks_volume_hold(v);
 	disk = v->disk;
 	busy = v->openers || v->open_waiters;
 	if (!busy) {
@@ -78,7 +78,7 @@ int lks_disk_del(struct lks_volume *v, struct netlink_ext_ack *ack)
 		v->open_news++;
 		v->disk = NULL;
 	}
-	mutex_unlock(&v->lock);
+	lks_volume_release(v);
 	if (busy) {
 		NL_SET_ERR_MSG(ack, "the device is open on this host");
 		return -EBUSY;

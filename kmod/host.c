@@ -20,10 +20,10 @@ u64 lks_host_up(u8 host)
 	struct lks_host *peer = &peers[host];
 	u64 number = 0;
 
-	spin_lock(&peer->lock);
+	spin_lock_bh(&peer->lock);
 	if (peer->link && peer->link->state == LKS_LINK_UP)
 		number = peer->link->number;
-	spin_unlock(&peer->lock);
+	spin_unlock_bh(&peer->lock);
 	return number;
 }
 
@@ -32,14 +32,14 @@ void lks_host_info(u8 host, struct lks_host_info *info)
 	struct lks_host *peer = &peers[host];
 
 	memset(info, 0, sizeof(*info));
-	spin_lock(&peer->lock);
+	spin_lock_bh(&peer->lock);
 	info->set = peer->set;
 	if (peer->link) {
 		info->number = peer->link->number;
 		info->nlanes = peer->link->nlanes;
 		info->up = peer->link->state == LKS_LINK_UP;
 	}
-	spin_unlock(&peer->lock);
+	spin_unlock_bh(&peer->lock);
 }
 
 void lks_host_break(u8 host, u64 number, const char *reason, bool silent)
@@ -47,7 +47,7 @@ void lks_host_break(u8 host, u64 number, const char *reason, bool silent)
 	struct lks_host *peer = &peers[host];
 	struct lks_link *link;
 
-	spin_lock(&peer->lock);
+	spin_lock_bh(&peer->lock);
 	link = peer->link;
 	if (link && link->number == number && link->state != LKS_LINK_CLOSING) {
 		link->state = LKS_LINK_CLOSING;
@@ -55,7 +55,7 @@ void lks_host_break(u8 host, u64 number, const char *reason, bool silent)
 		link->silent = silent;
 		queue_work(lks_slow_wq, &link->close_work);
 	}
-	spin_unlock(&peer->lock);
+	spin_unlock_bh(&peer->lock);
 }
 
 /* The end of a link, in the order that host.h promises. Waits for nobody but our own threads. */
@@ -79,10 +79,10 @@ static void close_link(struct work_struct *work)
 		lks_event_silent(peer->host);
 	lks_event_link_down(peer->host, link->number, link->reason);
 
-	spin_lock(&peer->lock);
+	spin_lock_bh(&peer->lock);
 	peer->link = NULL;
 	wake_up_all(&peer->gone);
-	spin_unlock(&peer->lock);
+	spin_unlock_bh(&peer->lock);
 	kfree(link);
 }
 
@@ -90,9 +90,9 @@ static bool no_link(struct lks_host *peer)
 {
 	bool none;
 
-	spin_lock(&peer->lock);
+	spin_lock_bh(&peer->lock);
 	none = !peer->link;
-	spin_unlock(&peer->lock);
+	spin_unlock_bh(&peer->lock);
 	return none;
 }
 
@@ -122,9 +122,9 @@ int lks_host_set(u8 host, struct netlink_ext_ack *ack)
 		return -EINVAL;
 	}
 	mutex_lock(&peer->admin);
-	spin_lock(&peer->lock);
+	spin_lock_bh(&peer->lock);
 	peer->set = true;
-	spin_unlock(&peer->lock);
+	spin_unlock_bh(&peer->lock);
 	mutex_unlock(&peer->admin);
 	return 0;
 }
@@ -135,9 +135,9 @@ int lks_host_del(u8 host, struct netlink_ext_ack *ack)
 	int err;
 
 	mutex_lock(&peer->admin);
-	spin_lock(&peer->lock);
+	spin_lock_bh(&peer->lock);
 	peer->set = false;
-	spin_unlock(&peer->lock);
+	spin_unlock_bh(&peer->lock);
 	err = end_link(peer, "the peer was removed");
 	mutex_unlock(&peer->admin);
 	return err;
@@ -163,9 +163,9 @@ static struct lks_link *create_link(struct lks_host *peer, u64 number, u8 nlanes
 		INIT_LIST_HEAD(&lane->queue);
 		init_waitqueue_head(&lane->wait);
 	}
-	spin_lock(&peer->lock);
+	spin_lock_bh(&peer->lock);
 	peer->link = link;
-	spin_unlock(&peer->lock);
+	spin_unlock_bh(&peer->lock);
 	peer->newest = number;
 	return link;
 }
@@ -181,10 +181,10 @@ static struct lks_link *link_for_lane(struct lks_host *peer, u8 lane, u8 nlanes,
 		NL_SET_ERR_MSG(ack, "no such peer: PEER_SET comes first");
 		return ERR_PTR(-ENOENT);
 	}
-	spin_lock(&peer->lock);
+	spin_lock_bh(&peer->lock);
 	link = peer->link;
 	closing = link && link->state == LKS_LINK_CLOSING;
-	spin_unlock(&peer->lock);
+	spin_unlock_bh(&peer->lock);
 	if (link && link->number == number && !closing) {
 		/* stays: closing it takes peer->admin */
 		if (link->nlanes != nlanes) {
@@ -214,11 +214,11 @@ static void go_up(struct lks_link *link)
 	unsigned int i;
 	bool up;
 
-	spin_lock(&peer->lock);
+	spin_lock_bh(&peer->lock);
 	up = link->state == LKS_LINK_BUILDING;
 	if (up)
 		link->state = LKS_LINK_UP;
-	spin_unlock(&peer->lock);
+	spin_unlock_bh(&peer->lock);
 	if (!up)
 		return;
 	pr_info("lockstep: host %u: link %llu up, %u lane(s)\n", peer->host, link->number, link->nlanes);

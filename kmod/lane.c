@@ -76,9 +76,9 @@ void lks_lane_remove(struct lks_lane *lane)
 	stop(lane->sender);
 	stop(lane->receiver);
 	lks_send_purge(lane);
-	spin_lock(&lane->link->peer->lock);
+	spin_lock_bh(&lane->link->peer->lock);
 	lane->sock = NULL;
-	spin_unlock(&lane->link->peer->lock);
+	spin_unlock_bh(&lane->link->peer->lock);
 	sk_clear_memalloc(sock->sk);
 	sockfd_put(sock);
 }

@@ -569,7 +569,7 @@ static int put_volume(struct sk_buff *skb, struct lks_volume *v)
 		return -EMSGSIZE;
 
 	/* not lks_volume_lock(): a dump does not wait for an attach, the core's part is left out then */
-	mutex_lock(&v->lock);
+	lks_volume_hold(v);
 	err = put_flag(skb, LKS_A_HAS_DEVICE, v->disk);
 	err = err ?: nla_put_u32(skb, LKS_A_OPENERS, v->openers);
 	err = err ?: nla_put_u32(skb, LKS_A_WRITERS, v->writers);
@@ -585,7 +585,7 @@ static int put_volume(struct sk_buff *skb, struct lks_volume *v)
 	err = err ?: put_replica(skb, v, has_core ? &s : NULL);
 	if (!err && has_core)
 		err = put_status(skb, &s);
-	mutex_unlock(&v->lock);
+	lks_volume_release(v);
 	return err;
 }
 

@@ -174,11 +174,11 @@ int lks_open(struct lks_volume *v, struct gendisk *disk, bool writes)
 	if (!o)
 		return -ENOMEM;
 	if (!writes) {
-		mutex_lock(&v->lock);
+		lks_volume_hold(v);
 		state = v->device_going ? -ENXIO : 0;
 		if (!state)
 			note_opener(v, o);
-		mutex_unlock(&v->lock);
+		lks_volume_release(v);
 	} else {
 		lks_volume_lock(v);
 		state = get_session(v, disk);
@@ -248,12 +248,12 @@ static void tell_holder(struct lks_volume *v)
 
 void lks_open_refuse(struct lks_volume *v, int err)
 {
-	mutex_lock(&v->lock);
+	lks_volume_hold(v);
 	if (err == -EBUSY)
 		tell_holder(v);
 	v->refused = err;
 	v->refusals++;
 	v->open_news++;
-	mutex_unlock(&v->lock);
+	lks_volume_release(v);
 	wake_up_all(&v->wait);
 }

@@ -15,6 +15,7 @@
 #include "buf.h"
 #include "compat/net.h"
 #include "host.h"
+#include "volume.h"
 
 static void free_tx(struct lks_tx *tx)
 {
@@ -26,7 +27,7 @@ static void free_tx(struct lks_tx *tx)
 static struct lks_tx *create_tx(const struct lks_frame *h, struct lks_buf *buf, const void *bytes)
 {
 	size_t inlined = buf ? 0 : h->length;
-	struct lks_tx *tx = kmalloc(struct_size(tx, bytes, inlined), GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN);
+	struct lks_tx *tx = kmalloc(struct_size(tx, bytes, inlined), lks_gfp());
 
 	/* what is to be sent may be a page being swapped out: worth the emergency reserve */
 	if (!tx)
@@ -107,9 +108,9 @@ void lks_host_send(u8 host, u64 number, u8 lane, const struct lks_frame *h, stru
 			goto out;
 		}
 	}
-	spin_lock(&peer->lock);
+	spin_lock_bh(&peer->lock);
 	queued = peer->link && peer->link->number == number && enqueue_all(peer->link, lane, txs);
-	spin_unlock(&peer->lock);
+	spin_unlock_bh(&peer->lock);
 	if (queued)
 		return;
 out:
@@ -122,10 +123,10 @@ void lks_send_purge(struct lks_lane *lane)
 	struct lks_tx *tx, *next;
 	LIST_HEAD(queue);
 
-	spin_lock(&lane->link->peer->lock);
+	spin_lock_bh(&lane->link->peer->lock);
 	list_splice_init(&lane->queue, &queue);
 	lane->queued_bytes = 0;
-	spin_unlock(&lane->link->peer->lock);
+	spin_unlock_bh(&lane->link->peer->lock);
 	list_for_each_entry_safe(tx, next, &queue, link)
 		free_tx(tx);
 }
@@ -167,7 +168,7 @@ static struct lks_tx *next_tx(struct lks_lane *lane, bool *more)
 {
 	struct lks_tx *tx;
 
-	spin_lock(&lane->link->peer->lock);
+	spin_lock_bh(&lane->link->peer->lock);
 	tx = list_first_entry_or_null(&lane->queue, struct lks_tx, link);
 	if (tx) {
 		list_del(&tx->link);
@@ -176,7 +177,7 @@ static struct lks_tx *next_tx(struct lks_lane *lane, bool *more)
 		lane->sent_bytes += sizeof(tx->h) + tx->h.length;
 		*more = !list_empty(&lane->queue);
 	}
-	spin_unlock(&lane->link->peer->lock);
+	spin_unlock_bh(&lane->link->peer->lock);
 	return tx;
 }
 

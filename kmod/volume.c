@@ -74,6 +74,50 @@ struct lks_volume *lks_volume_next(u32 vid)
 
 /* ---- the lock ---- */
 
+/*
+ * The mutex is not all: completions of the backing device go to the core from a softirq, without a thread that would have to be
+ * woken (complete_softly()). Whoever owns the volume may use the core. A softirq that finds it owned leaves what it has to the owner.
+ */
+static void own(struct lks_volume *v)
+{
+	spin_lock_irq(&v->queue_lock);
+	while (v->owned) {		/* by a softirq on another processor: it does not sleep */
+		spin_unlock_irq(&v->queue_lock);
+		cpu_relax();
+		spin_lock_irq(&v->queue_lock);
+	}
+	v->owned = true;
+	spin_unlock_irq(&v->queue_lock);
+}
+
+static void disown(struct lks_volume *v)
+{
+	local_bh_disable();
+	spin_lock_irq(&v->queue_lock);
+	v->owned = false;
+	if (!lks_list_empty(&v->completed))
+		tasklet_schedule(&v->complete);		/* runs at local_bh_enable() */
+	spin_unlock_irq(&v->queue_lock);
+	local_bh_enable();
+}
+
+void lks_volume_hold(struct lks_volume *v)
+{
+	mutex_lock(&v->lock);
+	own(v);
+}
+
+void lks_volume_release(struct lks_volume *v)
+{
+	disown(v);
+	mutex_unlock(&v->lock);
+}
+
+static void set_time(struct lks_volume *v)
+{
+	v->now_ms = max(v->now_ms, (u64)ktime_to_ms(ktime_get_boottime()));
+}
+
 static bool never(void *arg)
 {
 	return false;
@@ -82,15 +126,15 @@ static bool never(void *arg)
 bool lks_volume_lock_unless(struct lks_volume *v, bool (*stop)(void *arg), void *arg)
 {
 	for (;;) {
-		mutex_lock(&v->lock);
+		lks_volume_hold(v);
 		if (likely(!v->attaching))
 			break;
-		mutex_unlock(&v->lock);
+		lks_volume_release(v);
 		wait_event_idle(v->wait, !READ_ONCE(v->attaching) || stop(arg));
 		if (stop(arg))
 			return false;
 	}
-	v->now_ms = max(v->now_ms, (u64)ktime_to_ms(ktime_get_boottime()));
+	set_time(v);
 	return true;
 }
 
@@ -103,22 +147,30 @@ bool lks_volume_trylock(struct lks_volume *v)
 {
 	if (!mutex_trylock(&v->lock))
 		return false;
+	own(v);
 	if (v->attaching) {
-		mutex_unlock(&v->lock);
+		lks_volume_release(v);
 		return false;
 	}
-	v->now_ms = max(v->now_ms, (u64)ktime_to_ms(ktime_get_boottime()));
+	set_time(v);
 	return true;
 }
 
-static void submit_ios(struct lks_volume *v, struct lks_list *ios)
+/* Without a plug, a device with an I/O scheduler has a thread of kblockd take each bio further. */
+static void submit_ios(struct lks_volume *v, struct lks_list *ios, bool may_wait)
 {
+	struct blk_plug plug;
+
+	if (lks_list_empty(ios))
+		return;
+	blk_start_plug(&plug);
 	while (!lks_list_empty(ios)) {
 		struct lks_io *io = lks_list_first(ios, struct lks_io, link);
 
 		lks_list_del(&io->link);
-		lks_backing_submit(v, io);
+		lks_backing_submit(v, io, may_wait);
 	}
+	blk_finish_plug(&plug);
 }
 
 void lks_volume_unlock(struct lks_volume *v, bool may_wait)
@@ -131,13 +183,10 @@ void lks_volume_unlock(struct lks_volume *v, bool may_wait)
 	lks_list_init(&ios);
 	for (;;) {
 		list_splice_tail_init(&v->done, &done);
-		if (may_wait)
-			lks_list_splice_tail(&v->ios, &ios);
-		else if (!lks_list_empty(&v->ios))
-			queue_work(lks_wq, &v->submit_work);
-		mutex_unlock(&v->lock);
+		lks_list_splice_tail(&v->ios, &ios);
+		lks_volume_release(v);
 
-		submit_ios(v, &ios);
+		submit_ios(v, &ios, may_wait);
 		list_for_each_entry_safe(r, next, &done, link) {
 			list_del(&r->link);
 			if (lks_device_done(r))
@@ -156,28 +205,93 @@ void lks_volume_unlock(struct lks_volume *v, bool may_wait)
 static void submit_work(struct work_struct *work)
 {
 	struct lks_volume *v = container_of(work, struct lks_volume, submit_work);
+	struct lks_list ios;
 
+	lks_list_init(&ios);
+	spin_lock_irq(&v->queue_lock);
+	lks_list_splice_tail(&v->busy_ios, &ios);
+	spin_unlock_irq(&v->queue_lock);
+	submit_ios(v, &ios, true);
 	lks_volume_lock(v);
 	lks_volume_unlock(v, true);
 }
 
-static void complete_work(struct work_struct *work)
+/* ---- completions ---- */
+
+/* The core is told of completions, as long as it needs no memory for them if quick; the rest is put back. */
+static void tell_core(struct lks_volume *v, bool quick)
 {
-	struct lks_volume *v = container_of(work, struct lks_volume, complete_work);
 	struct lks_list completed;
 
 	lks_list_init(&completed);
-	lks_volume_lock(v);
 	spin_lock_irq(&v->queue_lock);
 	lks_list_splice_tail(&v->completed, &completed);
 	spin_unlock_irq(&v->queue_lock);
 	while (!lks_list_empty(&completed)) {
 		struct lks_io *io = lks_list_first(&completed, struct lks_io, link);
+		int err = lks_backing_error(io);
 
+		if (quick && !lks_vol_io_is_quick(v->core, io, err))
+			break;
 		lks_list_del(&io->link);
-		lks_vol_io_done(v->core, io, lks_backing_error(io), v->now_ms);
+		lks_vol_io_done(v->core, io, err, v->now_ms);
 	}
+	if (lks_list_empty(&completed))
+		return;
+	spin_lock_irq(&v->queue_lock);
+	lks_list_splice_tail(&v->completed, &completed);
+	lks_list_splice_tail(&completed, &v->completed);
+	spin_unlock_irq(&v->queue_lock);
+	queue_work(lks_wq, &v->complete_work);
+}
+
+static void complete_work(struct work_struct *work)
+{
+	struct lks_volume *v = container_of(work, struct lks_volume, complete_work);
+
+	lks_volume_lock(v);
+	tell_core(v, false);
 	lks_volume_unlock(v, true);
+}
+
+/*
+ * The softirq: what can be done without sleeping. Ends requests by itself, and leaves to submit_work what the core now wants from
+ * the disk, and writes whose flush is done.
+ */
+static void complete_softly(struct tasklet_struct *tasklet)
+{
+	struct lks_volume *v = container_of(tasklet, struct lks_volume, complete);
+	struct lks_bio *r, *next;
+	LIST_HEAD(done);
+	bool again;
+
+	spin_lock_irq(&v->queue_lock);
+	if (v->owned || lks_list_empty(&v->completed)) {
+		spin_unlock_irq(&v->queue_lock);
+		return;
+	}
+	v->owned = true;
+	spin_unlock_irq(&v->queue_lock);
+
+	set_time(v);
+	tell_core(v, true);
+	list_for_each_entry_safe(r, next, &v->done, link)
+		if (!lks_device_goes_on(r))
+			list_move_tail(&r->link, &done);
+	if (!list_empty(&v->done) || !lks_list_empty(&v->ios))
+		queue_work(lks_wq, &v->submit_work);
+
+	spin_lock_irq(&v->queue_lock);
+	v->owned = false;
+	/* a completion that needs a thread has one on its way */
+	again = !lks_list_empty(&v->completed) && !work_pending(&v->complete_work);
+	if (again)
+		tasklet_schedule(&v->complete);
+	spin_unlock_irq(&v->queue_lock);
+	list_for_each_entry_safe(r, next, &done, link) {
+		list_del(&r->link);
+		lks_device_done(r);
+	}
 }
 
 /* ---- the core's actions: the lock is held ---- */
@@ -196,11 +310,13 @@ static void *alloc_in_need(size_t bytes)
 static void *op_alloc(void *ctx, size_t bytes)
 {
 	struct lks_volume *v = ctx;
-	gfp_t gfp = GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN;
+	gfp_t gfp = lks_gfp();
 	void *p;
 
 	if (bytes == LKS_META_UNIT)
 		p = (void *)get_zeroed_page(gfp);
+	else if (bytes <= PAGE_SIZE || in_serving_softirq())
+		p = kzalloc(bytes, gfp);
 	else
 		p = kvzalloc(bytes, gfp);
 	if (!p && bytes <= PAGE_SIZE)
@@ -225,7 +341,7 @@ static void op_free(void *ctx, void *p, size_t bytes)
 
 static struct lks_buf *op_buf_alloc(void *ctx, u32 bytes)
 {
-	return lks_buf_alloc(bytes);
+	return in_serving_softirq() ? lks_buf_alloc_nowait(bytes) : lks_buf_alloc(bytes);
 }
 
 static void op_submit(void *ctx, struct lks_io *io)
@@ -470,6 +586,7 @@ static struct lks_volume *create(const struct lks_volume_params *p)
 	init_waitqueue_head(&v->wait);
 	lks_list_init(&v->ios);
 	lks_list_init(&v->completed);
+	lks_list_init(&v->busy_ios);
 	lks_list_init(&v->slow_ios);
 	init_waitqueue_head(&v->room);
 	INIT_LIST_HEAD(&v->requests);
@@ -478,6 +595,7 @@ static struct lks_volume *create(const struct lks_volume_params *p)
 	INIT_LIST_HEAD(&v->news);
 	INIT_WORK(&v->submit_work, submit_work);
 	INIT_WORK(&v->complete_work, complete_work);
+	tasklet_setup(&v->complete, complete_softly);
 	INIT_WORK(&v->slow_io_work, lks_backing_slow_work);
 	INIT_WORK(&v->news_work, lks_notify_work);
 	INIT_WORK(&v->wake_work, lks_open_wake_work);
@@ -537,15 +655,16 @@ static int delete(struct lks_volume *v, struct netlink_ext_ack *ack)
 	mutex_lock(&lks_volumes_lock);
 	idr_remove(&volumes, v->vid);
 	mutex_unlock(&lks_volumes_lock);
-	mutex_lock(&v->lock);
+	lks_volume_hold(v);
 	v->dead = true;
-	mutex_unlock(&v->lock);
+	lks_volume_release(v);
 	lks_debugfs_del(v);
 	cancel_work_sync(&v->wake_work);
 	cancel_delayed_work_sync(&v->tick);
 	cancel_work_sync(&v->submit_work);
 	cancel_work_sync(&v->complete_work);
 	cancel_work_sync(&v->slow_io_work);
+	tasklet_kill(&v->complete);
 	flush_work(&v->news_work);
 	return 0;
 }
@@ -611,7 +730,7 @@ static bool is_attached(struct lks_volume *v, const char *path, u64 offset)
 
 	lks_volume_lock(v);
 	is = !v->detaching && !strcmp(v->backing->path, path) && meta_offset_now(v) == offset;
-	mutex_unlock(&v->lock);
+	lks_volume_release(v);
 	return is;
 }
 
@@ -634,10 +753,10 @@ int lks_volume_attach(struct lks_volume *v, const char *path, u64 offset, bool t
 	/* from here on the core is ours, though its lock is free: nobody shall wait for our disk without an end */
 	lks_volume_lock(v);
 	WRITE_ONCE(v->attaching, true);
-	mutex_unlock(&v->lock);
+	lks_volume_release(v);
 	err = lks_vol_attach(v->core, offset, !thin, lks_backing_read, b, v->now_ms, &v->suspect, &v->disk_version,
 			     &v->disk_term);
-	mutex_lock(&v->lock);
+	lks_volume_hold(v);
 	if (!err) {
 		v->backing = b;
 		v->detached = false;
@@ -671,10 +790,10 @@ int lks_volume_detach(struct lks_volume *v, struct netlink_ext_ack *ack)
 		NL_SET_ERR_MSG(ack, "interrupted; the replica goes on detaching");
 		return -EINTR;
 	}
-	mutex_lock(&v->lock);
+	lks_volume_hold(v);
 	v->backing = NULL;
 	v->detaching = false;
-	mutex_unlock(&v->lock);
+	lks_volume_release(v);
 	/* whoever was still on his way out with the last I/O */
 	flush_work(&v->complete_work);
 	flush_work(&v->submit_work);

@@ -9,12 +9,16 @@
  *	lks_host.admin		mutex: one command at a time on a peer
  *	gendisk.open_mutex	the block layer's, around open() and release()
  *	lks_volume.lock		mutex: the core
- *	lks_host.lock		spinlock: the link to a peer and its transmit queues
+ *	(ownership)		a flag, see below
+ *	lks_host.lock		spinlock, bh: the link to a peer and its transmit queues
  *	lks_volume.queue_lock	spinlock, irq: I/O done by the backing device, events not sent yet
  *	lks_event_lock		mutex: the events' sequence (event.c). Never together with a spinlock
  *
- * The core's lock is a mutex: everybody who calls it may sleep, allocations under it may wait a moment (GFP_NOIO) instead
- * of failing, and a contended mutex spins before it sleeps. Nobody waits for a disk or a peer under it.
+ * The core's lock is a mutex: who calls it may sleep, allocations under it may wait a moment (GFP_NOIO) instead of failing, and a
+ * contended mutex spins before it sleeps. Nobody waits for a disk or a peer under it. The exception are completions of the
+ * backing device: waking a thread for each cost more than all else that is done for it. They come from a softirq, which cannot take
+ * a mutex. So whoever has the mutex also owns the volume by a flag under queue_lock, and so does the softirq without the mutex: it
+ * does what needs no memory that may be missing (lks_vol_io_is_quick()) and leaves the rest, and all if it finds the volume owned.
  *
  * The core's actions are queued under the lock and carried out by lks_volume_unlock(), which every caller of the core ends
  * with. Only frames go to their lane's queue at once, since their order counts (C2).
@@ -22,6 +26,7 @@
 #ifndef LKS_VOLUME_H
 #define LKS_VOLUME_H
 
+#include <linux/interrupt.h>
 #include <linux/kref.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
@@ -92,6 +97,8 @@ struct lks_volume {
 
 	/* under queue_lock */
 	spinlock_t queue_lock;
+	bool owned;			/* by whoever has the lock, or by the softirq */
+	struct lks_list busy_ios;	/* lks_io that could not be submitted without waiting for the device */
 	struct lks_list completed;	/* lks_io the backing device is done with */
 	struct lks_list slow_ios;	/* lks_io for slow_io_work */
 	struct list_head news;		/* events to be sent, one after the other; notify.c */
@@ -102,7 +109,8 @@ struct lks_volume {
 	struct lks_record proposal;
 
 	struct work_struct submit_work;		/* submits ios for those who may not wait for a disk */
-	struct work_struct complete_work;	/* completed -> core */
+	struct tasklet_struct complete;		/* completed -> core */
+	struct work_struct complete_work;	/* what of that needs a thread */
 	struct work_struct slow_io_work;
 	struct work_struct news_work;
 	struct work_struct wake_work;		/* finds a primary to read from */
@@ -124,6 +132,13 @@ void lks_volume_put(struct lks_volume *v);
 void lks_volume_lock(struct lks_volume *v);
 bool lks_volume_lock_unless(struct lks_volume *v, bool (*stop)(void *arg), void *arg);
 bool lks_volume_trylock(struct lks_volume *v);		/* waits for nobody */
+
+/*
+ * The lock alone, for fields that it protects: no wait for an attach, no calls of the core, which would leave things to be carried
+ * out.
+ */
+void lks_volume_hold(struct lks_volume *v);
+void lks_volume_release(struct lks_volume *v);
 
 /* Unlocks, and carries out what the core has asked for. may_wait: submitting to a busy disk may block us. */
 void lks_volume_unlock(struct lks_volume *v, bool may_wait);
@@ -167,6 +182,12 @@ void lks_volume_exit(void);
 void lks_notify(struct lks_volume *v, const struct lks_event_info *info);
 void lks_notify_work(struct work_struct *work);
 void lks_notify_purge(struct lks_volume *v);
+
+/* For small things that the core needs, wherever it was called from. */
+static inline gfp_t lks_gfp(void)
+{
+	return (in_serving_softirq() ? GFP_ATOMIC : GFP_NOIO | __GFP_NORETRY) | __GFP_NOWARN;
+}
 
 /* main.c */
 extern struct workqueue_struct *lks_wq;		/* short work on the way of I/O */

@@ -33,6 +33,18 @@ static inline struct bio *lks_bio_alloc_bioset(struct block_device *bdev, unsign
 #define bio_alloc_bioset lks_bio_alloc_bioset
 #endif
 
+/* Does the device say when it would have to wait? From 5.10 on, a stacked one does if all below it do. */
+#ifndef LKS_HAVE_bdev_nowait
+static inline bool bdev_nowait(struct block_device *bdev)
+{
+#ifdef blk_queue_nowait
+	return blk_queue_nowait(bdev_get_queue(bdev));
+#else
+	return false;
+#endif
+}
+#endif
+
 #ifndef LKS_HAVE_submit_noacct
 #define submit_bio_noacct generic_make_request
 #endif

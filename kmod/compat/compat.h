@@ -48,6 +48,16 @@ static inline void memzero_page(struct page *page, size_t offset, size_t bytes)
 #define kunmap_local kunmap_atomic
 #endif
 
+#ifndef LKS_HAVE_tasklet_setup
+#include <linux/interrupt.h>
+
+/* A number as large as a pointer is passed as a pointer is. */
+static inline void tasklet_setup(struct tasklet_struct *tasklet, void (*f)(struct tasklet_struct *))
+{
+	tasklet_init(tasklet, (void (*)(unsigned long))f, (unsigned long)tasklet);
+}
+#endif
+
 #ifndef LKS_HAVE_sysfs_emit
 #define sysfs_emit(to, ...) scnprintf(to, PAGE_SIZE, __VA_ARGS__)
 #endif

@@ -455,6 +455,28 @@ int probe(struct genl_info *info)
 extern const struct genl_multicast_group probe;
 const struct genl_multicast_group probe = { .flags = GENL_MCAST_CAP_NET_ADMIN };
 
+#elif defined(PROBE_bdev_nowait)
+
+/* 5.20 */
+#include <linux/blkdev.h>
+
+bool probe(struct block_device *bdev);
+bool probe(struct block_device *bdev)
+{
+	return bdev_nowait(bdev);
+}
+
+#elif defined(PROBE_tasklet_setup)
+
+/* 5.9: a tasklet's function is given the tasklet */
+#include <linux/interrupt.h>
+
+void probe(struct tasklet_struct *tasklet, void (*f)(struct tasklet_struct *));
+void probe(struct tasklet_struct *tasklet, void (*f)(struct tasklet_struct *))
+{
+	tasklet_setup(tasklet, f);
+}
+
 #elif defined(PROBE_netlink_ctx)
 
 /* 4.20 */

@@ -197,6 +197,12 @@ void lks_vol_detach(struct lks_vol *v, u64 now_ms);
 /* What the log says (S3 with admit). r was checked by lks_record_check(). -EINVAL: another volume's. */
 int lks_vol_config(struct lks_vol *v, const struct lks_record *r, bool admit, u64 now_ms);
 
+/*
+ * May lks_vol_io_done() with this result be called where an allocation must not wait, and be refused more often? Then what it does is
+ * short, and needs no memory but for frames to send.
+ */
+bool lks_vol_io_is_quick(const struct lks_vol *v, const struct lks_io *io, int err);
+
 void lks_vol_io_done(struct lks_vol *v, struct lks_io *io, int err, u64 now_ms);
 
 /*

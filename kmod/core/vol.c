@@ -566,6 +566,20 @@ static void work_io_done(struct lks_vol *v, struct lks_work *w, int err)
 	}
 }
 
+bool lks_vol_io_is_quick(const struct lks_vol *v, const struct lks_io *io, int err)
+{
+	const struct lks_work *w = lks_container(io, const struct lks_work, io);
+
+	if (err || io->kind != LKS_IO_OF_WORK || v->failed || v->detaching || w->orphan)
+		return false;
+	/* what the end of this may set free (lks_run()) */
+	if (v->role == LKS_ACTIVATING || v->answer_to || v->syncing || v->verifying || v->hold || v->heir || v->move ||
+	    !lks_list_empty(&v->queue))
+		return false;
+	return w->kind == LKS_WORK_READ || w->kind == LKS_WORK_WRITE || w->kind == LKS_WORK_FLUSH || w->kind == LKS_WORK_MEMBER ||
+	       w->kind == LKS_WORK_MFLUSH;
+}
+
 void lks_vol_io_done(struct lks_vol *v, struct lks_io *io, int err, u64 now_ms)
 {
 	lks_enter(v, now_ms);
