@@ -85,6 +85,7 @@ static struct lks_buf *alloc(u32 bytes, gfp_t gfp, bool reserved)
 	atomic_inc(&live);
 	refcount_set(&buf->refs, 1);
 	buf->reserved = reserved;
+	buf->borrowed = false;
 	buf->css = NULL;
 	buf->bytes = bytes;
 	kept = reserved ? 0 : take_pages(buf->vecs, nvecs);
@@ -130,6 +131,43 @@ struct lks_buf *lks_buf_alloc_io(u32 bytes)
 	return buf;
 }
 
+static bool whole_pages(struct bio *bio)
+{
+	u32 left = bio->bi_iter.bi_size;
+	struct bvec_iter iter;
+	struct bio_vec segment;
+
+	bio_for_each_segment(segment, bio, iter) {
+		if (segment.bv_offset || segment.bv_len != min_t(u32, left, PAGE_SIZE))
+			return false;
+		left -= segment.bv_len;
+	}
+	return true;
+}
+
+struct lks_buf *lks_buf_borrow(struct bio *bio, gfp_t gfp)
+{
+	struct lks_buf *buf;
+	struct bvec_iter iter;
+	struct bio_vec segment;
+
+	if (!whole_pages(bio))
+		return NULL;
+	buf = kmalloc(struct_size(buf, vecs, DIV_ROUND_UP(bio->bi_iter.bi_size, PAGE_SIZE)), gfp | __GFP_NOMEMALLOC | __GFP_NOWARN);
+	if (!buf)
+		return NULL;
+	atomic_inc(&live);
+	refcount_set(&buf->refs, 1);
+	buf->reserved = false;
+	buf->borrowed = true;
+	buf->css = NULL;
+	buf->bytes = bio->bi_iter.bi_size;
+	buf->nvecs = 0;
+	bio_for_each_segment(segment, bio, iter)
+		buf->vecs[buf->nvecs++] = segment;
+	return buf;
+}
+
 void lks_buf_get(struct lks_buf *buf)
 {
 	refcount_inc(&buf->refs);
@@ -147,7 +185,8 @@ void lks_buf_put(struct lks_buf *buf)
 			mempool_free(buf->vecs[i].bv_page, &reserved_pages);
 		mempool_free(buf, &reserved_bufs);
 	} else {
-		put_pages(buf->vecs, buf->nvecs);
+		if (!buf->borrowed)
+			put_pages(buf->vecs, buf->nvecs);
 		kfree(buf);
 	}
 	atomic_dec(&live);

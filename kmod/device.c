@@ -3,7 +3,7 @@
  * Bios of a volume's device.
  *
  * A bio becomes one request of the core: it is cut at extents and at the size of a frame first, and a write that asks for
- * a flush before it becomes a flush, then a write. Data go through a buffer of our own in both directions.
+ * a flush before it becomes a flush, then a write. What is written goes through a buffer of our own (buf.h).
  *
  * The memory of requests under way is bounded. A volume may have VOLUME_BYTES_SURE at any time, so that one that is frozen
  * holds up no other, and more while all volumes together stay below max_request_mib. Whoever comes then waits. A discard
@@ -106,7 +106,7 @@ static void end_request(struct lks_bio *r)
 
 	trace_lockstep_complete(r->v->vid, op_is_write(bio_op(bio)), bio->bi_iter.bi_sector, bio_sectors(bio), err,
 				ktime_get_ns() - r->start_ns);
-	if (!err && r->req.op == LKS_OP_READ)
+	if (!err && r->req.op == LKS_OP_READ && !r->req.buf->borrowed)
 		lks_buf_to_bio(r->req.buf, bio);
 	if (r->accounted)
 		bio_end_io_acct(bio, r->start);
@@ -255,7 +255,11 @@ static struct lks_bio *prepare(struct lks_volume *v, struct bio *bio)
 	r->preflush = bio->bi_opf & REQ_PREFLUSH && op_of(bio) != LKS_OP_FLUSH;
 	if (!data)
 		return r;
-	if (nowait)
+	if (bio_op(bio) == REQ_OP_READ)
+		r->req.buf = lks_buf_borrow(bio, nowait ? GFP_NOWAIT : GFP_NOIO);
+	if (r->req.buf)
+		;	/* nothing to copy */
+	else if (nowait)
 		r->req.buf = lks_buf_alloc_nowait(bio->bi_iter.bi_size);
 	else if (bio->bi_opf & REQ_RAHEAD)
 		r->req.buf = lks_buf_alloc(bio->bi_iter.bi_size);

@@ -45,6 +45,24 @@ static void done(struct lks_vol *v, struct lks_req *req, int err)
 	v->ops->req_done(v->ctx, req, err);
 }
 
+/*
+ * X1: only the last try's reply counts. false: the disk still writes into its buffer, which may be the requester's own memory; for
+ * the same reason a read that has not begun never will.
+ */
+static bool give_up(struct lks_vol *v, struct lks_req *req)
+{
+	struct lks_work *w = req->work;
+
+	if (w && w->io_busy && req->op == LKS_OP_READ)
+		return false;
+	req->work = NULL;
+	if (w)
+		w->req = NULL;
+	if (w && req->op == LKS_OP_READ)
+		lks_work_free(v, w);
+	return true;
+}
+
 static void fence(struct lks_vol *v)
 {
 	struct lks_list *pos, *tmp;
@@ -53,14 +71,9 @@ static void fence(struct lks_vol *v)
 	v->session = 0;
 	lks_list_for_each_safe(pos, tmp, &v->reqs) {
 		struct lks_req *req = lks_list_entry(pos, struct lks_req, link);
-		struct lks_work *w = req->work;
 
-		if (!req->session || req == &v->open_req || (w && w->io_busy && req->op == LKS_OP_READ))
+		if (!req->session || req == &v->open_req || !give_up(v, req))
 			continue;	/* an open reader's; or its buffer is in use: it fails when refused */
-		if (w) {
-			w->req = NULL;
-			req->work = NULL;
-		}
 		done(v, req, -EIO);
 	}
 	if (was)
@@ -117,19 +130,6 @@ static void try(struct lks_vol *v, struct lks_req *req)
 	lks_send_frame(v, c->primary, LKS_LANE_ANY, &f, f.length ? req->buf : NULL, NULL);
 }
 
-/* X1: only the last try's reply counts. false: the disk still writes into its buffer */
-static bool give_up(struct lks_req *req)
-{
-	struct lks_work *w = req->work;
-
-	if (w && w->io_busy && req->op == LKS_OP_READ)
-		return false;
-	if (w)
-		w->req = NULL;
-	req->work = NULL;
-	return true;
-}
-
 void lks_client_poll(struct lks_vol *v)
 {
 	struct lks_list *pos, *tmp;
@@ -139,7 +139,7 @@ void lks_client_poll(struct lks_vol *v)
 
 		if (req->sent_to && v->note.term <= req->sent_term && !v->aborted)
 			continue;
-		if (!give_up(req))
+		if (!give_up(v, req))
 			continue;
 		if (v->aborted && req != &v->open_req)
 			done(v, req, v->aborted);
@@ -160,7 +160,7 @@ void lks_client_tick(struct lks_vol *v)
 	lks_list_for_each_safe(pos, tmp, &v->reqs) {
 		struct lks_req *req = lks_list_entry(pos, struct lks_req, link);
 
-		if (req != &v->open_req && v->now >= req->submitted_ms + v->tune.freeze_ms && give_up(req))
+		if (req != &v->open_req && v->now >= req->submitted_ms + v->tune.freeze_ms && give_up(v, req))
 			done(v, req, -EIO);
 	}
 }

@@ -50,7 +50,8 @@ enum lks_op {
  * A request of a local opener. Memory and buffer are the caller's; both stay valid from lks_vol_submit() to
  * ops->req_done(). offset and length are bytes, multiples of 512, inside the volume, and cross no extent (4 MiB) boundary;
  * DISCARD and ZEROES too. A FLUSH has neither. WRITE data must not change until req_done() and beyond, until the last
- * reference to buf is put. A READ's buf is written to any number of times before req_done().
+ * reference to buf is put. A READ's buf is written to any number of times before req_done(), and not
+ * after it.
  */
 struct lks_req {
 	u8 op;			/* enum lks_op */

@@ -64,8 +64,15 @@ void op_buf_put(lks_buf *buf)
 	buf->owner->world.put_buffer(buf);
 }
 
+void check_not_returned(const lks_buf *buf)
+{
+	if (buf->returned)
+		buf->owner->world.fail("h%u writes to the buffer of a read that has ended", buf->owner->host.id);
+}
+
 void op_buf_copy(lks_buf *to, lks_buf *from, u32 bytes)
 {
+	check_not_returned(to);
 	if (bytes > to->bytes || bytes > from->bytes)
 		to->owner->world.fail("h%u copies %u bytes from %u to %u", to->owner->host.id, bytes, from->bytes, to->bytes);
 	std::copy_n(from->sectors.begin(), bytes / SECTOR, to->sectors.begin());
@@ -73,6 +80,7 @@ void op_buf_copy(lks_buf *to, lks_buf *from, u32 bytes)
 
 void op_buf_zero(lks_buf *buf, u32 bytes)
 {
+	check_not_returned(buf);
 	if (bytes > buf->bytes)
 		buf->owner->world.fail("h%u zeroes %u bytes of %u", buf->owner->host.id, bytes, buf->bytes);
 	std::fill_n(buf->sectors.begin(), bytes / SECTOR, 0);
@@ -91,6 +99,8 @@ u64 op_buf_hash(lks_buf *buf, u32 bytes)
 
 void op_submit(void *ctx, lks_io *io)
 {
+	if (io->op == LKS_IO_READ && io->buf)
+		check_not_returned(io->buf);
 	self(ctx).world.submit(self(ctx), io);
 }
 
@@ -106,6 +116,8 @@ void op_req_done(void *ctx, lks_req *req, int err)
 	bool twice = std::any_of(i.ended.begin(), i.ended.end(), [&](auto &e) { return &e.first->req == req; });
 	if (known == i.ops.end() || twice)
 		i.world.fail("h%u ends a request that is not under way", i.host.id);
+	if (req->op == LKS_OP_READ)
+		req->buf->returned = true;
 	i.ended.push_back({known->get(), err});
 }
 

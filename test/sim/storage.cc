@@ -156,6 +156,8 @@ void World::transferred(Instance &i, uint64_t id)
 		disk_of(i).flush(t->mark);
 	} else {
 		disturb(i, *t);
+		if (t->io->buf->returned)
+			fail("h%u: the disk writes to the buffer of a read that has ended", i.host.id);
 		for (uint64_t k = 0; k < t->what.length / SECTOR; k++)
 			t->io->buf->sectors[k] = disk_of(i).read(t->what.offset / SECTOR + k);
 	}

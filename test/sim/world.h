@@ -451,4 +451,5 @@ struct lks_buf {
 	uint64_t number;
 	lockstep::sim::Instance *owner;
 	std::vector<uint64_t> sectors;    // one value each, see disk.h
+	bool returned = false;            // of a read that has ended: whoever asked for it has its memory back
 };
