@@ -9,7 +9,7 @@
 #	make sim [SEEDS=n] [FIRST=s] [SEED=s] [TRACE=1] [BREAK=rule]
 #	make check, kernels: see kmod/check.mk
 #	make sim-asan, sim-breaks, fuzz, coverage: see test/check.mk
-#	make lab [TEST=name] [KERNEL=trixie|debug]  scenarios on virtual hosts
+#	make lab [TEST=name] [KERNEL=trixie|debug] [CPUS=2]  scenarios on virtual hosts
 #	make bench [RESULTS=folder]  speed beside DRBD's and the bare disk's, on virtual hosts; installs what it needs first
 #	make test-long        the same with many more seeds and all scenarios
 #	make apart            compiles each C++ file for itself
@@ -147,7 +147,7 @@ sim-long: $B/sim
 
 lab: all
 	$(if $(KERNEL),$(if $(filter debug,$(KERNEL)),scripts/debug-kernel,scripts/kernels --image $(KERNEL)))
-	LAB_KERNEL=$(KERNEL) $(PYTHON) -m pytest test/lab $(if $(TEST),-k $(TEST)) -q -rA
+	LAB_KERNEL=$(KERNEL) LAB_CPUS=$(CPUS) $(PYTHON) -m pytest test/lab $(if $(TEST),-k $(TEST)) -q -rA
 
 setup:
 	scripts/setup

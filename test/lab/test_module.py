@@ -142,7 +142,7 @@ def test_module_alone(lab):
 
 def test_module_pair(lab):
     """Two replicas: equal after writes, a lost one freezes writes until the record is without it, and it catches up."""
-    a, b = lab.boot(2)
+    a, b = lab.boot(2, cpus=2)
     for host, number in ((a, 1), (b, 2)):
         start(host, number, 'thin')
         kdrive(host, f'peer-set {3 - number}')

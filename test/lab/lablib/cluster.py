@@ -201,6 +201,7 @@ class Lab:
     def boot(self, count, data_bytes=4 * GIB, **options):
         """Boots `count` more hosts at once and returns them. Options: memory_mb, cpus, extra_disks."""
         first = len(self.hosts)
+        options.setdefault('cpus', int(os.environ.get('LAB_CPUS') or 1))
         kernel.vmlinux(), kernel.initramfs(), kernel.accelerator(), image.root()
         new = [Host(self, i + 1, NAMES[i], data_bytes=data_bytes, **options) for i in range(first, first + count)]
         self.hosts += new
