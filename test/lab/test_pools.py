@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pools on real LVM: what an earlier cluster has left on the disks is found, becomes a volume again, or is removed."""
+"""Pools on real LVM: what an earlier cluster has left on the disks is found, becomes a volume again, or is removed; what has changed since
+a snapshot is told."""
+import base64
+
+import pytest
+
 from lablib import Cluster, assert_same, together, wait
 
 
@@ -20,6 +25,7 @@ def orphans(cluster, uuid):
     return [o for o in cluster.any().lockstep('pool orphans --json')['orphans'] if o['uuid'] == uuid]
 
 
+@pytest.mark.slow
 def test_pools_orphans(lab):
     """A cluster is forgotten and another one set up on the same disks: a volume is adopted with its content, from the copy that is
     newest, the old copy and what else is left are purged, and what the cluster has itself is never listed."""
@@ -72,3 +78,48 @@ def test_pools_orphans(lab):
     assert gone.status == 3, gone
     for h in (a, b):
         assert len(ours(h)) == 1, ours(h)
+
+
+def changed(cluster, *points):
+    """Numbers of the 64 KiB blocks that `volume diff` names."""
+    answer = cluster.any().lockstep(f'volume diff {" ".join(points)} --json', timeout=60)
+    bits = ''.join(f'{byte:08b}' for byte in base64.b64decode(answer['bitmap']))
+    blocks = [n for n, bit in enumerate(bits) if bit == '1']
+    assert len(blocks) == answer['changed_blocks'] and answer['blocks'] == 1024, answer
+    return blocks
+
+
+def test_pools_diff(cluster):
+    """What was written between snapshots is told exactly, chunk by chunk, by every host that has copies, and the pool is left as it was."""
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('d', '64MiB', '--on alpha,beta')
+    chunk = int(a.out('lvs --noheadings --nosuffix --units b -o chunk_size lockstep_group/thin_device')) // 65536
+
+    def write(host, *blocks):
+        """One sector in each of these chunks."""
+        for n in blocks:
+            host.run(f'dd if=/dev/urandom of={device} bs=4096 count=1 seek={n * chunk * 16 + 3} oflag=direct conv=notrunc,fsync', timeout=30)
+        return [n * chunk + i for n in blocks for i in range(chunk)]
+    write(a, 0, 1, 2, 100)
+    a.lockstep('snapshot create d s1', timeout=60)
+    assert changed(cluster, 'd', 's1') == []
+    first = write(a, 1, 50, 1024 // chunk - 1)
+    assert changed(cluster, 'd', 's1') == changed(cluster, 'd', 's1', 'live') == first
+    b.lockstep('snapshot create d s2', timeout=60)
+    second = write(b, 2, 50, 51)
+    assert changed(cluster, 'd', 's1', 's2') == first
+    assert changed(cluster, 'd', 's2') == second
+    assert changed(cluster, 'd', 's1') == sorted(set(first + second))
+    # Without the host that was asked first, by another one's copy; and with a question that was cut off before.
+    asked = cluster[cluster.volume('d')['primary']]
+    other = b if asked is a else a
+    other.run('dmsetup message lockstep_group-thin_device-tpool 0 reserve_metadata_snap')
+    c.lockstep(f'primary d {other.name}', timeout=60)
+    assert changed(cluster, 'd', 's1', 's2') == first
+    for h in (a, b):
+        held = h.out('dmsetup status lockstep_group-thin_device-tpool').split()[6]
+        assert held == '-', f'{h} holds a snapshot of its metadata: {held}'
+    refused = a.lockstep('volume diff d nosuch', check=False)
+    assert refused.status == 3, refused
+    for name in ('s1', 's2'):
+        a.lockstep(f'snapshot delete d {name}', timeout=60)

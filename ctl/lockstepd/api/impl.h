@@ -120,6 +120,7 @@ struct ApiServer::Impl {
 	Result<json> snapshot_delete(const httplib::Request &req);
 	Result<json> snapshot_restore(const httplib::Request &req);
 	Result<json> snapshot_revert(const httplib::Request &req);
+	Result<json> snapshot_diff(const httplib::Request &req);
 	Result<json> volume_clone(const httplib::Request &req);
 
 	// orphans.cc

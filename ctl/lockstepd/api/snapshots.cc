@@ -4,7 +4,9 @@
 // cloning when the volume's device is there on every host that is online.
 #include "lockstepd/api/impl.h"
 
+#include "lib/units.h"
 #include "lib/uuid.h"
+#include "lockstepd/host/diff.h"
 
 #include <algorithm>
 
@@ -21,6 +23,7 @@ void ApiServer::Impl::routes_snapshots()
 	http.Delete("/v1/volumes/([^/]+)/snapshots/([^/]+)", route(&Impl::snapshot_delete));
 	http.Post("/v1/volumes/([^/]+)/snapshots/([^/]+)/restore", route(&Impl::snapshot_restore));
 	http.Post("/v1/volumes/([^/]+)/snapshots/([^/]+)/revert", route(&Impl::snapshot_revert));
+	http.Get("/v1/volumes/([^/]+)/snapshots/([^/]+)/diff", route(&Impl::snapshot_diff));
 	http.Post("/v1/volumes/([^/]+)/clone", route(&Impl::volume_clone));
 }
 
@@ -201,6 +204,69 @@ Result<json> ApiServer::Impl::snapshot_revert(const httplib::Request &req)
 		return failed("volume " + volume + " is being reverted, but host " + host_names(*backend.state(), behind) +
 			      " has not finished yet; it goes on by itself, see `lockstep status " + volume + "`");
 	return json{{"name", volume}, {"vid", vid}, {"snapshot", name}};
+}
+
+namespace {
+
+// The hosts that can tell, the primary's first. why: what is wrong, if there is none.
+std::vector<HostId> who_can_compare(const State &s, const Snapshot &from, const Snapshot *to, std::string &why)
+{
+	std::vector<HostId> hosts;
+	const Volume *v = s.volume(from.vid);
+	why = "no host that has both is online";
+	for (const SnapshotCopy &c : from.copies) {
+		const Pool *pool = s.pool(c.pool, c.host);
+		const SnapshotCopy *other = to ? to->copy(c.host) : nullptr;
+		const Replica *r = !to && v ? v->replica(c.host) : nullptr;
+		const bool comparable = to ? other && other->pool == c.pool : r && r->clean() && r->pool == c.pool;
+		if (pool && pool->kind == PoolKind::thick)
+			why = "it is in a thick pool, only thin ones tell what has changed";
+		else if (pool && comparable && s.online(c.host))
+			hosts.insert(v && v->primary == c.host ? hosts.begin() : hosts.end(), c.host);
+	}
+	return hosts;
+}
+
+}    // namespace
+
+Result<json> ApiServer::Impl::snapshot_diff(const httplib::Request &req)
+{
+	const std::string volume = req.matches[1], name = req.matches[2], other = req.get_param_value("to");
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	if (Done reached = backend.barrier(); !reached)
+		return reached.error();
+	const std::shared_ptr<const State> s = backend.state();
+	const Snapshot *from = s->snapshot_named(volume, name), *to = other.empty() ? nullptr : s->snapshot_named(volume, other);
+	for (auto [snapshot, called] : {std::pair(from, name), std::pair(other.empty() ? from : to, other)}) {
+		if (!snapshot)
+			return coded("no-such-snapshot", not_found("volume " + volume + " has no snapshot " + called));
+		if (snapshot->phase != SnapshotPhase::ready)
+			return forbidden("snapshot " + snapshot->name + " of volume " + volume + " is " + to_string(snapshot->phase));
+	}
+	const Volume *v = s->volume(from->vid);
+	if (!to && (!v || v->phase != Phase::ready))
+		return forbidden("volume " + volume + " is not there any more, or not ready: compare its snapshot " + name + " with another one");
+	if (to && to->vid != from->vid)
+		return forbidden("snapshots " + name + " and " + other + " are of two volumes that had the name " + volume);
+	if (std::max(from->size_bytes, to ? to->size_bytes : v->size_bytes) > DIFF_MAX_BYTES)
+		return forbidden("volume " + volume + " is larger than " + format_bytes(DIFF_MAX_BYTES) + ": its changes cannot be told");
+	std::string why;
+	const std::vector<HostId> hosts = who_can_compare(*s, *from, to, why);
+	if (hosts.empty())
+		return forbidden("snapshot " + name + " of volume " + volume + " cannot be compared: " + why);
+	Result<json> answer = failed("nobody was asked");
+	for (HostId host : hosts) {
+		answer = backend.ask_host(host, "volume.diff", {{"from", from->sid}, {"to", to ? to->sid : 0}});
+		if (answer)
+			break;
+	}
+	if (!answer)
+		return failed("snapshot " + name + " of volume " + volume + " cannot be compared: " + answer.error().message);
+	json result = {{"volume", volume}, {"from", name}, {"to", to ? json(other) : json()}};
+	for (const char *field : {"block_bytes", "blocks", "changed_blocks", "bitmap"})
+		result[field] = answer->value(field, json());
+	return result;
 }
 
 // By a snapshot of its own, which goes again; if this host dies in between the leader removes it.

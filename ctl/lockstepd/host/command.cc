@@ -143,7 +143,7 @@ bool end_child(pid_t pid, int pidfd)
 
 }    // namespace
 
-Result<CommandOutput> run_command(const std::vector<std::string> &argv, uint64_t timeout_ms)
+Result<CommandOutput> run_command(const std::vector<std::string> &argv, uint64_t timeout_ms, const std::function<void(std::string_view)> &take)
 {
 	reap_left_alone();
 	Pipe out, err;
@@ -184,6 +184,10 @@ Result<CommandOutput> run_command(const std::vector<std::string> &argv, uint64_t
 			continue;
 		if (out.read.fd >= 0 && fds[1].revents)
 			drain(out.read, output.out);
+		if (take) {
+			take(output.out);
+			output.out.clear();
+		}
 		if (err.read.fd >= 0 && fds[2].revents)
 			drain(err.read, output.err);
 		ended = fds[0].revents && !(fds[1].revents & POLLIN) && !(fds[2].revents & POLLIN);

@@ -6,7 +6,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lib/error.h"
@@ -22,7 +24,8 @@ struct CommandOutput {
 // Runs argv[0] (found by PATH) with empty standard input. An Error if it could not be started or did not end within
 // `timeout_ms`: it is then asked to end (SIGTERM), 2 s later killed, and if even that has no effect (a process that the kernel
 // holds in a broken disk) left alone: the caller is never held longer than timeout_ms + 3 s. Output beyond 16 MiB
-// counts as a failure.
-Result<CommandOutput> run_command(const std::vector<std::string> &argv, uint64_t timeout_ms);
+// counts as a failure. take: gets what it writes to its standard output as it comes, however much; then `out` stays empty.
+Result<CommandOutput> run_command(const std::vector<std::string> &argv, uint64_t timeout_ms,
+				  const std::function<void(std::string_view)> &take = nullptr);
 
 }    // namespace lockstep

@@ -410,6 +410,7 @@ void Daemon::listen_to_links()
 		inspect_pool(body["vg"], body["thin_lv"], std::move(reply));
 	});
 	serve_orphans();
+	serve_diff();
 	links_.on_notice("soft", [this](int host, Json body) { api_->soft(host, body); });
 	links_.on_peer_up([this](int host) {
 		if (!soft_said_.is_null())

@@ -49,6 +49,7 @@ public:
 	std::string create_error;               // hosts answer a new replica with this failure
 	bool quorum = true;
 	std::set<HostId> unreachable;           // by ask_host
+	std::vector<HostId> diff_asked;         // in order
 	std::map<HostId, nlohmann::json> orphans;    // answers to orphan.list
 	nlohmann::json orphans_kept = nlohmann::json::array();
 	unsigned rounds = 0;                    // Context::rounds
@@ -361,6 +362,10 @@ private:
 					return list;
 				orphans[host] = nlohmann::json::array();
 				return nlohmann::json{{"removed", list}, {"kept", orphans_kept}};
+			}
+			if (verb == "volume.diff") {
+				diff_asked.push_back(host);
+				return nlohmann::json{{"block_bytes", 65536}, {"blocks", 16384}, {"changed_blocks", 34}, {"bitmap", "MEw="}};
 			}
 			if (verb == "volume.openers")
 				return nlohmann::json{{{"pid", 77}, {"command", "tapdisk"}}};

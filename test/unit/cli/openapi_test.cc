@@ -213,6 +213,8 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	http.ask("post", "/volumes/{name}/snapshots/{snapshot}/restore", "/volumes/a/snapshots/t/restore", {{"name", "r"}});
 	http.ask("post", "/volumes/{name}/clone", "/volumes/b/clone", {{"name", "k"}});
 	http.ask("post", "/volumes/{name}/snapshots/{snapshot}/revert", "/volumes/b/snapshots/s/revert");
+	http.ask("get", "/volumes/{name}/snapshots/{snapshot}/diff", "/volumes/a/snapshots/s/diff");
+	http.ask("get", "/volumes/{name}/snapshots/{snapshot}/diff", "/volumes/a/snapshots/s/diff?to=t");
 	http.ask("get", "/snapshots", "/snapshots?volume=a");
 	d.idle = {2};
 	d.good({{"op", "volume.resize"}, {"name", "b"}, {"size_bytes", 2 * GIB}});    // half done, for the status

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "lockstepd/host/diff.h"
+
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <charconv>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include "lockstepd/host/command.h"
+#include "lockstepd/host/daemon.h"
+
+namespace lockstep {
+
+namespace {
+
+// The number of ` name="123"` in a tag.
+std::optional<uint64_t> attribute(std::string_view tag, std::string_view name)
+{
+	const std::string begin = fmt::format(" {}=\"", name);
+	const size_t at = tag.find(begin);
+	if (at == tag.npos)
+		return std::nullopt;
+	const char *first = tag.data() + at + begin.size(), *end = tag.data() + tag.size();
+	uint64_t n = 0;
+	auto [behind, error] = std::from_chars(first, end, n);
+	if (error != std::errc() || behind == end || *behind != '"')
+		return std::nullopt;
+	return n;
+}
+
+}    // namespace
+
+DeltaReader::DeltaReader(uint64_t size_bytes) : size_bytes_(size_bytes)
+{
+	result_.blocks = (size_bytes + DIFF_BLOCK_BYTES - 1) / DIFF_BLOCK_BYTES;
+	result_.bitmap.resize((result_.blocks + 7) / 8);
+}
+
+void DeltaReader::feed(std::string_view text)
+{
+	rest_ += text;
+	size_t from = 0;
+	for (size_t to; (to = rest_.find('\n', from)) != rest_.npos; from = to + 1)
+		line(std::string_view(rest_).substr(from, to - from));
+	rest_.erase(0, from);
+}
+
+void DeltaReader::line(std::string_view text)
+{
+	const size_t at = text.find('<');
+	if (at == text.npos || !error_.empty())
+		return;
+	const std::string_view tag = text.substr(at);
+	if (tag.starts_with("<superblock ")) {
+		chunk_bytes_ = attribute(tag, "data_block_size").value_or(0) * 512;
+		if (!chunk_bytes_ || chunk_bytes_ > 1u << 30)
+			error_ = std::string(tag);
+		return;
+	}
+	if (tag.starts_with("</superblock>")) {
+		whole_ = true;
+		return;
+	}
+	if (!tag.starts_with("<different ") && !tag.starts_with("<left_only ") && !tag.starts_with("<right_only "))
+		return;
+	const auto begin = attribute(tag, "begin"), length = attribute(tag, "length");
+	constexpr uint64_t MOST = 1ull << 33;
+	if (!begin || !length || !chunk_bytes_ || *begin > MOST || *length > MOST) {
+		error_ = std::string(tag);
+		return;
+	}
+	const uint64_t first = *begin * chunk_bytes_ / DIFF_BLOCK_BYTES;
+	const uint64_t end = std::min(((*begin + *length) * chunk_bytes_ + DIFF_BLOCK_BYTES - 1) / DIFF_BLOCK_BYTES, result_.blocks);
+	for (uint64_t b = first; b < end; b++) {
+		uint8_t &byte = result_.bitmap[b / 8];
+		const uint8_t bit = uint8_t(0x80 >> (b % 8));
+		result_.changed += !(byte & bit);
+		byte |= bit;
+	}
+}
+
+Result<ChangedBlocks> DeltaReader::finish()
+{
+	line(rest_);
+	if (!error_.empty())
+		return failed("what thin_delta says is not understood: " + error_);
+	if (!whole_ || !chunk_bytes_)
+		return failed("what thin_delta says is not whole");
+	return std::move(result_);
+}
+
+// In a shell, so that the metadata snapshot is given back although the daemon dies meanwhile.
+Result<ChangedBlocks> thin_changes(const ThinPair &pair, uint64_t size_bytes)
+{
+	static const char *const LIVE = R"(
+		trap 'exit 1' TERM HUP INT PIPE
+		dmsetup message "$1" 0 reserve_metadata_snap 2>/dev/null || {
+			dmsetup message "$1" 0 release_metadata_snap
+			dmsetup message "$1" 0 reserve_metadata_snap || exit 1
+		}
+		trap 'dmsetup message "$1" 0 release_metadata_snap' EXIT
+		thin_delta --metadata-snap --thin1 "$3" --thin2 "$4" "$2"
+	)";
+	const std::string from = std::to_string(pair.from), to = std::to_string(pair.to);
+	std::vector<std::string> argv = {"thin_delta", "--thin1", from, "--thin2", to, pair.metadata};
+	if (!pair.pool.empty())
+		argv = {"sh", "-c", LIVE, "thin_delta", pair.pool, pair.metadata, from, to};
+	DeltaReader reader(size_bytes);
+	auto output = run_command(argv, DIFF_TIMEOUT_MS, [&](std::string_view text) { reader.feed(text); });
+	if (!output)
+		return output.error();
+	if (output->exit_status != 0)
+		return failed(fmt::format("thin_delta failed on {}: {}", pair.metadata, output->err.substr(0, output->err.find('\n'))));
+	return reader.finish();
+}
+
+std::string dm_name(const std::string &vg, const std::string &lv)
+{
+	std::string name;
+	for (const std::string &part : {vg, lv}) {
+		name += name.empty() ? "" : "-";
+		for (char c : part)
+			name += c == '-' ? "--" : std::string(1, c);
+	}
+	return name;
+}
+
+std::string base64(const std::vector<uint8_t> &bytes)
+{
+	std::string text((bytes.size() + 2) / 3 * 4 + 1, '\0');
+	text.resize(size_t(EVP_EncodeBlock(reinterpret_cast<unsigned char *>(text.data()), bytes.data(), int(bytes.size()))));
+	return text;
+}
+
+// ---- the question of another host ----
+
+namespace {
+
+struct DiffPlace {
+	std::string vg, from_lv, from_tag, to_lv, to_tag;
+	uint64_t size_bytes = 0;
+};
+
+std::string snapshot_place(const Snapshot &s, const std::string &vg)
+{
+	return snapshot_lv_name({vg, true, s.vid, s.sid, s.attempt, s.uuid, 0});
+}
+
+// to: a snapshot, or 0 for the volume as it is.
+Result<DiffPlace> diff_place(const State &state, HostId self, uint32_t from_sid, uint32_t to_sid)
+{
+	const Snapshot *from = state.snapshot(from_sid), *to = to_sid ? state.snapshot(to_sid) : nullptr;
+	const SnapshotCopy *copy = from ? from->copy(self) : nullptr;
+	const Pool *pool = copy ? state.pool(copy->pool, self) : nullptr;
+	if (!pool || pool->kind != PoolKind::thin || (to_sid && (!to || !to->copy(self) || to->copy(self)->pool != copy->pool)))
+		return not_found("host " + state.host_name(self) + " has no thin copy of that snapshot any more");
+	DiffPlace p;
+	p.vg = pool->vg;
+	p.from_lv = snapshot_place(*from, pool->vg);
+	p.from_tag = snapshot_lv_tag(from->uuid);
+	if (to) {
+		p.to_lv = snapshot_place(*to, pool->vg);
+		p.to_tag = snapshot_lv_tag(to->uuid);
+		p.size_bytes = to->size_bytes;
+		return p;
+	}
+	const Volume *v = state.volume(from->vid);
+	const Replica *r = v && v->phase == Phase::ready ? v->replica(self) : nullptr;
+	if (!r || !r->clean() || r->pool != copy->pool)
+		return not_found("host " + state.host_name(self) + " has no good replica of that volume any more");
+	p.to_lv = replica_lv_name(v->vid);
+	p.to_tag = replica_lv_tag(v->uuid);
+	p.size_bytes = v->size_bytes;
+	return p;
+}
+
+// The LV's number in its pool. LVM tells it of segments only, hence not in its report of volume groups.
+Result<uint64_t> thin_id(const std::string &vg, const std::string &lv)
+{
+	const std::string what = fmt::format("cannot inspect logical volume {}/{}", vg, lv);
+	auto out = run_lvm({"lvs", "--noheadings", "-o", "thin_id", vg + "/" + lv}, what);
+	if (!out)
+		return out.error();
+	const size_t first = out->find_first_not_of(" \n"), end = out->find_last_not_of(" \n");
+	uint64_t id = 0;
+	if (first == out->npos || std::from_chars(out->data() + first, out->data() + end + 1, id).ptr != out->data() + end + 1)
+		return failed(what + ": it has no number in a thin pool");
+	return id;
+}
+
+Result<ThinPair> thin_pair(const Lvm &lvm, const DiffPlace &p)
+{
+	auto report = lvm.report(p.vg);
+	if (!report)
+		return report.error();
+	auto find = [&](const std::string &name, const std::string &tag) -> const LogicalVolume * {
+		const LogicalVolume *lv = report->volume(p.vg, name);
+		return lv && std::count(lv->tags.begin(), lv->tags.end(), tag) ? lv : nullptr;
+	};
+	const LogicalVolume *from = find(p.from_lv, p.from_tag), *to = find(p.to_lv, p.to_tag);
+	if (!from || !to)
+		return not_found(fmt::format("logical volume {}/{} is not there", p.vg, from ? p.to_lv : p.from_lv));
+	if (from->pool.empty() || from->pool != to->pool)
+		return failed(fmt::format("logical volumes {} and {} are not in one thin pool", p.from_lv, p.to_lv));
+	auto from_id = thin_id(p.vg, p.from_lv), to_id = thin_id(p.vg, p.to_lv);
+	if (!from_id || !to_id)
+		return from_id ? to_id.error() : from_id.error();
+	return ThinPair{"/dev/mapper/" + dm_name(p.vg, from->pool + "_tmeta"), dm_name(p.vg, from->pool) + "-tpool", *from_id, *to_id};
+}
+
+// The ids are looked up again: one that was deleted meanwhile might have been given out anew.
+Result<nlohmann::json> diff_of(const Lvm &lvm, const DiffPlace &p)
+{
+	auto before = thin_pair(lvm, p);
+	if (!before)
+		return before.error();
+	auto changed = thin_changes(*before, p.size_bytes);
+	if (!changed)
+		return changed.error();
+	auto after = thin_pair(lvm, p);
+	if (!after)
+		return after.error();
+	if (after->from != before->from || after->to != before->to)
+		return failed("the logical volumes were replaced meanwhile: repeat the command");
+	return nlohmann::json{{"block_bytes", DIFF_BLOCK_BYTES}, {"blocks", changed->blocks}, {"changed_blocks", changed->changed},
+			      {"bitmap", base64(changed->bitmap)}};
+}
+
+}    // namespace
+
+void Daemon::serve_diff()
+{
+	links_.on_call("volume.diff", [this](int, Json body, Links::Reply reply) {
+		if (!log_)
+			return reply(failed("not ready"));
+		const uint32_t from = body.at("from").get<uint32_t>(), to = body.at("to").get<uint32_t>();
+		log_->barrier([this, from, to, reply = std::move(reply)](Done reached) {
+			if (!reached)
+				return reply(reached.error());
+			auto place = diff_place(state_, member_->host_id, from, to);
+			if (!place)
+				return reply(place.error());
+			auto answer = std::make_shared<Result<Json>>(Json());
+			// Not the volume group's own key: a snapshot that is being taken must not wait for this.
+			workers_->submit(
+				"diff:" + place->vg, [answer, lvm = lvm_, place = *place] { *answer = diff_of(lvm, place); },
+				[answer, reply] { reply(std::move(*answer)); });
+		});
+	});
+}
+
+}    // namespace lockstep
