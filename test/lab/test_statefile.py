@@ -20,10 +20,13 @@ class Statefile:
         numbers = [int(w) for w in lines[-1].split()[1:]] if lines else [0]
         return numbers[0], numbers[1:]
 
-    def wait_for_beats(self, count, timeout):
-        target = self.last()[0] + count
-        wait(lambda: not self.process.running or self.last()[0] >= target, timeout, f'{count} beats of {self.host}')
-        assert self.process.running, self.process.wait(1)
+
+def wait_for_beats(files, count, timeout):
+    """Each of the hosts has beaten so many times more, at the same time."""
+    targets = {f: f.last()[0] + count for f in files}
+    for f, target in targets.items():
+        wait(lambda: not f.process.running or f.last()[0] >= target, timeout, f'{count} beats of {f.host}')
+        assert f.process.running, f.process.wait(1)
 
 
 class Ear:
@@ -41,11 +44,9 @@ def beat_through_a_kill(cluster, before, between, after):
     """Beats before a host is killed, while it is away, and after it is back."""
     device = cluster.create_volume('ha', '16MiB', '--shared --redundancy 3')
     files = {h: Statefile(cluster, h, device) for h in cluster.hosts}
-    for f in files.values():
-        f.wait_for_beats(2, 60)
+    wait_for_beats(files.values(), 2, 60)
     ears = {h: Ear(h) for h in cluster.hosts}
-    for f in files.values():
-        f.wait_for_beats(before, before * 6 + 30)
+    wait_for_beats(files.values(), before, before * 6 + 30)
     for h, ear in ears.items():
         said = ear.heard()
         assert len(said) <= 2, f'{h} says of a statefile that is well:\n' + '\n'.join(said)
@@ -53,8 +54,7 @@ def beat_through_a_kill(cluster, before, between, after):
     survivors = [h for h in cluster.hosts if h is not killed]
     ears = {h: Ear(h) for h in survivors}
     killed.kill()
-    for h in survivors:
-        files[h].wait_for_beats(between, between * 6 + 60)
+    wait_for_beats([files[h] for h in survivors], between, between * 6 + 60)
     for h in survivors:
         count, gaps = files[h].last()
         print(f'{h}: {count} beats, longest gaps {gaps} ms; {killed} was killed')
@@ -63,8 +63,7 @@ def beat_through_a_kill(cluster, before, between, after):
     survivors[0].lockstep('wait-sync ha --timeout 90', timeout=105)
     wait(lambda: killed.run(f'test -b {device}', check=False).status == 0, 60, f'{device} on {killed}')
     files[killed] = Statefile(cluster, killed, device)
-    for f in files.values():
-        f.wait_for_beats(after, after * 6 + 60)
+    wait_for_beats(files.values(), after, after * 6 + 60)
     for h in survivors:
         count, gaps = files[h].last()
         said = ears[h].heard()
