@@ -16,7 +16,7 @@ PROGRAMS = """
 bash dash udevadm dmsetup lvm fio mke2fs e2fsck debugfs resize2fs tune2fs dumpe2fs tar kmod ip bridge ss tc
 mount umount wipefs lsblk blkdiscard blockdev blkid findmnt losetup flock fallocate dmesg taskset hexdump setpriv
 pdata_tools thin_check thin_dump thin_repair thin_delta thin_metadata_size thin_rmap thin_ls
-sha256sum sha512sum md5sum cmp dd sync timeout truncate stat find xargs sort sed awk grep strace perf
+sha256sum sha512sum md5sum cmp dd nice sync timeout truncate stat find xargs sort sed awk grep strace perf
 drbdadm drbdmeta drbdsetup drbdadm-84 drbdsetup-84
 """.split()
 # used when the machine has them; for awk and hexdump there is busybox; DRBD is for `make bench`
