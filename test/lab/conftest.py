@@ -30,10 +30,12 @@ def pytest_sessionfinish(session):
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item):
     """A scenario ends within its time, and fails if a kernel complained, however well it went otherwise."""
+    seconds = getattr(item.function, 'seconds', SCENARIO_SECONDS)
+
     def too_long(number, frame):
-        raise LabError(f'the scenario took more than {SCENARIO_SECONDS} s')
+        raise LabError(f'the scenario took more than {seconds} s')
     signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(SCENARIO_SECONDS)
+    signal.alarm(int(seconds))
     outcome = yield
     signal.alarm(0)
     if not outcome.excinfo:
