@@ -47,10 +47,8 @@ except ImportError as e:
 CAPABILITIES = [
     'ATOMIC_PAUSE', 'SR_PROBE', 'SR_UPDATE', 'THIN_PROVISIONING', 'LARGE_VDI',
     'VDI_CREATE', 'VDI_DELETE', 'VDI_INTRODUCE', 'VDI_UPDATE', 'VDI_ATTACH', 'VDI_DETACH', 'VDI_ACTIVATE', 'VDI_DEACTIVATE',
-    'VDI_CLONE', 'VDI_SNAPSHOT', 'VDI_MIRROR', 'VDI_RESIZE', 'VDI_RESIZE_ONLINE', 'VDI_GENERATE_CONFIG',
+    'VDI_CLONE', 'VDI_SNAPSHOT', 'VDI_MIRROR', 'VDI_RESIZE', 'VDI_RESIZE_ONLINE', 'VDI_GENERATE_CONFIG', 'VDI_CONFIG_CBT',
 ]
-# VDI_CONFIG_CBT is written below but not offered before lockstepd can tell which blocks differ: xapi then refuses it in one line, where a
-# backup would find out half way.
 
 CONFIGURATION = [
     ['group-name', 'volume group of the hosts, or volume_group/thin_pool'],
@@ -85,6 +83,7 @@ CLOSE_TIMEOUT_S = 10        # until the cluster knows that this host has closed 
 LOCK_DIR = '/run/lock'
 
 # Labels. Those of groups: NAME, DESCRIPTION, GROUP_NAME.
+CBT_METADATA = 'cbt_metadata'    # type of a snapshot of which only what has changed is asked any more
 NAME, DESCRIPTION, GROUP_NAME = 'xapi.name', 'xapi.description', 'xapi.group-name'
 TYPE, SNAPSHOT_OF, SNAPSHOT_TIME = 'xapi.type', 'xapi.snapshot-of', 'xapi.snapshot-time'
 CBT, METADATA_OF, CREATING = 'xapi.cbt', 'xapi.metadata-of-pool', 'xapi.creating'
@@ -684,6 +683,8 @@ class LockstepVDI(VDI.VDI):
         with api_errors('VDIUnavailable', 'vdi'):
             volume, snapshot = self.api.find(vdi_uuid)
             if snapshot:
+                if snapshot['labels'].get(TYPE) == CBT_METADATA:
+                    raise xs_errors.XenError('VDIType', opterr='the data of snapshot %s have been destroyed: it only tells what has changed' % vdi_uuid)
                 self.sr.take_view(snapshot)
                 self.path += VIEW
             elif volume['phase'] != 'ready':
@@ -812,11 +813,13 @@ class LockstepVDI(VDI.VDI):
         """The last step of an incoming mirror, of which create() refuses the first."""
         raise xs_errors.XenError('Unimplemented', opterr=NO_INCOMING_MIRROR)
 
-    # ---- changed blocks: the cluster can always tell them between two snapshots; the label only says that xapi may ask ----
+    # ---- changed blocks: a thin pool can always tell them between two snapshots; the label only says that xapi may ask ----
 
     def configure_blocktracking(self, sr_uuid, vdi_uuid, enable):
         if self.session.xenapi.VDI.get_is_a_snapshot(self.sr.srcmd.params['vdi_ref']):
             raise xs_errors.XenError('VDIType', opterr='VDI %s is a snapshot' % vdi_uuid)
+        if enable and not self.sr._place()[1]:
+            raise xs_errors.XenError('CBTActivateFailed', opterr='the SR is thick: only thin pools can tell which blocks have changed')
         with api_errors('CBTActivateFailed' if enable else 'CBTDeactivateFailed', 'vdi'):
             self.api.volume_label(vdi_uuid, {CBT: '1' if enable else None})
 
@@ -827,8 +830,8 @@ class LockstepVDI(VDI.VDI):
             _, snapshot = self.api.find(vdi_uuid)
             if not snapshot or CBT not in snapshot['labels']:
                 raise xs_errors.XenError('VDIType', opterr='changed block tracking was not enabled when snapshot %s was made' % vdi_uuid)
-            self.api.destroy_data(snapshot)
-            self.api.snapshot_label(snapshot, {TYPE: 'cbt_metadata'})
+            # What has changed is told by comparing the snapshot's blocks with others': they stay, though nobody reads them any more.
+            self.api.snapshot_label(snapshot, {TYPE: CBT_METADATA})
 
     def list_changed_blocks(self):
         target = self.session.xenapi.VDI.get_uuid(self.sr.srcmd.params['args'][0])
@@ -844,8 +847,8 @@ class LockstepVDI(VDI.VDI):
             of = now['name'] if now else to['volume']
             if not since or since['volume'] != of:
                 raise xs_errors.XenError('CBTChangedBlocksError', opterr='VDI %s is no snapshot of volume %s' % (self.uuid, of))
-            answer = self.api.diff(of, since['name'], to['name'] if to else None)
-            blocks = -(-answer['size_bytes'] // lockstep.CHANGED_BLOCK_BYTES)
+            answer = self.api.diff(since, to['name'] if to else None)
+            blocks = -(-(now or to)['size_bytes'] // lockstep.CHANGED_BLOCK_BYTES)
             if answer['block_bytes'] != lockstep.CHANGED_BLOCK_BYTES or len(base64.b64decode(answer['bitmap'])) * 8 < blocks:
                 raise lockstep.ApiError('lockstepd answered with a bitmap that is not one of 64 KiB blocks')
         return xmlrpc.client.dumps((answer['bitmap'],), '', True)

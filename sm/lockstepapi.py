@@ -274,12 +274,10 @@ class Api(object):
         body.update(options)
         return self.call('POST', self._snapshot_path(snapshot, '/restore'), body)
 
-    def destroy_data(self, snapshot):
-        return self.call('POST', self._snapshot_path(snapshot, '/destroy-data'), {})
-
-    def diff(self, volume, since, to=None):
-        query = '/diff?from=' + quote(since, safe='') + ('&to=' + quote(to, safe='') if to else '')
-        return self.call('GET', self._volume_path(volume, query), None, CHANGE_TIMEOUT_S)
+    def diff(self, since, to=None):
+        """What has changed since a snapshot; to: name of a newer one of the same volume, None: the volume as it is."""
+        query = '/diff' + ('?to=' + quote(to, safe='') if to else '')
+        return self.call('GET', self._snapshot_path(since, query), None, CHANGE_TIMEOUT_S)
 
 
 def openers(volume):

@@ -22,9 +22,8 @@ AWAITED_ROUTES = {
     ('PATCH', '/volumes/{name}/snapshots/{snapshot}'),
     ('DELETE', '/volumes/{name}/snapshots/{snapshot}'),
     ('POST', '/volumes/{name}/snapshots/{snapshot}/restore'),
-    ('POST', '/volumes/{name}/snapshots/{snapshot}/destroy-data'),
     ('POST', '/volumes/{name}/clone'),
-    ('GET', '/volumes/{name}/diff'),
+    ('GET', '/volumes/{name}/snapshots/{snapshot}/diff'),
 }
 # Properties, by where they are: a route's request, or a schema.
 AWAITED_PROPERTIES = {

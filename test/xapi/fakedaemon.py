@@ -171,8 +171,7 @@ class Cluster(object):
             ('PATCH', '/volumes/([^/]+)/snapshots/([^/]+)', self.snapshot_patch),
             ('DELETE', '/volumes/([^/]+)/snapshots/([^/]+)', self.snapshot_delete),
             ('POST', '/volumes/([^/]+)/snapshots/([^/]+)/restore', self.restore),
-            ('POST', '/volumes/([^/]+)/snapshots/([^/]+)/destroy-data', self.destroy_data),
-            ('GET', '/volumes/([^/]+)/diff', self.diff),
+            ('GET', '/volumes/([^/]+)/snapshots/([^/]+)/diff', self.diff),
         ]
         for verb, pattern, function in table:
             match = re.fullmatch(pattern, path)
@@ -468,7 +467,7 @@ class Cluster(object):
             raise Refused(5, 'volume %s has a snapshot named %s already' % (name, body['name']), 'name-taken')
         self.next_sid += 1
         s = {'name': body['name'], 'uuid': body['uuid'], 'sid': self.next_sid, 'volume': name, 'volume_uuid': v['uuid'], 'group': v['group'], 'labels': {}, 'size_bytes': v['size_bytes'],
-             'blocks': dict(v['blocks']), 'hosts': list(v['hosts']), 'pool': v['pool'], 'class': v['class'], 'destroyed': False}
+             'blocks': dict(v['blocks']), 'hosts': list(v['hosts']), 'pool': v['pool'], 'class': v['class']}
         self.merge(s['labels'], body.get('labels', {}))
         self.snapshots[s['name']] = s
         return self.snapshot_status(s)
@@ -493,26 +492,21 @@ class Cluster(object):
 
     def restore(self, host, volume, name, body):
         s = self.snapshot_of(volume, name)
-        if s['destroyed']:
-            raise Refused(5, 'the data of snapshot %s have been destroyed' % name)
         return self.derive(s, body)
 
     def clone(self, host, name, body):
         return self.derive(self.volume_of(name), body)
 
-    def destroy_data(self, host, volume, name, body):
-        self.snapshot_of(volume, name)['destroyed'] = True
-        return {'name': name}
-
-    def diff(self, host, name, query):
-        old = self.snapshot_of(name, query['from'])['blocks']
-        to = self.snapshot_of(name, query['to']) if 'to' in query else self.volume_of(name)
-        new, size = to['blocks'], to['size_bytes']
-        bitmap = bytearray(-(-(-(-size // BLOCK)) // 8))
-        for block in set(new) | set(old):
-            if new.get(block) != old.get(block):
-                bitmap[block // 8] |= 0x80 >> block % 8
-        return {'size_bytes': size, 'block_bytes': BLOCK, 'bitmap': base64.b64encode(bytes(bitmap)).decode()}
+    def diff(self, host, volume, name, query):
+        old = self.snapshot_of(volume, name)['blocks']
+        to = self.snapshot_of(volume, query['to']) if 'to' in query else self.volume_of(volume)
+        new, blocks = to['blocks'], -(-to['size_bytes'] // BLOCK)
+        changed = [block for block in set(new) | set(old) if new.get(block) != old.get(block)]
+        bitmap = bytearray(-(-blocks // 8))
+        for block in changed:
+            bitmap[block // 8] |= 0x80 >> block % 8
+        return {'volume': volume, 'from': name, 'to': query.get('to'), 'block_bytes': BLOCK, 'blocks': blocks, 'changed_blocks': len(changed),
+                'bitmap': base64.b64encode(bytes(bitmap)).decode()}
 
     def write(self, name, block, value):
         """What a guest would do."""

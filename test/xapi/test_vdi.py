@@ -481,12 +481,23 @@ def test_changed_blocks(world, sr):
     with failed('SR_BACKEND_FAILURE_66', 'is a snapshot'):
         x.vdi_call('vdi_enable_cbt', first)
     x.vdi_call('vdi_data_destroy', first)
-    assert volume(world, first)['destroyed'] and volume(world, first)['labels']['xapi.type'] == 'cbt_metadata'
+    assert volume(world, first)['labels']['xapi.type'] == 'cbt_metadata'
+    with failed('SR_BACKEND_FAILURE_66', 'data of snapshot .* destroyed'):
+        x.plug(first, world.hosts[0], writable=False)
     assert bits(x.vdi_call('vdi_list_changed_blocks', first, args=[second])) == [0, 200]
     x.sr_scan(sr)
     world.consistent(sr)
     x.vdi_call('vdi_disable_cbt', vdi)
     assert 'xapi.cbt' not in volume(world, vdi)['labels']
+
+
+def test_no_changed_blocks_in_a_thick_sr(make_world):
+    world = make_world()
+    world.cluster.hosts['alpha'].vgs[('vg1', None)] = world.cluster.hosts['beta'].vgs[('vg1', None)] = 100 * GIB
+    sr = world.create(**{'group-name': 'vg1', 'provisioning': 'thick'})
+    vdi = world.xapi.vdi_create(sr, GIB)
+    with failed('SR_BACKEND_FAILURE_457', 'only thin pools'):
+        world.xapi.vdi_call('vdi_enable_cbt', vdi)
 
 
 # ---- HA ----
