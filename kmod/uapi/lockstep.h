@@ -267,7 +267,7 @@ enum lks_replica_state {
 	LKS_REPLICA_FAILED = 4,		/* its disk failed; takes part in nothing */
 };
 
-#define LKS_RECORD_DRAINED 0x01	/* this term began with a planned handover (M1) */
+#define LKS_RECORD_DRAINED 0x01	/* no earlier primary has a promise: this term began with a planned handover (M1), or is the first */
 
 /*
  * The record of truth of one volume, as the log holds it (DESIGN section 3). The same bytes go over netlink and over the

@@ -282,6 +282,8 @@ bool all_moved(const Volume &v)
 
 // ---- the kernel's view ---------------------------------------------------------------------------------------------
 
+constexpr uint64_t FIRST_PRIMARYS_TERM = 2;    // a volume begins in term 1, under nobody; start_term()
+
 lks_record to_record(const Volume &volume)
 {
 	lks_record record;
@@ -293,7 +295,8 @@ lks_record to_record(const Volume &volume)
 	record.size = volume.size_bytes;
 	record.vid = volume.vid;
 	record.primary = volume.primary;
-	record.flags = volume.drained ? LKS_RECORD_DRAINED : 0;
+	// L1: before the first primary there was none that could have been promised anything, so it has nothing to wait for.
+	record.flags = volume.drained || volume.term == FIRST_PRIMARYS_TERM ? LKS_RECORD_DRAINED : 0;
 	for (const Replica &r : volume.replicas) {
 		lks_record_replica &to = record.replicas[record.nreplicas++];
 		to.host = r.host;

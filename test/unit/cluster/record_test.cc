@@ -23,6 +23,7 @@ TEST_CASE("the first open chooses a primary, the opener's own replica if it has 
 	CHECK(answer["version"] == 2);
 	CHECK(answer["term"] == 2);
 	CHECK(answer["primary"] == 2);
+	CHECK(to_record(c.vol(vid)).flags == LKS_RECORD_DRAINED);    // nobody has been promised anything yet
 	CHECK(c.vol(vid).openers == std::vector<Opener>{{2, 1}});
 	json again = c.good({{"op", "record.open"}, {"vid", vid}, {"host", 2}});
 	CHECK(again["changed"] == false);
@@ -284,7 +285,8 @@ TEST_CASE("propose_entry carries what the kernel proposes")
 	CHECK(c.replica(vid, 1) == INSYNC);
 	CHECK(has(c.bad(5, propose_entry(record, 1)), "is at version 5"));
 	c.good({{"op", "record.failover"}, {"vid", vid}, {"version", 5}, {"primary", 1}, {"keep", {1, 3}}});
-	CHECK(to_record(c.vol(vid)).flags == 0);    // only that term began so
+	CHECK(c.vol(vid).term == 4);
+	CHECK(to_record(c.vol(vid)).flags == 0);    // only the first term and that of the handover began so
 }
 
 TEST_CASE("suspect, resign, failed, repaired")
