@@ -266,6 +266,7 @@ json status_json(const State &s, const LocalFacts &local, const json &soft, cons
 				      {"not_evicted_why", why_not_evicted(s, id)},
 				      {"since_ms", h.since_ms},
 				      {"level", h.level}});
+	const Reservations room(s);
 	for (const auto &[key, p] : s.pools)
 		j["pools"].push_back({{"name", p.name},
 				      {"host", s.host_name(p.host)},
@@ -274,8 +275,8 @@ json status_json(const State &s, const LocalFacts &local, const json &soft, cons
 				      {"thin_lv", p.thin_lv},
 				      {"size_bytes", p.size_bytes},
 				      {"free_bytes", p.free_bytes},
-				      {"reserved_bytes", pool_reserved(s, p)},
-				      {"available_bytes", pool_available(s, p)},
+				      {"reserved_bytes", room.reserved(p)},
+				      {"available_bytes", room.available(p)},
 				      {"used_percent", pool_used_percent(p)},
 				      {"metadata_percent", p.metadata_percent},
 				      {"alarm", pool_alarm(p)}});

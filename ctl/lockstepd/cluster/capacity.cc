@@ -52,6 +52,7 @@ PoolCapacity pool_capacity(const State &s, const std::string &name, unsigned r)
 {
 	PoolCapacity c;
 	std::vector<uint64_t> total, available;
+	const Reservations room(s);
 	for (const auto &[key, p] : s.pools) {
 		const Host *h = s.host(p.host);
 		if (p.name != name || !h)
@@ -62,7 +63,7 @@ PoolCapacity pool_capacity(const State &s, const std::string &name, unsigned r)
 		}
 		c.pools++;
 		total.push_back(p.size_bytes);
-		available.push_back(pool_available(s, p));
+		available.push_back(room.available(p));
 	}
 	c.total = capacity(total, r);
 	c.available = capacity(available, r);

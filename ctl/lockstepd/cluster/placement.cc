@@ -13,7 +13,7 @@ namespace lockstep::cluster {
 namespace {
 
 // Why the host cannot take the replica; empty if it can.
-std::string obstacle(const State &state, const Host &host, const Wanted &w)
+std::string obstacle(const State &state, const Reservations &room, const Host &host, const Wanted &w)
 {
 	if (auto it = w.except.find(host.id); it != w.except.end())
 		return host.name + ": " + it->second;
@@ -27,7 +27,7 @@ std::string obstacle(const State &state, const Host &host, const Wanted &w)
 	if (unsigned used = pool_used_percent(*pool); used > POOL_FULL_PERCENT)
 		return host.name + ": pool " + w.pool + " is " + std::to_string(used) + " % full, above " + std::to_string(POOL_FULL_PERCENT) +
 		       " % it takes nothing new";
-	uint64_t needed = replica_bytes(w.size_bytes, w.block_size), available = pool_available(state, *pool);
+	uint64_t needed = replica_bytes(w.size_bytes, w.block_size), available = room.available(*pool);
 	if (available < needed)
 		return host.name + ": pool " + w.pool + " has room for " + format_bytes(available) + ", " + format_bytes(needed) +
 		       " needed";
@@ -84,12 +84,13 @@ std::vector<HostId> place(const State &state, const Wanted &w)
 	};
 	std::vector<Candidate> candidates;
 	std::vector<std::string> obstacles;
+	const Reservations room(state);
 	for (const auto &[id, host] : state.hosts) {
 		if (!w.hosts.empty() && std::find(w.hosts.begin(), w.hosts.end(), id) == w.hosts.end())
 			continue;
-		std::string o = obstacle(state, host, w);
+		std::string o = obstacle(state, room, host, w);
 		if (o.empty())
-			candidates.push_back({pool_available(state, *state.pool(w.pool, id)), id});
+			candidates.push_back({room.available(*state.pool(w.pool, id)), id});
 		else
 			obstacles.push_back(o);
 	}

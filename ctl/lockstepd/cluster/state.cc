@@ -195,42 +195,51 @@ uint64_t replica_bytes(const Volume &v, const Replica &r)
 	return units(std::max(r.md_offset, r.next_offset) + metadata, LVM_EXTENT) * LVM_EXTENT;
 }
 
-namespace {
-
-uint64_t reserved(const State &state, const Pool &pool, bool only_not_created)
+Reservations::Reservations(const State &state) : state_(state)
 {
-	uint64_t sum = 0;
 	for (const auto &[vid, volume] : state.volumes) {
-		const Replica *r = volume.replica(pool.host);
-		const Remnant *left = volume.remnant(pool.host);
-		if (r && r->pool == pool.name && !(only_not_created && r->created))
-			sum += replica_bytes(volume, *r);
-		else if (left && left->pool == pool.name && !only_not_created)
-			sum += left->lv_bytes;
+		for (const Replica &r : volume.replicas)
+			add(r.pool, r.host, replica_bytes(volume, r), r.created);
+		for (const Remnant &r : volume.remnants)    // never of a host that has a replica
+			add(r.pool, r.host, r.lv_bytes, true);
 	}
 	// Copies in a thin pool share their blocks with the replica; what they come to hold shows in the pool's own figures.
 	for (const auto &[sid, s] : state.snapshots)
 		for (const SnapshotCopy &c : s.copies)
-			if (pool.kind == PoolKind::thick && c.host == pool.host && c.pool == pool.name && !(only_not_created && c.taken))
-				sum += s.reserve_bytes;
-	return sum;
+			if (const Pool *pool = state.pool(c.pool, c.host); pool && pool->kind == PoolKind::thick)
+				add(c.pool, c.host, s.reserve_bytes, c.taken);
 }
 
-uint64_t minus(uint64_t a, uint64_t b) { return a > b ? a - b : 0; }
-
-}    // namespace
-
-uint64_t pool_reserved(const State &state, const Pool &pool) { return reserved(state, pool, false); }
-
-uint64_t pool_available(const State &state, const Pool &pool)
+void Reservations::add(const std::string &pool, HostId host, uint64_t bytes, bool created)
 {
+	Sum &sum = sums_[{pool, host}];
+	sum.all += bytes;
+	sum.not_created += created ? 0 : bytes;
+}
+
+Reservations::Sum Reservations::of(const Pool &pool) const
+{
+	const auto it = sums_.find({pool.name, pool.host});
+	return it == sums_.end() ? Sum() : it->second;
+}
+
+uint64_t Reservations::reserved(const Pool &pool) const { return of(pool).all; }
+
+uint64_t Reservations::available(const Pool &pool) const
+{
+	const auto minus = [](uint64_t a, uint64_t b) { return a > b ? a - b : 0; };
 	if (pool_used_percent(pool) > POOL_FULL_PERCENT)
 		return 0;
+	const Sum sum = of(pool);
 	if (pool.kind == PoolKind::thin)
-		return minus(uint64_t((unsigned __int128)pool.size_bytes * oversubscription_percent(state) / 100), pool_reserved(state, pool));
+		return minus(uint64_t((unsigned __int128)pool.size_bytes * oversubscription_percent(state_) / 100), sum.all);
 	// A thick pool may hold LVs that are not ours: neither what it reports nor what we reserved suffices alone.
-	return std::min(minus(pool.size_bytes, pool_reserved(state, pool)), minus(pool.free_bytes, reserved(state, pool, true)));
+	return std::min(minus(pool.size_bytes, sum.all), minus(pool.free_bytes, sum.not_created));
 }
+
+uint64_t pool_reserved(const State &state, const Pool &pool) { return Reservations(state).reserved(pool); }
+
+uint64_t pool_available(const State &state, const Pool &pool) { return Reservations(state).available(pool); }
 
 unsigned pool_used_percent(const Pool &pool)
 {

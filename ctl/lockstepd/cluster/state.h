@@ -387,7 +387,24 @@ uint64_t metadata_bytes(uint64_t size_bytes, uint32_t block_size);
 // Bytes a replica takes in its pool: data, metadata, rounded up to LVM extents of 4 MiB.
 uint64_t replica_bytes(uint64_t size_bytes, uint32_t block_size);
 uint64_t replica_bytes(const Volume &volume, const Replica &replica);  // as it is, or as large as it is to become
-// Bytes that new replicas may still take in the pool.
+// What all pools hold, found in one pass over the volumes and snapshots: for whoever asks about many. As the State was when it was made.
+class Reservations {
+public:
+	explicit Reservations(const State &state);    // which must outlive it
+	uint64_t reserved(const Pool &pool) const;     // bytes
+	uint64_t available(const Pool &pool) const;    // bytes that new replicas may still take
+
+private:
+	struct Sum {
+		uint64_t all = 0, not_created = 0;
+	};
+	void add(const std::string &pool, HostId host, uint64_t bytes, bool created);
+	Sum of(const Pool &pool) const;
+
+	const State &state_;
+	std::map<std::pair<std::string, HostId>, Sum> sums_;
+};
+// The same of one pool.
 uint64_t pool_available(const State &state, const Pool &pool);
 uint64_t pool_reserved(const State &state, const Pool &pool);
 unsigned pool_used_percent(const Pool &pool);                          // of its space, or of a thin pool's metadata if that is more
