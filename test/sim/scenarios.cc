@@ -605,6 +605,37 @@ void play_grow(World &w)
 	w.settle("at the end");
 }
 
+// A host whose replica was detached and taken out of the record uses the volume on, and what it grows by.
+void play_grow_without_replica(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(3);
+	s.write(3, A);
+	w.reattach(s.on(3), false);
+	s.on(3).attach_after = w.now + 1000 * SECOND;
+	s.await("h3 is out of sync", [&] { return !s.member(3); });
+	s.await("it is detached", [&] { return !s.on(3).detaching; });
+	lks_record next = w.next_version(s.v);
+	unsigned n = 0;
+	for (unsigned i = 0; i < next.nreplicas; i++)
+		if (next.replicas[i].host != 3)
+			next.replicas[n++] = next.replicas[i];
+	memset(&next.replicas[n], 0, sizeof(next.replicas[n]));
+	next.nreplicas = static_cast<uint8_t>(n);
+	s.expect(w.commit(s.v, next), "its replica is taken out of the record");
+	std::erase(s.v.replicas, 3);
+	w.host(3).disks[s.v.vid - 1].reset();
+	uint64_t end = s.v.grow_to / SECTOR;
+	s.v.growing = true;
+	s.await("the volume has grown", [&] { return s.v.sectors() == end; });
+	s.await("the device of h3 has, too", [&] { return s.on(3).core->p.size == s.v.bytes; });
+	s.write(3, {end - 8, 8});
+	s.read(3, {end - 8, 8});
+	w.settle("at the end");
+}
+
 }    // namespace
 
 const std::vector<Scenario> &scenarios()
@@ -634,6 +665,7 @@ const std::vector<Scenario> &scenarios()
 		{"sync-rate", "resync keeps to its ceiling", play_sync_rate},
 		{"sync-pace", "resync leaves the applications what they need", play_sync_pace},
 		{"grow", "a volume grows while clients work and hosts crash", play_grow, 1, 2},
+		{"grow-without-replica", "a volume grows on a host whose replica has gone", play_grow_without_replica, 1, 2},
 	};
 	static const std::vector<Scenario> all = [] {
 		std::vector<Scenario> both = own;
