@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`make bench`: the bare disk, DRBD and Lockstep on the same virtual hosts and disks, in one run.
 
-    test/bench/disk.py [--seconds N] [--rounds N] [--jobs WORD[,WORD..]] [--results FOLDER]
+    test/bench/disk.py [--seconds N] [--rounds N] [--jobs WORD[,WORD..]] [--volumes N[,N..]] [--results FOLDER]
 
 Each round runs each job on all three, one right after the other in turning order, so that what the machine does besides hits all
 alike; the ratios are taken within a round. Machines that emulate their hosts' processors say little in absolute figures:
@@ -38,6 +38,8 @@ JOBS = [
 ENCRYPTED = ('write 4k, depth 32', 'write 1M, sequential')		# also with lanes encrypted
 GAMMA = 'write 4k, depth 32'		# also from a host without a replica
 TOUCH = f'--size=100% --rw=write:4092k --bs=4k --iodepth=8 --number_ios={LARGE_MIB // 4}'		# 4 KiB in each 4 MiB
+MANY_MIB = 4		# one extent: of each of the many volumes
+MANY = (1, 10, 100)
 FILL = '--size=100% --rw=write --bs=1m --iodepth=2'
 
 
@@ -155,6 +157,36 @@ def life_cycle(cluster, rounds=5):
     return {k: statistics.median(v) for k, v in took.items()}
 
 
+def usage(host):
+    """What this host's kernel and daemon take: {threads, daemon_threads, daemon_kib, memory_kib: all that is not available}."""
+    host.run('sync; echo 3 >/proc/sys/vm/drop_caches')
+    memory = {k: int(v.split()[0]) for k, v in (line.split(':') for line in host.out('cat /proc/meminfo').splitlines())}
+    daemon = host.out('pidof lockstepd').strip()
+    return {'threads': int(host.out('cat /proc/[0-9]*/comm 2>/dev/null | grep -c ^lockstep_ || true')),
+            'daemon_threads': int(host.out(f'ls /proc/{daemon}/task | wc -l')),
+            'daemon_kib': int(host.out(f"awk '/^VmRSS/{{print $2}}' /proc/{daemon}/status")),
+            'memory_kib': memory['MemTotal'] - memory['MemAvailable']}
+
+
+def many_volumes(cluster, counts, seconds):
+    """[{volumes, open, iops of 4 KiB writes to all of them at depth 32 together, and alpha's usage(), open and closed}]"""
+    alpha, made, rows = cluster['alpha'], 0, []
+    for count in counts:
+        for made in range(made, count):
+            alpha.lockstep(f'volume create many{made} {MANY_MIB}MiB --redundancy 2', timeout=60)
+        made = count
+        paths = [f'/dev/lockstep/many{i}' for i in range(count)]
+        for path in paths:		# the first write to an extent zeroes it
+            alpha.run(f'dd if=/dev/zero of={path} bs=4k count=1 oflag=direct conv=notrunc 2>/dev/null', timeout=60)
+        spread = f'--size={MANY_MIB * count}m --filesize={MANY_MIB}m --nrfiles={count} --openfiles={count} --file_service_type=random'
+        sample = fio(alpha, ':'.join(paths), f'{spread} --rw=randwrite --bs=4k --iodepth=32', seconds)
+        rows.append({'volumes': count, 'iops': sample['iops'], 'p99_us': sample['p99_us'], **usage(alpha)})
+        say(f'{rows[-1]}')
+    for i in range(made):
+        alpha.lockstep(f'volume delete many{i}', timeout=60)
+    return rows
+
+
 def machine():
     model = re.search(r'model name\s*:\s*(.*)', Path('/proc/cpuinfo').read_text())
     cores = len(re.findall(r'^processor', Path('/proc/cpuinfo').read_text(), re.M))
@@ -167,12 +199,13 @@ def main():
     parser.add_argument('--seconds', type=int, default=5, help='of each job on each target, each round')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--jobs', default='', help='only jobs whose name contains one of these words, and nothing else')
+    parser.add_argument('--volumes', default=','.join(map(str, MANY)), help='how many at once, in turn')
     parser.add_argument('--results', type=Path, default=Path(__file__).resolve().parents[2] / 'build/bench')
     args = parser.parse_args()
     wanted = args.jobs.split(',')
     exit_on_signals(KeyboardInterrupt())
     with Lab('bench') as lab:
-        hosts = lab.boot(3, data_bytes=24 << 30, memory_mb=1024)
+        hosts = lab.boot(3, data_bytes=32 << 30, memory_mb=1024)
         cluster = Cluster(lab, hosts)
         cluster.form(install='--disks /dev/vdb', pools=hosts[:2])
         set_encryption(cluster, 'off')			# as DRBD's are; what it costs is measured below
@@ -199,6 +232,7 @@ def main():
             for name in ('drbd', 'lockstep'):
                 result['resync'].append(resync(cluster, targets[name], devices[name]['small'], 'small', args.seconds))
                 say(f'resync of 256 MiB, {name}: {result["resync"][-1]}')
+            result['many'] = many_volumes(cluster, [int(n) for n in args.volumes.split(',')], args.seconds)
             result['life'] = life_cycle(cluster)
             say(f'life cycle: {result["life"]}')
             result['failover'] = {}

@@ -76,6 +76,16 @@ def rest(result):
                   row(*['---'] + ['---:'] * 5)]
         lines += [row(r['target'], f'{r["seconds"]:.1f} s', f'{r["idle_p99_us"] / 1e3:.1f} ms', f'{r["busy_p99_us"] / 1e3:.1f} ms',
                       f'{r["busy_p99_us"] / r["idle_p99_us"]:.2f}', f'{100 * r["busy_iops"] / r["idle_iops"]:.0f} %') for r in result['resync']]
+    if 'many' in result:
+        lines += ['', '## Many volumes of two replicas, on their primary: 4 KiB writes to all at once, depth 32 together', '',
+                  row('volumes', 'IOPS', 'p99', "module's threads", "daemon's threads", "daemon's memory", 'all memory in use'), row(*['---:'] * 7)]
+        lines += [row(m['volumes'], f'{m["iops"]:,.0f}', f'{m["p99_us"] / 1e3:.1f} ms', m['threads'], m['daemon_threads'],
+                      f'{m["daemon_kib"] / 1024:.1f} MiB', f'{m["memory_kib"] / 1024:.1f} MiB') for m in result['many']]
+        first, last = result['many'][0], result['many'][-1]
+        if last['volumes'] > first['volumes']:
+            kernel = [m['memory_kib'] - m['daemon_kib'] for m in (first, last)]
+            lines += ['', f'Memory in use without the daemon\'s, for each more volume: {(kernel[1] - kernel[0]) / (last["volumes"] - first["volumes"]):.0f} KiB '
+                      '(all that the kernel needs for a logical volume and two devices included).']
     if 'failover' in result:
         lines += ['', "## Death of the primary's host, silent: the longest that a write of another host took", '',
                   *[f'- it {"led" if k == "leader" else "did not lead"} the consensus group: {v:.2f} s' for k, v in result['failover'].items()]]
