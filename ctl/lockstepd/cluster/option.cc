@@ -10,7 +10,7 @@ namespace lockstep {
 
 namespace {
 
-enum class Kind { minutes, percent, ratio, on_off };
+enum class Kind { minutes, percent, ratio, on_off, mib_s, ms };
 
 struct Known : Option {
 	Kind kind;
@@ -29,6 +29,11 @@ const std::vector<Known> &known()
 		{{"oversubscription", "2", "a thin pool may promise so many times its size", false}, Kind::ratio, 100, 10'000, false},
 		{{"lane-encryption", "on", "data between hosts are encrypted; off: for a storage network that nobody else reaches", false},
 		 Kind::on_off, 0, 0, true},
+		{{"resync-floor-mib", "16", "resync of a volume may read so many MiB a second, whatever the applications do", false},
+		 Kind::mib_s, 100, 6'553'600, false},
+		{{"resync-ceiling-mib", "off", "... and so many at most", false}, Kind::mib_s, 100, 6'553'600, true},
+		{{"resync-target-ms", "50", "... between the two, as many as leave reads and writes faster than this on average", false},
+		 Kind::ms, 100, 1'000'000, false},
 	};
 	return list;
 }
@@ -63,6 +68,14 @@ std::string shown(uint64_t hundredths)
 std::optional<uint64_t> number(const State &state, const char *name, HostId host = 0)
 {
 	return hundredths(option_value(state, name, host));
+}
+
+// 0, which is the module's own default, if it was not set, or off.
+uint32_t set_number(const State &state, const char *name, uint32_t unit)
+{
+	const auto it = state.options.find(name);
+	const std::optional<uint64_t> n = it == state.options.end() ? std::nullopt : hundredths(it->second);
+	return n ? uint32_t(*n * unit / 100) : 0;
 }
 
 std::optional<uint64_t> minutes_as_ms(const State &state, const char *name, HostId host)
@@ -114,6 +127,12 @@ std::optional<uint64_t> auto_evict_ms(const State &state, HostId host) { return 
 std::optional<uint64_t> disk_grace_ms(const State &state) { return minutes_as_ms(state, "disk-grace-minutes", 0); }
 unsigned auto_evict_percent(const State &state) { return unsigned(*number(state, "auto-evict-percent") / 100); }
 uint64_t oversubscription_percent(const State &state) { return *number(state, "oversubscription"); }
+
+ResyncPace resync_pace(const State &state)
+{
+	return {set_number(state, "resync-floor-mib", 1024), set_number(state, "resync-ceiling-mib", 1024), set_number(state, "resync-target-ms", 1)};
+}
+
 bool lanes_encrypted(const State &state) { return option_value(state, "lane-encryption") == "on"; }
 
 }    // namespace lockstep

@@ -9,6 +9,9 @@
 //  disk-grace-minutes    10       0.05..43200, off    no     a replica whose disk failed so long ago is made anew elsewhere
 //  oversubscription      2        1..100              no     a thin pool may promise so many times its size
 //  lane-encryption       on       on, off             no     what replicas send each other is encrypted by the kernel (kTLS)
+//  resync-floor-mib      16       1..65536            no     resync of a volume may read so many MiB a second in any case
+//  resync-ceiling-mib    off      1..65536, off       no     ... so many at most
+//  resync-target-ms      50       1..10000            no     ... between the two as long as reads and writes take less on average
 //
 // Pure functions of the State. The values are kept as the texts that were set.
 #pragma once
@@ -37,6 +40,10 @@ std::optional<uint64_t> auto_evict_ms(const State &state, HostId host);    // nu
 std::optional<uint64_t> disk_grace_ms(const State &state);
 unsigned auto_evict_percent(const State &state);
 uint64_t oversubscription_percent(const State &state);
+struct ResyncPace {
+	uint32_t floor_kib = 0, ceiling_kib = 0, target_ms = 0;    // a second, of each volume; 0: not set
+};
+ResyncPace resync_pace(const State &state);
 bool lanes_encrypted(const State &state);
 
 }    // namespace lockstep

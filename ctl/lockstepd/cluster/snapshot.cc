@@ -396,7 +396,8 @@ uint32_t level_of(const json &entry)
 		return 1;
 	if (*op == "cluster.recover" || *op == "host.rejoin")
 		return 2;
-	if (*op == "volume.adopt")
+	if (*op == "volume.adopt" || (*op == "option.set" && entry.contains("name") && entry["name"].is_string() &&
+				      entry["name"].get<std::string>().starts_with("resync-")))
 		return 3;
 	if (*op == "volume.delete" && entry.contains("force"))
 		return 2;

@@ -105,7 +105,8 @@ KernelVolume read_volume(Attributes a)
 					  number(a[LKS_A_CAPACITY]), number(a[LKS_A_MOVE_OFFSET]), a[LKS_A_MOVE_CURRENT] != nullptr};
 	v.hold = number(a[LKS_A_HOLD]);
 	v.handover_to = uint8_t(number(a[LKS_A_HANDOVER_TO]));
-	v.freeze_ms = uint32_t(number(a[LKS_A_FREEZE_MS]));
+	v.tune = {uint32_t(number(a[LKS_A_FREEZE_MS])), uint32_t(number(a[LKS_A_SYNC_RATE])), uint32_t(number(a[LKS_A_SYNC_FLOOR])),
+		  uint32_t(number(a[LKS_A_SYNC_TARGET_MS]))};
 	v.verify_total = number(a[LKS_A_VERIFY_TOTAL]);
 	v.verify_done = number(a[LKS_A_VERIFY_DONE]);
 	v.verify_differ = number(a[LKS_A_VERIFY_DIFFER]);
@@ -520,8 +521,14 @@ Kernel kernel_over_netlink(const std::string &host_name)
 	};
 	k.resize = [c](uint32_t vid, uint64_t size) { return put_u64(c, LKS_CMD_RESIZE, "resize", vid, LKS_A_SIZE, size); };
 	k.verify = [c](uint32_t vid, bool start, bool repair) { return verify(c, vid, start, repair); };
-	k.tune = [c](uint32_t vid, uint32_t freeze_ms) {
-		return volume_command(c, LKS_CMD_VOLUME_TUNE, "tune", vid, [&](nl_msg *m) { return nla_put_u32(m, LKS_A_FREEZE_MS, freeze_ms); });
+	k.tune = [c](uint32_t vid, const VolumeTune &t) {
+		return volume_command(c, LKS_CMD_VOLUME_TUNE, "tune", vid, [&](nl_msg *m) {
+			for (auto [attribute, value] : {std::pair(LKS_A_FREEZE_MS, t.freeze_ms), std::pair(LKS_A_SYNC_RATE, t.sync_rate_kib),
+							std::pair(LKS_A_SYNC_FLOOR, t.sync_floor_kib), std::pair(LKS_A_SYNC_TARGET_MS, t.sync_target_ms)})
+				if (int err = nla_put_u32(m, attribute, value))
+					return err;
+			return 0;
+		});
 	};
 	k.abort = [c](uint32_t vid) { return with_vid(c, LKS_CMD_ABORT, "abort the waiting requests of", vid); };
 	k.device_add = [c](uint32_t vid) { return with_vid(c, LKS_CMD_DEVICE_ADD, "create the device of", vid); };

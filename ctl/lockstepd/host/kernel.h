@@ -40,6 +40,13 @@ struct KernelReplica {
 	bool operator==(const KernelReplica &) const = default;
 };
 
+// VOLUME_TUNE; 0 everywhere: the module's defaults.
+struct VolumeTune {
+	uint32_t freeze_ms = 0;        // requests that wait longer fail; 0: they wait
+	uint32_t sync_rate_kib = 0, sync_floor_kib = 0, sync_target_ms = 0;
+	bool operator==(const VolumeTune &) const = default;
+};
+
 struct KernelVolume {
 	uint32_t vid = 0;
 	std::string uuid;          // as text
@@ -59,7 +66,7 @@ struct KernelVolume {
 	std::vector<KernelPeerReplica> peers;
 	uint32_t hot_extents = 0, written_extents = 0;
 	uint64_t hold = 0;         // number of the quiesce that stands; 0: none
-	uint32_t freeze_ms = 0;    // requests that wait longer fail; 0: they wait
+	VolumeTune tune;
 	uint8_t handover_to = 0;   // host id of a planned handover under way; 0: none
 	uint64_t verify_total = 0, verify_done = 0, verify_differ = 0;    // blocks
 	bool operator==(const KernelVolume &) const = default;
@@ -128,7 +135,7 @@ struct Kernel {
 	std::function<Done(uint32_t vid, uint64_t offset)> meta_moved;
 	std::function<Done(uint32_t vid, uint64_t size_bytes)> resize;
 	std::function<Done(uint32_t vid, bool start, bool repair)> verify;
-	std::function<Done(uint32_t vid, uint32_t freeze_ms)> tune;
+	std::function<Done(uint32_t vid, const VolumeTune &)> tune;
 	std::function<Done(uint32_t vid)> abort;
 	std::function<Done(uint32_t vid)> device_add;
 	std::function<Done(uint32_t vid)> device_del;

@@ -509,7 +509,7 @@ void Reconciler::look_config(const Volume &v, const KernelVolume *k, VolumeWork 
 		if (const Opener *mine = v.opener(self_))
 			w.ended = std::max(w.ended, mine->session);
 		KernelVolumeSpec spec = {v.vid, v.uuid, v.name, v.minor, v.size_bytes, v.block_size, v.cls};
-		w.freeze_ms.reset();
+		w.tune.reset();
 		w.node_seen = false;
 		act(v.vid, &VolumeWork::config, config_key(v.vid), [kernel = world_.kernel, spec] { return kernel.volume_add(spec); });
 		return;

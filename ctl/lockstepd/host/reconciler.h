@@ -129,7 +129,7 @@ private:
 		uint64_t verify_begun_ms = 0, verify_needs_dump = 0;    // the last verify, and the first dump that tells of it
 		HostId follow = 0;                     // where the primary had better be,
 		uint64_t follow_since_ms = 0;          // ... since then
-		std::optional<uint32_t> freeze_ms;     // as this kernel was told
+		std::optional<VolumeTune> tune;        // as this kernel was told
 		HostId refused_for = 0;                // holder because of whom an open here was refused,
 		uint64_t refused_ms = 0, refused_logged_ms = 0;
 		mutable bool node_seen = false;        // the device's node in /dev

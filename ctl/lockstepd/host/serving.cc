@@ -7,6 +7,7 @@
 // only after a while: a volume that is opened for a moment, to be probed or copied, is not worth a change of primary.
 #include <fmt/format.h>
 
+#include "lockstepd/cluster/option.h"
 #include "lockstepd/host/reconciler.h"
 
 namespace lockstep {
@@ -23,18 +24,19 @@ void Reconciler::look_serving(const Volume &v, const KernelVolume &k, VolumeWork
 		w.follow = 0;
 }
 
-// NoQuorum::error: while there is a quorum a request waits for a fail-over as long as that takes.
+// How fast resync goes; and NoQuorum::error: while there is a quorum a request waits for a fail-over as long as that takes.
 bool Reconciler::look_tuning(const Volume &v, const KernelVolume &k, VolumeWork &w)
 {
 	const bool quorum = !world_.quorum || world_.quorum();
-	const uint32_t freeze_ms = v.no_quorum == NoQuorum::error && !quorum ? ERROR_AFTER_MS : 0;
+	const ResyncPace pace = resync_pace(world_.state());
+	const VolumeTune tune = {v.no_quorum == NoQuorum::error && !quorum ? ERROR_AFTER_MS : 0, pace.ceiling_kib, pace.floor_kib, pace.target_ms};
 	// What another daemon told this kernel, before a restart, stands in the dump.
-	if (w.freeze_ms.value_or(k.freeze_ms) == freeze_ms)
+	if (w.tune.value_or(k.tune) == tune)
 		return false;
-	act(v.vid, &VolumeWork::serve, serve_key(v.vid), [kernel = world_.kernel, vid = v.vid, freeze_ms] { return kernel.tune(vid, freeze_ms); },
-	    [this, vid = v.vid, freeze_ms](bool ok) {
+	act(v.vid, &VolumeWork::serve, serve_key(v.vid), [kernel = world_.kernel, vid = v.vid, tune] { return kernel.tune(vid, tune); },
+	    [this, vid = v.vid, tune](bool ok) {
 		    if (ok)
-			    works_[vid].freeze_ms = freeze_ms;
+			    works_[vid].tune = tune;
 	    });
 	return true;
 }

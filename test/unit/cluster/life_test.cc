@@ -397,6 +397,10 @@ TEST_CASE("options are checked, kept, and taken back")
 	c.good({{"op", "option.set"}, {"name", "auto-evict-minutes"}, {"value", "off"}, {"host", 1}});
 	CHECK_FALSE(auto_evict_ms(c.state, 1));
 	CHECK(auto_evict_ms(c.state, 2) == 3 * SECOND);
+	CHECK(resync_pace(c.state).floor_kib == 0);
+	CHECK(has(c.bad(2, {{"op", "option.set"}, {"name", "resync-floor-mib"}, {"value", "off"}}), "is not a number from 1 to 65536"));
+	CHECK(level_of({{"op", "option.set"}, {"name", "resync-floor-mib"}, {"value", "1"}}) == 3);
+	CHECK(level_of({{"op", "option.set"}, {"name", "oversubscription"}, {"value", "1"}}) == 1);
 	CHECK(lanes_encrypted(c.state));
 	CHECK(has(c.bad(2, {{"op", "option.set"}, {"name", "lane-encryption"}, {"value", "1"}}), "neither on nor off"));
 	c.good({{"op", "option.set"}, {"name", "lane-encryption"}, {"value", "off"}});

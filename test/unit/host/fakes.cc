@@ -466,11 +466,11 @@ Kernel FakeWorld::kernel()
 	k.verify = [=, this](uint32_t vid, bool, bool) {
 		return act(name("verify", vid), [=, this]() -> Done { return find(vid) ? Done(Nothing{}) : Done(failed("ESTALE")); });
 	};
-	k.tune = [=, this](uint32_t vid, uint32_t ms) {
+	k.tune = [=, this](uint32_t vid, const VolumeTune &tune) {
 		return act(name("tune", vid), [=, this]() -> Done {
-			freeze_ms[vid] = ms;
+			tuned[vid] = tune;
 			if (KernelVolume *k = find(vid))
-				k->freeze_ms = ms;
+				k->tune = tune;
 			return Nothing{};
 		});
 	};

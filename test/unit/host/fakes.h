@@ -90,7 +90,7 @@ public:
 	std::map<std::string, VolumeGroup> groups;
 	std::map<std::string, FakeLv> lvs;              // by path
 	std::set<std::pair<uint32_t, uint64_t>> quiesced;    // vid and hold of which EV_QUIESCED was given
-	std::map<uint32_t, uint32_t> freeze_ms;
+	std::map<uint32_t, VolumeTune> tuned;
 	bool drains = true;                             // what is in flight ends: EV_QUIESCED, handover, moves
 	void unquiesce(uint32_t vid);                   // the hold ends by itself
 	void move_on();                                 // what the kernel does in its own time: moves, handovers

@@ -78,22 +78,37 @@ TEST_CASE("without a quorum requests fail only where that was asked for, and no 
 	tell(r.w, {{"op", "volume.set"}, {"vid", r.vid}, {"no_quorum", "error"}});
 	r.w.run_for(1000);
 	r.w.quorum = false;
-	REQUIRE(r.w.run_until([&] { return r.w.freeze_ms[r.vid] == ERROR_AFTER_MS; }, 1000));
+	REQUIRE(r.w.run_until([&] { return r.w.tuned[r.vid].freeze_ms == ERROR_AFTER_MS; }, 1000));
 	r.w.kill_daemon();
 	r.w.start_daemon();
 	r.w.quorum = true;
-	REQUIRE(r.w.run_until([&] { return r.w.freeze_ms[r.vid] == 0; }, 3000));
+	REQUIRE(r.w.run_until([&] { return r.w.tuned[r.vid].freeze_ms == 0; }, 3000));
 	CHECK(quiet(r.w));
 	// The policy changes while this host's daemon is dead: the next one finds what the kernel was told.
 	r.w.quorum = false;
-	REQUIRE(r.w.run_until([&] { return r.w.freeze_ms[r.vid] == ERROR_AFTER_MS; }, 1000));
+	REQUIRE(r.w.run_until([&] { return r.w.tuned[r.vid].freeze_ms == ERROR_AFTER_MS; }, 1000));
 	r.w.kill_daemon();
 	r.w.propose({{"op", "volume.set"}, {"vid", r.vid}, {"no_quorum", "freeze"}});
 	r.w.quorum = true;
 	r.w.start_daemon();
-	REQUIRE(r.w.run_until([&] { return r.w.freeze_ms[r.vid] == 0; }, 3000));
+	REQUIRE(r.w.run_until([&] { return r.w.tuned[r.vid].freeze_ms == 0; }, 3000));
 	r.w.run_for(1000);
-	CHECK(r.w.freeze_ms[r.vid] == 0);
+	CHECK(r.w.tuned[r.vid].freeze_ms == 0);
+}
+
+TEST_CASE("how fast resync goes is told to the kernel, also by a daemon that was away when it changed")
+{
+	Open r;
+	CHECK(r.w.count("tune") == 0);
+	tell(r.w, {{"op", "option.set"}, {"name", "resync-ceiling-mib"}, {"value", "200"}});
+	REQUIRE(r.w.run_until([&] { return r.w.tuned[r.vid] == VolumeTune{0, 200 << 10, 0, 0}; }, 1000));
+	r.w.kill_daemon();
+	r.w.propose({{"op", "option.set"}, {"name", "resync-floor-mib"}, {"value", "1.5"}});
+	r.w.propose({{"op", "option.set"}, {"name", "resync-target-ms"}, {"value", "20"}});
+	r.w.propose({{"op", "option.set"}, {"name", "resync-ceiling-mib"}, {"value", "off"}});
+	r.w.start_daemon();
+	REQUIRE(r.w.run_until([&] { return r.w.tuned[r.vid] == VolumeTune{0, 0, 1536, 20}; }, 3000));
+	CHECK(quiet(r.w));
 }
 
 TEST_CASE("a volume grows: killed or failing at any step, on this host or after a reboot, it converges")
