@@ -283,6 +283,92 @@ TEST_CASE("replies are checked against the request")
 	CHECK(d.ended == std::vector<int>{-EIO});
 }
 
+TEST_CASE("what a new primary has refused is tried again as soon as it says that it serves")
+{
+	Live d;
+	d.record.replicas[2].host = 6;    // no replica here
+	d.record.primary = 2;
+	d.create();
+	REQUIRE(lks_vol_config(d.volume, &d.record, false, d.now) == 0);
+	lks_req req{};
+	req.op = LKS_OP_READ;
+	req.length = 4096;
+	lks_vol_submit(d.volume, &req, d.now);
+	lks_frame refused = d.frame(LKS_REFUSED);
+	refused.seq = req.id;
+	CHECK(d.receive(2, refused) == 0);
+	CHECK(req.sent_to == 0);
+	d.sent.clear();
+	lks_req other{};
+	other.op = LKS_OP_READ;
+	other.length = 4096;
+	lks_vol_submit(d.volume, &other, d.now);
+	CHECK(d.sent.size() == 1);    // another request does not bring it about
+	CHECK(req.sent_to == 0);
+	d.sent.clear();
+	CHECK(d.receive(2, d.frame(LKS_READY)) == 0);
+	CHECK(req.sent_to == 2);
+	CHECK(d.sent.size() == 1);
+	lks_vol_abort(d.volume, -EIO, d.now);
+	CHECK(d.ended.size() == 2);
+}
+
+TEST_CASE("a primary that begins to serve says so to everybody")
+{
+	Live d;
+	d.start();
+	for (uint8_t peer : {1, 2})
+		CHECK(d.receive(peer, d.frame(LKS_ACTIVATED)) == 0);
+	const auto told = [&] { return std::count_if(d.sent.begin(), d.sent.end(), [](auto &f) { return f.type == LKS_READY; }); };
+	CHECK(told() == 0);    // it may have given a promise (L2)
+	d.now += 10000;
+	lks_vol_tick(d.volume, d.now);
+	d.run();
+	REQUIRE(d.volume->role == LKS_ACTIVE);
+	CHECK(told() == 3);    // h1, h2 and h5, which has no replica
+	d.detach();
+}
+
+TEST_CASE("only the end of what needs no memory may be told where there may be none")
+{
+	Live d;
+	d.serve();
+	lks_vol_open(d.volume, d.now);
+	lks_req write{};
+	write.op = LKS_OP_WRITE;
+	write.length = 4096;
+	write.buf = &no_data;
+	lks_vol_submit(d.volume, &write, d.now);
+	REQUIRE(d.transfers.size() == 1);
+	CHECK_FALSE(lks_vol_io_is_quick(d.volume, d.transfers[0], 0));    // the table of extents: heats what waits for it
+	lks_io *table = d.transfers.front();
+	d.transfers.pop_front();
+	lks_vol_io_done(d.volume, table, 0, d.now);
+	REQUIRE(d.transfers.size() == 1);
+	lks_io *io = d.transfers.front();
+	REQUIRE(io->op == LKS_IO_WRITE);
+	CHECK(lks_vol_io_is_quick(d.volume, io, 0));
+	CHECK_FALSE(lks_vol_io_is_quick(d.volume, io, -EIO));
+	REQUIRE(lks_vol_quiesce(d.volume, 1, 1000, d.now) == 0);
+	CHECK_FALSE(lks_vol_io_is_quick(d.volume, io, 0));    // its end may be what the hold waits for
+	REQUIRE(lks_vol_resume(d.volume, 1, d.now) == -ESTALE);
+	d.now += 2000;
+	lks_vol_tick(d.volume, d.now);
+	CHECK(lks_vol_io_is_quick(d.volume, io, 0));
+	for (uint8_t peer : {1, 2}) {
+		lks_frame ack = d.frame(LKS_ACK);
+		ack.seq = 1;
+		CHECK(d.receive(peer, ack) == 0);
+	}
+	const size_t allocations = d.allocations_left = 0;
+	d.run();
+	CHECK(d.ended == std::vector<int>{0});
+	CHECK(d.allocations_left == allocations);
+	d.allocations_left = SIZE_MAX;
+	lks_vol_close(d.volume, d.now);
+	d.detach();
+}
+
 TEST_CASE("opening what is open is answered at once")
 {
 	Live d;
