@@ -79,7 +79,7 @@ def rest(result):
     if 'many' in result:
         lines += ['', '## Many volumes of two replicas, on their primary: 4 KiB writes to all at once, depth 32 together', '',
                   row('volumes', 'IOPS', 'p99', "module's threads", "daemon's threads", "daemon's memory", 'all memory in use'), row(*['---:'] * 7)]
-        lines += [row(m['volumes'], f'{m["iops"]:,.0f}', f'{m["p99_us"] / 1e3:.1f} ms', m['threads'], m['daemon_threads'],
+        lines += [row(m['volumes'], f'{m["iops"]:,.0f}' if 'iops' in m else '-', f'{m["p99_us"] / 1e3:.1f} ms' if 'iops' in m else '-', m['threads'], m['daemon_threads'],
                       f'{m["daemon_kib"] / 1024:.1f} MiB', f'{m["memory_kib"] / 1024:.1f} MiB') for m in result['many']]
         first, last = result['many'][0], result['many'][-1]
         if last['volumes'] > first['volumes']:
