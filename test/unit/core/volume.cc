@@ -89,6 +89,15 @@ struct Live : Device {
 		run();
 	}
 
+	// As a client without a replica; h2 is the primary.
+	void use()
+	{
+		record.replicas[2].host = 6;
+		record.primary = 2;
+		create();
+		REQUIRE(lks_vol_config(volume, &record, false, now) == 0);
+	}
+
 	// As the primary that serves.
 	void serve()
 	{
@@ -257,10 +266,7 @@ TEST_CASE("a new primary does not go on without all of a member's evidence")
 TEST_CASE("replies are checked against the request")
 {
 	Live d;
-	d.record.replicas[2].host = 6;    // no replica here
-	d.record.primary = 2;
-	d.create();
-	REQUIRE(lks_vol_config(d.volume, &d.record, false, d.now) == 0);
+	d.use();
 	lks_req req{};
 	req.op = LKS_OP_READ;
 	req.length = 4096;
@@ -286,10 +292,7 @@ TEST_CASE("replies are checked against the request")
 TEST_CASE("what a new primary has refused is tried again as soon as it says that it serves")
 {
 	Live d;
-	d.record.replicas[2].host = 6;    // no replica here
-	d.record.primary = 2;
-	d.create();
-	REQUIRE(lks_vol_config(d.volume, &d.record, false, d.now) == 0);
+	d.use();
 	lks_req req{};
 	req.op = LKS_OP_READ;
 	req.length = 4096;
