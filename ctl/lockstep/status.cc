@@ -58,6 +58,8 @@ std::string replica_text(const json &r)
 		text += ", " + format_bytes(r["rate_bytes_s"]) + "/s";
 	if (r["eta_s"].is_number())
 		text += ", " + format_seconds(r["eta_s"]) + " left";
+	if (state == "insync" && online && r["attached"] != true)
+		text += ", not attached yet";
 	if (r["created"] != true)
 		text = shown(r["host"]) + " is being made";
 	else if (r["wanted"] != true)
@@ -239,7 +241,8 @@ std::vector<std::string> missing(const json &volumes)
 		for (const json &r : v["replicas"]) {
 			kept += r["wanted"] == true;
 			// One that is kept in mind of a host that is away may never come back.
-			if (r["wanted"] == true ? r["state"] != "insync" || r["online"] != true : r["online"] == true)
+			const bool whole = r["state"] == "insync" && r["online"] == true && r["attached"] == true;
+			if (r["wanted"] == true ? !whole : r["online"] == true)
 				list.push_back(fmt::format("volume {}: {}", shown(v["name"]), replica_text(r)));
 		}
 		if (kept != v["redundancy"])

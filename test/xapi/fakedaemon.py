@@ -271,7 +271,7 @@ class Cluster(object):
             'record': {'version': 1, 'term': 1, 'incarnation': 0, 'session_serial': 0},
             'devices': [h.name for h in self.hosts.values() if h.joined and h.online],
             'replicas': [{'host': h, 'pool': v['pool'], 'lv_path': '', 'md_offset': v['size_bytes'], 'state': 'insync',
-                          'online': self.hosts[h].online, 'since_version': 1, 'dirty_bytes': 0, 'sync_percent': 100.0, 'rate_bytes_s': None,
+                          'online': self.hosts[h].online, 'attached': self.hosts[h].online, 'since_version': 1, 'dirty_bytes': 0, 'sync_percent': 100.0, 'rate_bytes_s': None,
                           'eta_s': None} for h in v['hosts']]}
         extra = {'openers': sorted(v['writers']), 'allocated_bytes': self.allocated(v)}
         answer.update({k: x for k, x in extra.items() if k not in self.without})

@@ -26,6 +26,12 @@ inline std::string soft_text(const nlohmann::json &at, const char *field)
 	return it == at.end() || !it->is_string() ? std::string() : it->get<std::string>();
 }
 
+inline bool soft_is_true(const nlohmann::json &at, const char *field)
+{
+	auto it = at.find(field);
+	return it != at.end() && it->is_boolean() && it->get<bool>();
+}
+
 inline bool soft_has_number(const nlohmann::json &at, const char *field)
 {
 	auto it = at.find(field);

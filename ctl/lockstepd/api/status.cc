@@ -7,7 +7,7 @@
 //   offline   no host with a replica in sync is online: nothing can serve
 //   frozen    requests wait: for a primary, or a replica that is away
 //   syncing   it serves; every replica that is behind is being resynced
-//   degraded  it serves with fewer replicas than it should have
+//   degraded  it serves with fewer replicas than it should have; one that its host has not attached yet does not count
 //   ok
 #include "lockstepd/api/server.h"
 
@@ -37,6 +37,22 @@ const json &peer_report(const json &soft, const Volume &v, HostId host)
 	return soft_object(soft_object(report_of(soft, v.primary, v.vid), "peers"), std::to_string(host));
 }
 
+// Does the host's kernel have its replica attached since it started? Until it has, the record's word about it is from before
+// the start. Not if its kernel was told a record that this host has not heard of yet.
+bool attached(const Volume &v, const Replica &r, const json &soft)
+{
+	const json &own = report_of(soft, r.host, v.vid);
+	return soft_is_true(own, "admitted") && soft_number(own, "version") <= v.version;
+}
+
+// Has the host said whether it has the volume's replica attached?
+bool has_told(const json &soft, HostId host, uint32_t vid)
+{
+	const json &volumes = soft_object(soft_object(soft, std::to_string(host)), "volumes");
+	auto own = volumes.find(std::to_string(vid));
+	return !volumes.empty() && (own == volumes.end() || own->contains("has_replica"));
+}
+
 json name_or_null(const State &s, HostId host) { return host ? json(s.host_name(host)) : json(nullptr); }
 
 json replica_json(const State &s, const Volume &v, const Replica &r, const json &soft)
@@ -51,6 +67,7 @@ json replica_json(const State &s, const Volume &v, const Replica &r, const json 
 		  {"md_offset", r.md_offset},
 		  {"state", running ? "syncing" : to_string(r.state)},
 		  {"online", s.online(r.host)},
+		  {"attached", attached(v, r, soft)},
 		  {"wanted", wanted(s, r)},
 		  {"created", r.created},
 		  {"since_version", r.since},
@@ -120,7 +137,7 @@ Health health(const State &s, const Volume &v, const json &soft, const json &rep
 		return {"creating", "its replicas are being made"};
 	if (v.phase == Phase::deleting)
 		return {"deleting", v.failure};
-	std::vector<HostId> in_sync, away, behind, failed;
+	std::vector<HostId> in_sync, away, behind, failed, starting;
 	bool online = false, all_behind_run = true;
 	size_t kept = 0;
 	for (size_t i = 0; i < v.replicas.size(); i++) {
@@ -137,6 +154,8 @@ Health health(const State &s, const Volume &v, const json &soft, const json &rep
 			away.push_back(r.host);
 		else if (!r.clean())
 			behind.push_back(r.host);
+		else if (has_told(soft, r.host, v.vid) && !attached(v, r, soft))
+			starting.push_back(r.host);
 		if (!r.clean() && replicas[i]["state"] != "syncing")
 			all_behind_run = false;
 	}
@@ -151,13 +170,14 @@ Health health(const State &s, const Volume &v, const json &soft, const json &rep
 	};
 	add(failed, "failed disk on");
 	add(away, "offline:");
+	add(starting, "not attached yet on");
 	add(behind, all_behind_run ? "resync of" : "out of sync:");
 	if (kept < v.redundancy)
 		reason += (reason.empty() ? "" : "; ") + std::to_string(v.redundancy - kept) + " of " + std::to_string(v.redundancy) +
 			  " replicas missing";
 	if (reason.empty())
 		return {"ok", ""};
-	return {away.empty() && failed.empty() && all_behind_run && kept >= v.redundancy ? "syncing" : "degraded", reason};
+	return {away.empty() && failed.empty() && starting.empty() && all_behind_run && kept >= v.redundancy ? "syncing" : "degraded", reason};
 }
 
 std::string why_not_evicted(const State &s, HostId host)

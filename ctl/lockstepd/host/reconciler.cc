@@ -783,37 +783,38 @@ std::vector<Problem> Reconciler::problems() const
 
 nlohmann::json Reconciler::soft_report() const
 {
+	if (!dump_)
+		return Json::object();
 	Json volumes = Json::object();
-	if (dump_)
-		for (const auto &[vid, k] : dump_->volumes) {
-			auto work = works_.find(vid);
-			const bool node = k.has_device && work != works_.end() &&
-					  (work->second.node_seen || (work->second.node_seen = world_.node_exists(k.name)));
-			Json v = {{"role", role_text(k.role)}, {"has_replica", k.replica.has_value()}, {"has_device", node},
-				  {"size_bytes", k.size_bytes},
-				  {"openers", k.openers}, {"writers", k.writers}, {"pending", k.pending}, {"oldest_ms", k.oldest_ms},
-				  {"version", k.version}, {"term", k.term}, {"hot_extents", k.hot_extents},
-				  {"written_extents", k.written_extents}};
-			if (k.replica) {
-				v["admitted"] = k.replica->admitted;
-				v["failed"] = k.replica->failed;
-				v["lv_path"] = k.replica->path;
-			}
-			if (k.hold)
-				v["quiesced"] = true;
-			if (k.handover_to)
-				v["handover_to"] = k.handover_to;
-			if (k.verify_total && (work == works_.end() || dumps_done_ >= work->second.verify_needs_dump))
-				v["verify"] = {{"total_blocks", k.verify_total}, {"done_blocks", k.verify_done}, {"differ_blocks", k.verify_differ},
-					       {"begun_ms", work == works_.end() ? 0 : work->second.verify_begun_ms}};
-			if (work != works_.end() && work->second.refused_for && world_.now_ms() - work->second.refused_ms < REFUSED_LOG_MS)
-				v["refused_for"] = work->second.refused_for;
-			Json peers = Json::object();
-			for (const KernelPeerReplica &p : k.peers)
-				peers[std::to_string(p.host)] = {{"sync_state", sync_text(p.sync_state)}, {"dirty_blocks", p.dirty_blocks}};
-			v["peers"] = peers;
-			volumes[std::to_string(vid)] = std::move(v);
+	for (const auto &[vid, k] : dump_->volumes) {
+		auto work = works_.find(vid);
+		const bool node = k.has_device && work != works_.end() &&
+				  (work->second.node_seen || (work->second.node_seen = world_.node_exists(k.name)));
+		Json v = {{"role", role_text(k.role)}, {"has_replica", k.replica.has_value()}, {"has_device", node},
+			  {"size_bytes", k.size_bytes},
+			  {"openers", k.openers}, {"writers", k.writers}, {"pending", k.pending}, {"oldest_ms", k.oldest_ms},
+			  {"version", k.version}, {"term", k.term}, {"hot_extents", k.hot_extents},
+			  {"written_extents", k.written_extents}};
+		if (k.replica) {
+			v["admitted"] = k.replica->admitted;
+			v["failed"] = k.replica->failed;
+			v["lv_path"] = k.replica->path;
 		}
+		if (k.hold)
+			v["quiesced"] = true;
+		if (k.handover_to)
+			v["handover_to"] = k.handover_to;
+		if (k.verify_total && (work == works_.end() || dumps_done_ >= work->second.verify_needs_dump))
+			v["verify"] = {{"total_blocks", k.verify_total}, {"done_blocks", k.verify_done}, {"differ_blocks", k.verify_differ},
+				       {"begun_ms", work == works_.end() ? 0 : work->second.verify_begun_ms}};
+		if (work != works_.end() && work->second.refused_for && world_.now_ms() - work->second.refused_ms < REFUSED_LOG_MS)
+			v["refused_for"] = work->second.refused_for;
+		Json peers = Json::object();
+		for (const KernelPeerReplica &p : k.peers)
+			peers[std::to_string(p.host)] = {{"sync_state", sync_text(p.sync_state)}, {"dirty_blocks", p.dirty_blocks}};
+		v["peers"] = peers;
+		volumes[std::to_string(vid)] = std::move(v);
+	}
 	for (const Problem &p : problems())
 		if (p.vid)
 			volumes[std::to_string(p.vid)]["problem"] = p.message;

@@ -132,6 +132,19 @@ public:
 		return *s->volume_named(name);
 	}
 
+	// The kernels of all hosts have all devices, and all replicas attached but for those of one host.
+	void attach_all(HostId but = 0)
+	{
+		auto s = state();
+		for (const auto &[id, host] : s->hosts) {
+			nlohmann::json volumes = nlohmann::json::object();
+			for (const auto &[vid, v] : s->volumes)
+				volumes[std::to_string(vid)] = {{"has_device", true}, {"has_replica", v.replica(id) != nullptr},
+								{"admitted", v.replica(id) && id != but}, {"version", v.version}};
+			server_.soft(id, {{"volumes", volumes}});
+		}
+	}
+
 	ApiServer &server() { return server_; }
 	static std::string socket_path() { return "/tmp/lockstep-unit-" + std::to_string(getpid()) + ".sock"; }
 

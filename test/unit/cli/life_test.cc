@@ -43,6 +43,7 @@ TEST_CASE("replica add, remove, move; redundancy")
 	Outcome o = d.run({"volume", "replica", "add", "v", "gamma"});
 	CHECK(has(o.out, "volume v has a new replica on gamma"));
 	CHECK((on(d.volume("v")) == Hosts{1, 2, 3} && d.volume("v").redundancy == 3));
+	d.attach_all();
 	CHECK(d.run({"wait-sync", "v", "--timeout", "1"}).status == 0);
 	o = d.run({"volume", "replica", "add", "v", "gamma"});
 	CHECK((o.status == 5 && has(o.err, "gamma: has a replica already")));
@@ -84,6 +85,7 @@ TEST_CASE("a replica that is needed stays until others are in sync; one on a hos
 	Outcome o = d.run({"volume", "replica", "remove", "v", "beta"});
 	CHECK((o.status == 0 && has(o.out, "goes as soon as enough others are in sync")));
 	CHECK(on(d.volume("v")) == Hosts{1, 2, 3});
+	d.attach_all();
 	o = d.run({"wait-sync", "v", "--timeout", "0.1"});
 	CHECK((o.status == 10 && has(o.err, "beta insync, leaves") && has(o.err, "gamma stale")));
 	d.online(3, false);

@@ -135,8 +135,7 @@ TEST_CASE("wait-sync waits for the devices of a host that has just booted")
 	FakeDaemon d;
 	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
 	auto report = [](bool device) { return json{{"volumes", {{"1", {{"has_device", device}}}}}}; };
-	d.server().soft(1, report(true));
-	d.server().soft(2, report(true));
+	d.attach_all();
 	d.server().soft(3, report(false));
 	Outcome o = d.run({"wait-sync", "--timeout", "0.2"});
 	CHECK(o.status == 10);
