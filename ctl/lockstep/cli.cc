@@ -64,6 +64,7 @@ int run(const std::vector<std::string> &args, Context &context)
 	add_why(app, context, action);
 	add_md(app, context, action);
 	add_down(app, context, action);
+	add_invalidate(app, context, action);
 	add_help(app, context, action);
 	try {
 		std::vector<std::string> reversed(args.rbegin(), args.rend());    // CLI11 takes them from the back

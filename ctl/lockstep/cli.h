@@ -42,6 +42,7 @@ void add_option(CLI::App &app, Context &context, Action &action);
 void add_why(CLI::App &app, Context &context, Action &action);
 void add_md(CLI::App &app, Context &context, Action &action);
 void add_down(CLI::App &app, Context &context, Action &action);
+void add_invalidate(CLI::App &app, Context &context, Action &action);   // life.cc
 void add_help(CLI::App &app, Context &context, Action &action);         // completion, man; last
 // Further verbs of these command groups (life.cc).
 void add_volume_life(CLI::App &volume, Context &context, Action &action);

@@ -15,6 +15,8 @@ namespace lockstep::cli {
 
 namespace {
 
+constexpr unsigned INVALIDATE_TIMEOUT_S = 150;
+
 std::string volume_path(const std::string &volume) { return "/v1/volumes/" + url_encode(volume); }
 std::string replica_path(const std::string &volume, const std::string &host) { return volume_path(volume) + "/replicas/" + url_encode(host); }
 
@@ -56,6 +58,29 @@ Done replica_move(Context &context, const std::string &volume, const std::string
 	if (!answer)
 		return answer.error();
 	context.out << fmt::format("volume {} gets a replica on {}; that on {} goes when it is in sync\n", volume, shown((*answer)["to"]), from);
+	return Nothing{};
+}
+
+// VOLUME@HOST as drbdadm would name a volume's replica somewhere.
+Done invalidate(Context &context, const std::string &where, bool remote, const std::string &reset_bitmap)
+{
+	const size_t at = where.find('@');
+	const std::string volume = where.substr(0, at), host = at == where.npos ? "" : where.substr(at + 1);
+	if (volume.empty() || (at != where.npos && host.empty()))
+		return usage_error("\"" + where + "\" is not VOLUME@HOST");
+	if (remote && host.empty())
+		return usage_error("which replica of volume " + volume + "? Name its host: `lockstep invalidate-remote " + volume + "@HOST`");
+	if (reset_bitmap == "no")
+		return forbidden("volume " + volume + ": nothing but what differs is copied by `lockstep verify " + volume + " --repair`; a replica is thrown "
+				 "away as a whole without --reset-bitmap=no");
+	json body = json::object();
+	if (!host.empty())
+		body["host"] = host;
+	Result<json> answer = context.client().post(volume_path(volume) + "/invalidate", body, INVALIDATE_TIMEOUT_S);
+	if (!answer)
+		return answer.error();
+	context.out << fmt::format("the replica of volume {0} on {1} is new and gets all its content from another one; `lockstep wait-sync {0}` waits for it\n",
+				   volume, shown((*answer)["host"]));
 	return Nothing{};
 }
 
@@ -274,6 +299,22 @@ void add_volume_life(CLI::App &volume, Context &context, Action &action)
 	redundancy_command->add_option("VOLUME", o->volume, "Name of the volume")->required();
 	redundancy_command->add_option("N", o->n, "Number of replicas")->required();
 	redundancy_command->callback([=, &context, &action] { action = [=, &context] { return redundancy(context, o->volume, o->n); }; });
+}
+
+void add_invalidate(CLI::App &app, Context &context, Action &action)
+{
+	struct Options {
+		std::string where, reset_bitmap;
+	};
+	auto o = std::make_shared<Options>();
+	auto command = [&](const char *name, const char *what, const char *which, bool remote) {
+		CLI::App *c = app.add_subcommand(name, what);
+		c->add_option("VOLUME", o->where, which)->required();
+		c->add_option("--reset-bitmap", o->reset_bitmap, "yes (default): all of it is copied again")->check(CLI::IsMember({"yes", "no"}));
+		c->callback([=, &context, &action] { action = [=, &context] { return invalidate(context, o->where, remote, o->reset_bitmap); }; });
+	};
+	command("invalidate", "Throw a replica's content away and copy all of it again from one in sync", "VOLUME[@HOST] (default: this host)", false);
+	command("invalidate-remote", "The same for a replica on another host", "VOLUME@HOST", true);
 }
 
 void add_host_life(CLI::App &host, Context &context, Action &action)

@@ -136,6 +136,7 @@ struct ApiServer::Impl {
 	Result<json> replica_add(const httplib::Request &req);
 	Result<json> replica_remove(const httplib::Request &req);
 	Result<json> replica_move(const httplib::Request &req);
+	Result<json> volume_invalidate(const httplib::Request &req);
 	Result<json> volume_redundancy(const httplib::Request &req);
 	Result<json> host_verb(const httplib::Request &req);
 	Result<json> option_list(const httplib::Request &req);

@@ -17,6 +17,7 @@ void ApiServer::Impl::routes_life()
 	http.Post("/v1/volumes/([^/]+)/replicas", route(&Impl::replica_add));
 	http.Delete("/v1/volumes/([^/]+)/replicas/([^/]+)", route(&Impl::replica_remove));
 	http.Post("/v1/volumes/([^/]+)/replicas/([^/]+)/move", route(&Impl::replica_move));
+	http.Post("/v1/volumes/([^/]+)/invalidate", route(&Impl::volume_invalidate));
 	http.Post("/v1/volumes/([^/]+)/redundancy", route(&Impl::volume_redundancy));
 	http.Post("/v1/hosts/([^/]+)/(evacuate|restore|lost|remove)", route(&Impl::host_verb));
 	http.Get("/v1/options", route(&Impl::option_list));
@@ -148,6 +149,44 @@ Result<json> ApiServer::Impl::replica_move(const httplib::Request &req)
 	if (Done created = wait_created(*vid, to); !created)
 		return created.error();
 	return json{{"name", name}, {"from", backend.state()->host_name(*from)}, {"to", backend.state()->host_name(to)}};
+}
+
+// Answers when the new, empty replica is there.
+Result<json> ApiServer::Impl::volume_invalidate(const httplib::Request &req)
+{
+	std::string name = req.matches[1];
+	const json body = body_of(req);
+	Result<uint32_t> vid = vid_of(name);
+	if (!vid)
+		return vid.error();
+	Result<HostId> host = host_or_self(body);
+	if (!host)
+		return host.error();
+	Result<json> begun = backend.propose({{"op", "replica.invalidate"}, {"vid", *vid}, {"host", *host}});
+	if (!begun)
+		return begun;
+	if (Done reached = backend.barrier(); !reached)
+		return reached.error();
+	auto settled = [&](const State &s) {
+		const Volume *v = s.volume(*vid);
+		const Replica *r = v ? v->replica(*host) : nullptr;
+		return !v || (r ? r->created : !v->remnant(*host));
+	};
+	wait_for(settled, options.effect_timeout_ms);
+	const std::shared_ptr<const State> s = backend.state();
+	const Volume *v = s->volume(*vid);
+	const std::string where = s->host_name(*host);
+	if (!v)
+		return failed("volume " + name + " has been removed meanwhile");
+	if (!settled(*s))
+		return failed("volume " + name + ": host " + where + " has not made its replica anew yet; it goes on by itself, see `lockstep status " + name +
+			      "` and the log of lockstepd there");
+	if (!v->replica(*host)) {
+		auto why = s->failures.find(*vid);
+		return failed("volume " + name + " gets a replica elsewhere, none could be made on host " + where +
+			      (why != s->failures.end() ? ": " + why->second.message : ""));
+	}
+	return json{{"name", name}, {"host", where}};
 }
 
 Result<json> ApiServer::Impl::volume_redundancy(const httplib::Request &req)

@@ -7,6 +7,9 @@
 // way round: out of the record first, and what its host has left of it (a remnant) is removed afterwards, however long that
 // host is away. While there is a remnant the host gets no new replica of the volume, so two lives never meet on one disk.
 //
+// A replica is renewed (replica.invalidate: all it holds is thrown away) by going both ways: out of the record, removed by its host, and
+// in the same entry that says so back as a new one. So a primary never takes what the old one held for the new one's.
+//
 // What is enforced here whoever asks: the primary is never removed, nor the last good copy, nor a good copy while there are
 // fewer others than the redundancy.
 #include "lockstepd/cluster/internal.h"
@@ -147,7 +150,7 @@ void move_to_remnants(Volume &next, HostId host)
 	const Replica r = *next.replica(host);
 	std::erase_if(next.replicas, [&](const Replica &x) { return x.host == host; });
 	auto at = std::find_if(next.remnants.begin(), next.remnants.end(), [&](const Remnant &x) { return x.host > host; });
-	next.remnants.insert(at, {host, r.pool, r.md_offset, replica_bytes(next, r)});
+	next.remnants.insert(at, {host, r.pool, r.md_offset, replica_bytes(next, r), false});
 }
 
 json replica_remove(State &state, const Fields &f)
@@ -177,6 +180,65 @@ json replica_remove(State &state, const Fields &f)
 	return done();
 }
 
+json replica_invalidate(State &state, const Fields &f)
+{
+	const Volume before = ready_volume(state, f);
+	const HostId host = host_of(state, f).id;
+	if (const Remnant *left = before.remnant(host); left && left->renew)
+		return done(false);
+	const Replica &r = replica_at(state, before, host);
+	if (!r.created)
+		return done(false);    // it is new and empty as it is
+	const std::string its = "volume " + before.name + ": its replica on host " + state.host_name(host);
+	if (before.primary == host)
+		refuse(forbidden(its + " serves it and cannot be thrown away: run `lockstep primary " + before.name + " HOST` with another host first"));
+	if (!wanted(state, r))
+		refuse(forbidden(its + " is about to go anyway: see `lockstep status " + before.name + "`"));
+	if (!state.online(host))
+		refuse(coded("host-offline", forbidden(its + " cannot be made anew: that host is offline: bring it back first")));
+	if (std::string why = bound(state, before, host); !why.empty())
+		refuse(forbidden(its + " cannot go: " + why));
+	const bool another = std::any_of(before.replicas.begin(), before.replicas.end(),
+					 [&](const Replica &x) { return x.host != host && x.clean() && state.online(x.host) && wanted(state, x); });
+	if (!another)
+		refuse(forbidden(its + " cannot be thrown away: no other one is in sync and online: see `lockstep status " + before.name + "`"));
+	// As if it were gone already: if a new one could not be made there, the old one stays.
+	Volume next = before;
+	std::erase_if(next.replicas, [&](const Replica &x) { return x.host == host; });
+	Wanted w = one_more(next);
+	w.hosts = {host};
+	replace(state, next);
+	try {
+		place(state, w);
+	} catch (const Refusal &) {
+		replace(state, before);
+		throw;
+	}
+	next = before;
+	next.version++;
+	next.shunned.erase(host);
+	move_to_remnants(next, host);
+	for (Remnant &x : next.remnants)
+		x.renew = x.renew || x.host == host;
+	replace(state, std::move(next));
+	return done();
+}
+
+// The host has removed a replica that was to be made anew. If there is no place for it after all, repair finds another one.
+void make_anew(State &state, const Fields &f, const Volume &v)
+{
+	const auto have = size_t(std::count_if(v.replicas.begin(), v.replicas.end(), [&](const Replica &r) { return wanted(state, r); }));
+	if (v.phase != Phase::ready || have >= v.redundancy)
+		return;
+	try {
+		Volume next = v;
+		next.version++;
+		add_to(state, next, f, false);
+		replace(state, std::move(next));
+	} catch (const Refusal &) {
+	}
+}
+
 json replica_purged(State &state, const Fields &f)
 {
 	HostId host = host_of(state, f).id;
@@ -186,8 +248,12 @@ json replica_purged(State &state, const Fields &f)
 	Volume next = *state.volume(vid);
 	if (next.phase == Phase::deleting)
 		refuse(forbidden("volume " + next.name + " is being deleted: replica.deleted tells that all of it is gone"));
-	bool changed = std::erase_if(next.remnants, [&](const Remnant &r) { return r.host == host; }) > 0;
-	replace(state, std::move(next));
+	const Remnant *left = next.remnant(host);
+	const bool changed = left, renew = left && left->renew;
+	std::erase_if(next.remnants, [&](const Remnant &r) { return r.host == host; });
+	replace(state, next);
+	if (renew)
+		make_anew(state, f, next);
 	return done(changed);
 }
 
@@ -235,7 +301,7 @@ Command replica_command(const std::string &op)
 	static const std::map<std::string, Command> commands = {
 		{"volume.redundancy", volume_redundancy}, {"replica.add", replica_add},       {"replica.move", replica_move},
 		{"replica.leave", replica_leave},         {"replica.stay", replica_stay},     {"replica.remove", replica_remove},
-		{"replica.purged", replica_purged},
+		{"replica.purged", replica_purged},       {"replica.invalidate", replica_invalidate},
 	};
 	auto it = commands.find(op);
 	return it == commands.end() ? nullptr : it->second;

@@ -57,6 +57,15 @@ json removal(const Volume &v, HostId host)
 	return {{"op", "replica.remove"}, {"vid", v.vid}, {"host", host}, {"version", v.version}};
 }
 
+// How many come back by themselves where they were (replica.invalidate).
+size_t renewing(const State &s, const Volume &v)
+{
+	return size_t(std::count_if(v.remnants.begin(), v.remnants.end(), [&](const Remnant &r) {
+		const Host *h = s.host(r.host);
+		return r.renew && h && h->online && h->keeps_replicas() && !v.shunned.contains(r.host);
+	}));
+}
+
 // Another clean one takes over from a primary that is to go; nobody is thrown out by that.
 json relieve_primary(const State &s, const Volume &v)
 {
@@ -100,7 +109,7 @@ std::string repair_obstacle(const State &s, const Volume &v)
 {
 	auto have = size_t(std::count_if(v.replicas.begin(), v.replicas.end(), [&](const Replica &r) { return wanted(s, r); }));
 	std::string why;
-	if (v.phase == Phase::ready && have < v.redundancy)
+	if (v.phase == Phase::ready && have + renewing(s, v) < v.redundancy)
 		place_one(s, v, &why);
 	return why;
 }
@@ -129,7 +138,7 @@ json decide_repair(const State &s, const Volume &v)
 		    cluster::bound(s, v, r.host).empty())
 			return removal(v, r.host);
 	if (have < v.redundancy) {
-		if (!source)
+		if (!source || have + renewing(s, v) >= v.redundancy)
 			return nullptr;
 		if (HostId host = place_one(s, v))
 			return {{"op", "replica.add"}, {"vid", v.vid}, {"host", host}, {"version", v.version}};

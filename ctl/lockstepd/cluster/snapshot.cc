@@ -164,7 +164,7 @@ Volume volume_from(const json &j)
 		v.openers.push_back({o.at("host").get<HostId>(), o.at("session").get<uint64_t>()});
 	for (const json &r : j.value("remnants", json::array()))
 		v.remnants.push_back({r.at("host").get<HostId>(), r.at("pool").get<std::string>(), r.at("md_offset").get<uint64_t>(),
-				      r.at("lv_bytes").get<uint64_t>()});
+				      r.at("lv_bytes").get<uint64_t>(), r.value("renew", false)});
 	newer(j, "shunned", v.shunned);
 	return v;
 }
@@ -296,7 +296,7 @@ json to_json(const Volume &v)
 {
 	json replicas = json::array(), openers = json::array(), remnants = json::array();
 	for (const Remnant &r : v.remnants)
-		remnants.push_back({{"host", r.host}, {"pool", r.pool}, {"md_offset", r.md_offset}, {"lv_bytes", r.lv_bytes}});
+		remnants.push_back({{"host", r.host}, {"pool", r.pool}, {"md_offset", r.md_offset}, {"lv_bytes", r.lv_bytes}, {"renew", r.renew}});
 	for (const Replica &r : v.replicas)
 		replicas.push_back(replica_json(r));
 	for (const Opener &o : v.openers)
@@ -396,6 +396,8 @@ uint32_t level_of(const json &entry)
 		return 1;
 	if (*op == "cluster.recover" || *op == "host.rejoin")
 		return 2;
+	if (*op == "replica.invalidate")
+		return 4;
 	if (*op == "volume.adopt" || (*op == "option.set" && entry.contains("name") && entry["name"].is_string() &&
 				      entry["name"].get<std::string>().starts_with("resync-")))
 		return 3;

@@ -70,6 +70,10 @@
 //  replica.stay     vid host                                        it does not leave. Idempotent
 //  replica.remove   vid host version(o)                             repair.h's: out of the record, into the remnants; never
 //                                                                   the primary, never a good copy that is needed
+//  replica.invalidate vid host                                      it is thrown away as a whole: out of the record, into the
+//                                                                   remnants, and anew and empty on the same host once
+//                                                                   that has purged it. Refused for the primary, and unless
+//                                                                   another one is in sync and online. Idempotent
 //  replica.purged   vid host                                        nothing is left of it on that host. Idempotent
 //  host.evict       host                                            what it holds is replaced. Refused before its deadline,
 //                                                                   and while too many hosts are away. Idempotent
@@ -123,8 +127,8 @@ using HostId = uint8_t;    // 1..64; 0: none
 // Hosts of neighbouring versions work together while they are updated one by one: an entry says which feature level it needs, and one
 // that needs more than the lowest of all hosts is not proposed (level_obstacle()). What is new in a level is a new operation or a new
 // field, never another meaning of what there was. 2: cluster.recover, host.rejoin, witnesses.
-// 3: volume.adopt.
-constexpr uint32_t LEVEL = 3;                           // highest feature level of entries that this program understands
+// 3: volume.adopt. 4: replica.invalidate.
+constexpr uint32_t LEVEL = 4;                           // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;
@@ -207,6 +211,7 @@ struct Remnant {
 	std::string pool;
 	uint64_t md_offset = 0;
 	uint64_t lv_bytes = 0;
+	bool renew = false;                             // when it is gone, its host gets a new, empty replica
 	bool operator==(const Remnant &) const = default;
 };
 

@@ -66,6 +66,35 @@ TEST_CASE("replica add, remove, move; redundancy")
 	CHECK((o.status == 5 && has(o.err, "redundancy is 1")));
 }
 
+TEST_CASE("invalidate: a replica is thrown away and made anew where it was, never the last good one")
+{
+	LivingDaemon d(4);
+	create(d, "v", "beta,gamma");
+	REQUIRE(d.volume("v").primary == 2);
+	const uint64_t added = d.volume("v").replica(3)->added;
+	Outcome o = d.run({"invalidate", "v@gamma"});
+	CHECK((o.status == 0 && has(o.out, "the replica of volume v on gamma is new and gets all its content from another one")));
+	CHECK(on(d.volume("v")) == Hosts{2, 3});
+	CHECK(d.volume("v").replica(3)->added > added);
+	d.attach_all();
+	CHECK(d.run({"wait-sync", "v", "--timeout", "1"}).status == 0);
+	CHECK(d.run({"invalidate-remote", "v@gamma", "--reset-bitmap=yes"}).status == 0);
+	o = d.run({"invalidate", "v@beta"});
+	CHECK((o.status == 5 && has(o.err, "serves it and cannot be thrown away: run `lockstep primary v HOST`")));
+	o = d.run({"invalidate", "v"});    // this host has none
+	CHECK((o.status == 3 && has(o.err, "no replica on host alpha")));
+	CHECK(d.run({"invalidate", "nosuch@beta"}).status == 3);
+	CHECK(d.run({"invalidate", "v@nosuch"}).status == 3);
+	CHECK(d.run({"invalidate", "v@"}).status == 2);
+	o = d.run({"invalidate-remote", "v"});
+	CHECK((o.status == 2 && has(o.err, "Name its host")));
+	o = d.run({"invalidate-remote", "v@gamma", "--reset-bitmap=no"});
+	CHECK((o.status == 5 && has(o.err, "lockstep verify v --repair")));
+	d.create_error = "no";
+	o = d.run({"invalidate", "v@gamma"});
+	CHECK((o.status == 10 && has(o.err, "none could be made on host gamma")));
+}
+
 TEST_CASE("a replica that cannot be made is told, and nothing is left of it")
 {
 	LivingDaemon d(3);

@@ -46,6 +46,7 @@ struct Cluster {
 			REQUIRE_FALSE(answer["message"].get<std::string>().empty());
 		} else if (answer.contains("changed") && !answer["changed"].get<bool>()) {
 			before.applied = index;
+			before.level = std::max(before.level, level_of(entry));    // of the log, which now holds it
 			REQUIRE(before == state);
 		}
 		return answer;

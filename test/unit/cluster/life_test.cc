@@ -33,6 +33,58 @@ TEST_CASE("a replica is added: in the record before it exists, a member when the
 	CHECK(has(c.bad(5, {{"op", "replica.add"}, {"vid", vid}}), "gamma: has a replica already"));
 }
 
+TEST_CASE("a replica is thrown away: out of the record, removed, and new where it was; never below a good copy")
+{
+	Living c(4);
+	uint32_t vid = c.volume("v", {1, 2});
+	c.open(vid, 1);
+	const json gamma = {{"op", "replica.invalidate"}, {"vid", vid}, {"host", 2}};
+	CHECK(level_of(gamma) == 4);
+	CHECK(has(c.bad(5, {{"op", "replica.invalidate"}, {"vid", vid}, {"host", 1}}), "serves it"));
+	CHECK(has(c.bad(3, {{"op", "replica.invalidate"}, {"vid", vid}, {"host", 3}}), "no replica on host"));
+	const uint64_t version = c.vol(vid).version;
+	c.good(gamma);
+	// Its primary leaves it out before its host removes it; nobody adds one elsewhere meanwhile.
+	CHECK((c.on(vid) == Hosts{1} && c.vol(vid).version == version + 1 && c.vol(vid).remnant(2)->renew));
+	CHECK(decide(c.state, c.hearing, c.now_ms).empty());
+	CHECK(c.good(gamma)["changed"] == false);
+	auto again = restore(snapshot(c.state));
+	REQUIRE(again);
+	CHECK(*again == c.state);
+	c.good({{"op", "replica.purged"}, {"vid", vid}, {"host", 2}});
+	const Replica r = *c.vol(vid).replica(2);
+	CHECK((r.state == ReplicaState::stale && r.added == version + 2 && r.since == version + 2 && !r.created && c.vol(vid).remnants.empty()));
+	CHECK(c.good(gamma)["changed"] == false);
+	// Now that of host 1 is the only good one.
+	c.good({{"op", "replica.created"}, {"vid", vid}, {"host", 2}});
+	c.good({{"op", "record.resign"}, {"vid", vid}, {"host", 1}});
+	CHECK(has(c.bad(5, {{"op", "replica.invalidate"}, {"vid", vid}, {"host", 1}}), "no other one is in sync and online"));
+	c.settle();
+	CHECK((c.on(vid) == Hosts{1, 2} && c.all_clean(vid) && c.vol(vid).redundancy == 2));
+}
+
+TEST_CASE("a replica that was thrown away comes back elsewhere if its host does not")
+{
+	Living c(4);
+	uint32_t vid = c.volume("v", {1, 2});
+	c.open(vid, 1);
+	const json entry = {{"op", "replica.invalidate"}, {"vid", vid}, {"host", 2}};
+	c.goes(2);
+	CHECK(has(c.bad(5, entry), "offline"));
+	c.comes(2);
+	c.good(entry);
+	c.goes(2);
+	CHECK((c.on(vid).size() == 2 && c.all_clean(vid) && !c.vol(vid).replica(2)));
+	c.comes(2);
+	CHECK((c.on(vid).size() == 2 && c.vol(vid).remnants.empty()));    // it has been replaced
+	// Nor is one thrown away if its pool would not take a new one.
+	const HostId other = c.on(vid)[1];
+	c.good({{"op", "pool.report"}, {"name", "default"}, {"host", other}, {"size_bytes", 100 * GIB}, {"free_bytes", GIB}});
+	const Volume before = c.vol(vid);
+	CHECK(c.bad(5, {{"op", "replica.invalidate"}, {"vid", vid}, {"host", other}}) != "");
+	CHECK(c.vol(vid) == before);
+}
+
 TEST_CASE("a replica that cannot be made is taken back, with its redundancy")
 {
 	Living c(4);

@@ -293,7 +293,7 @@ struct History {
 		case 5: return {{"op", "replica.stay"}, {"vid", id}, {"host", host_with_replica(id)}};
 		case 6:
 		case 7:
-		case 8: return {{"op", "replica.remove"}, {"vid", id}, {"host", host_with_replica(id)}};
+		case 8: return {{"op", chance(40) ? "replica.invalidate" : "replica.remove"}, {"vid", id}, {"host", host_with_replica(id)}};
 		case 9:
 		case 10: return on_host("replica.purged");
 		case 11: return {{"op", "life.elapsed"}, {"hosts", {{std::to_string(host_away()), (5 + pick(90)) * 60'000}}}, {"replicas", {{id, host(), pick(20) * 60'000}}}};
@@ -326,14 +326,14 @@ struct History {
 				left += r.clean();
 				in_sync += r.in_sync();
 			}
-			bool lost = entry["op"] == "host.lost";
+			bool lost = entry["op"] == "host.lost", thrown_away = entry["op"] == "replica.invalidate";
 			INFO(entry.dump() << " on " << to_json(v).dump());
 			for (const Replica &r : v.replicas) {
 				if (now->replica(r.host) || !r.created)
 					continue;
 				REQUIRE((r.host != v.primary || lost));
 				if (r.clean())
-					REQUIRE(left >= (lost ? 1 : v.redundancy));
+					REQUIRE(left >= (lost || thrown_away ? 1 : v.redundancy));
 				REQUIRE((left >= 1 || (lost && in_sync)));
 			}
 		}
@@ -450,7 +450,7 @@ TEST_CASE("random histories give identical states that keep every invariant")
 			       "volume.primary", "volume.set", "volume.resize", "replica.moved", "replica.grown", "volume.grown", "snapshot.create",
 			       "snapshot.held", "snapshot.taken", "snapshot.resumed", "snapshot.broken", "snapshot.removed", "snapshot.delete",
 			       "snapshot.restore", "snapshot.revert", "record.failed", "record.repaired", "record.failover", "record.open", "record.close",
-			       "replica.add", "replica.move", "replica.leave", "replica.remove", "replica.purged", "replica.stay", "volume.redundancy",
+			       "replica.add", "replica.invalidate", "replica.move", "replica.leave", "replica.remove", "replica.purged", "replica.stay", "volume.redundancy",
 			       "host.evacuate", "host.restore", "host.evict", "host.lost", "life.elapsed", "option.set", "group.create",
 			       "group.delete", "group.label", "volume.label"}) {
 		INFO(op);
