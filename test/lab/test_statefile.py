@@ -2,6 +2,10 @@
 """The statefile of a pool's high availability: a shared volume; every host writes its own 4 KiB every 3 s and reads those of all
 (statefile.c). A host is killed: the others must not miss a beat for 10 s, and logs must not fill up.
 """
+import time
+
+import pytest
+
 from lablib import assert_same, wait
 
 PERIOD_MS = 3000
@@ -79,3 +83,10 @@ def beat_through_a_kill(cluster, before, between, after):
 
 def test_statefile_through_a_kill(cluster):
     beat_through_a_kill(cluster, 3, 6, 3)
+
+
+@pytest.mark.slow
+def test_statefile_ten_minutes(cluster):
+    begun = time.monotonic()
+    beat_through_a_kill(cluster, 60, 80, 60)
+    assert time.monotonic() - begun > 580
