@@ -228,7 +228,7 @@ class LockstepSR(SR.SR):
                                      % (redundancy, len(hosts)))
         with api_errors('SRUnavailable'):
             pool, without = self._prepare_hosts(hosts)
-            status = self.api.cluster_status(consistent=True)
+            status = self.api.cluster_status(consistent=True, brief=True)
             self._clear_the_place(status)
             have = [p['host'] for p in status['pools'] if p['name'] == pool]
             if len(have) < redundancy:
@@ -294,7 +294,7 @@ class LockstepSR(SR.SR):
 
     def delete(self, sr_uuid):
         with self._lock(fcntl.LOCK_EX), api_errors('SRUnavailable'):
-            status = self.api.cluster_status(consistent=True)
+            status = self.api.cluster_status(consistent=True, brief=True)
             if sr_uuid not in [g['name'] for g in status['groups']]:
                 return
             self._group(status)
@@ -306,7 +306,7 @@ class LockstepSR(SR.SR):
 
     def attach(self, sr_uuid):
         with api_errors('SRUnavailable'):
-            status = self.api.cluster_status()
+            status = self.api.cluster_status(brief=True)
             if status.get('module_error'):
                 raise lockstep.ApiError(status['module_error'])
             self._group(status)
@@ -320,7 +320,7 @@ class LockstepSR(SR.SR):
 
     def probe(self):
         with api_errors('SRUnavailable'):
-            status = self.api.cluster_status()
+            status = self.api.cluster_status(brief=True)
         places = self._pool_names(status) if self.dconf.get('group-name') else {p['name'] for p in status['pools']}
         return util.SRtoXML({g['name']: {'size': self._capacity(status, g)[0]} for g in status['groups'] if g['pool'] in places})
 
@@ -342,7 +342,7 @@ class LockstepSR(SR.SR):
         with self._lock(fcntl.LOCK_EX):
             with api_errors('SRScan'):
                 # Records are forgotten by this answer: it must be what the cluster agreed on, not what this host remembers.
-                volumes = self._measure(self.api.cluster_status(consistent=True))
+                volumes = self._measure(self.api.cluster_status(consistent=True, brief=True))
                 for volume in volumes:
                     if VIEW_OF in volume['labels']:
                         self._drop_view(volume)
@@ -439,7 +439,7 @@ class LockstepSR(SR.SR):
 
     def update(self, sr_uuid):
         with api_errors('SRUnavailable'):
-            self._measure(self.api.cluster_status())
+            self._measure(self.api.cluster_status(brief=True))
             self._db_update()
             sr = self.session.xenapi.SR.get_record(self.sr_ref)
             self.api.group_label(sr_uuid, {NAME: text_label(sr['name_label']), DESCRIPTION: text_label(sr['name_description'])})
@@ -563,7 +563,7 @@ class LockstepVDI(VDI.VDI):
 
     def _shared_options(self):
         """HA volumes: all hosts write at once; more copies than other volumes, for they guard the others."""
-        status = self.api.cluster_status()
+        status = self.api.cluster_status(brief=True)
         group = self.sr._group(status)
         hosts = {p['host'] for p in status['pools'] if p['name'] == group['pool']}
         return {'class': 'shared', 'redundancy': max(group['redundancy'], min(HA_REPLICAS, len(hosts)))}
@@ -580,7 +580,7 @@ class LockstepVDI(VDI.VDI):
             raise
 
     def _would_fit(self, size):
-        status = self.api.cluster_status()
+        status = self.api.cluster_status(brief=True)
         group = self.sr._group(status)
         online = {h['name'] for h in status['hosts'] if h['status'] == 'online'}
         room = [p for p in status['pools'] if p['name'] == group['pool'] and p['host'] in online and p['available_bytes'] >= size]

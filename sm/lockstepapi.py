@@ -119,20 +119,23 @@ class Api(object):
 
     # ---- reading ----
 
-    def status(self, volume=None, consistent=False):
+    def status(self, volume=None, consistent=False, brief=False):
+        """brief: volumes without replicas, health and openers; the daemon may tell more."""
         query = []
         if volume is not None:
             query.append('volume=' + quote(volume, safe=''))
         if consistent:
             query.append('consistent=true')
+        if brief:
+            query.append('brief=true')
         answer = self.call('GET', '/status' + ('?' + '&'.join(query) if query else ''))
         if consistent and answer.get('consistent') is not True:
             raise Unsupported('the lockstepd of this host cannot answer authoritatively: update it')
         return answer
 
-    def cluster_status(self, consistent=False):
+    def cluster_status(self, consistent=False, brief=False):
         """The status of a cluster; an error if this host is in none, or cannot say anything about it yet."""
-        answer = self.status(consistent=consistent)
+        answer = self.status(consistent=consistent, brief=brief)
         self._must_know(answer)
         return answer
 

@@ -23,6 +23,7 @@ from contract import Contract
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 BLOCK = 64 * 1024
+BRIEF = ('name', 'uuid', 'vid', 'size_bytes', 'redundancy', 'class', 'group', 'labels', 'phase')
 MAX_VOLUME_BYTES = 64 * TIB
 NO_DRIVER = os.makedev(240, 0)
 
@@ -209,6 +210,8 @@ class Cluster(object):
         answer = self.status(host)
         if query.get('consistent'):
             answer['consistent'] = True
+        if query.get('brief') and 'brief' not in self.without:
+            answer['volumes'] = [{k: v[k] for k in BRIEF} for v in answer['volumes']]
         if 'volume' in query:
             answer['volumes'] = [v for v in answer['volumes'] if v['name'] == query['volume']]
             if not answer['volumes']:

@@ -62,7 +62,8 @@ struct ApiServer::Impl {
 	bool wait_for(Predicate holds, unsigned timeout_ms);
 	Result<HostId> host_of(const State &s, const std::string &name) const;
 	Done ready_for_changes();
-	json status(const std::string *only = nullptr);    // only: the volumes of this name, at a cost that hardly grows with the others
+	// only: the volumes of this name, at a cost that hardly grows with the others; brief: see status_json()
+	json status(const std::string *only = nullptr, bool brief = false);
 	json status_without_volumes() { return status(&NO_NAME); }
 	json report_of(HostId host, uint32_t vid);             // what the host says about the volume; an object
 	Result<json> get_status(const httplib::Request &req);

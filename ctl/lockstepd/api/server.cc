@@ -206,7 +206,7 @@ Done ApiServer::Impl::ready_for_changes()
 	return Nothing{};
 }
 
-json ApiServer::Impl::status(const std::string *only)
+json ApiServer::Impl::status(const std::string *only, bool brief)
 {
 	const std::shared_ptr<const State> s = backend.state();
 	json soft = json::object();
@@ -222,11 +222,11 @@ json ApiServer::Impl::status(const std::string *only)
 					soft[host]["volumes"][key] = own;
 			}
 		}
-	} else {
+	} else if (!brief) {
 		std::lock_guard lock(mutex);
 		soft = reports;
 	}
-	return status_json(*s, backend.local(), soft, only);
+	return status_json(*s, backend.local(), soft, only, brief);
 }
 
 json ApiServer::Impl::report_of(HostId host, uint32_t vid)
@@ -242,6 +242,9 @@ Result<json> ApiServer::Impl::get_status(const httplib::Request &req)
 	bool consistent = req.has_param("consistent");
 	if (consistent && req.get_param_value("consistent") != "true")
 		throw BadRequest{"the parameter \"consistent\" can only be \"true\""};
+	const bool brief = req.has_param("brief");
+	if (brief && req.get_param_value("brief") != "true")
+		throw BadRequest{"the parameter \"brief\" can only be \"true\""};
 	if (consistent) {
 		if (Done ready = ready_for_changes(); !ready)
 			return ready.error();
@@ -254,7 +257,7 @@ Result<json> ApiServer::Impl::get_status(const httplib::Request &req)
 		if (Done ready = ready_for_changes(); !ready)
 			return ready.error();
 	}
-	json j = status(one ? &name : nullptr);
+	json j = status(one ? &name : nullptr, brief);
 	if (consistent)
 		j["consistent"] = true;
 	if (one && j["volumes"].empty())

@@ -7,7 +7,7 @@
 // real, waits until the applied State shows it. The main loop tells the server when the State has moved on (changed()) and
 // what hosts report about themselves (soft()); neither call blocks.
 //
-//   GET    /v1/status            cluster, hosts, pools, groups, volumes; ?volume=NAME only that volume (3 if unknown);
+//   GET    /v1/status            cluster, hosts, pools, groups, volumes; ?volume=NAME only that volume (3 if unknown); ?brief=true volumes without replicas, health and use;
 //                                ?consistent=true not older than anything done before the request, or 10 without quorum
 //   POST   /v1/cluster/init      {name}
 //   POST   /v1/cluster/token     {valid_s(o)}
@@ -133,7 +133,9 @@ std::string starting_message(const std::string &host_name);
 //                 devices: [host names],
 //                 replicas: [{host, pool, lv_path, md_offset, state: "insync"|"suspect"|"stale"|"failed"|"syncing",
 //                             online, dirty_bytes, sync_percent, eta_s, rate_bytes_s (the last four null if unknown)}]}]}
-// only: of the volumes those of this name; reports of others are not looked at then.
-nlohmann::json status_json(const State &state, const LocalFacts &local, const nlohmann::json &soft, const std::string *only = nullptr);
+// only: of the volumes those of this name; reports of others are not looked at then. brief: of volumes only name, uuid, vid, size_bytes,
+// redundancy, class, group, labels and phase; soft is not looked at.
+nlohmann::json status_json(const State &state, const LocalFacts &local, const nlohmann::json &soft, const std::string *only = nullptr,
+			   bool brief = false);
 
 }    // namespace lockstep

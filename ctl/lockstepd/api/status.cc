@@ -205,6 +205,20 @@ json changes_json(const State &s, const Volume &v)
 	return j;
 }
 
+// What the State alone says of a volume, without its replicas: for those who list many and need no more.
+json brief_json(const Volume &v)
+{
+	return {{"name", v.name},
+		{"uuid", v.uuid},
+		{"vid", v.vid},
+		{"size_bytes", v.size_bytes},
+		{"redundancy", v.redundancy},
+		{"class", v.cls == LKS_SHARED ? "shared" : "exclusive"},
+		{"group", v.group.empty() ? json(nullptr) : json(v.group)},
+		{"labels", v.labels},
+		{"phase", to_string(v.phase)}};
+}
+
 json volume_json(const State &s, const Volume &v, HostId self, const json &soft)
 {
 	json replicas = json::array(), devices = json::array(), pending = json::array();
@@ -252,7 +266,7 @@ std::string starting_message(const std::string &host_name)
 	       "can be reached";
 }
 
-json status_json(const State &s, const LocalFacts &local, const json &soft, const std::string *only)
+json status_json(const State &s, const LocalFacts &local, const json &soft, const std::string *only, bool brief)
 {
 	json j = {{"applied", s.applied},          {"this_host", local.host_name},  {"module_error", local.module_error}, {"cluster", nullptr},
 		  {"hosts", json::array()}, {"pools", json::array()}, {"groups", json::array()}, {"volumes", json::array()},
@@ -309,7 +323,7 @@ json status_json(const State &s, const LocalFacts &local, const json &soft, cons
 	std::sort(by_name.begin(), by_name.end(),
 		  [](const Volume *a, const Volume *b) { return std::tie(a->name, a->vid) < std::tie(b->name, b->vid); });
 	for (const Volume *v : by_name)
-		j["volumes"].push_back(volume_json(s, *v, local.host, soft));
+		j["volumes"].push_back(brief ? brief_json(*v) : volume_json(s, *v, local.host, soft));
 	j["snapshots"] = snapshots_json(s);
 	return j;
 }

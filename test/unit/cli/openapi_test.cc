@@ -221,6 +221,8 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	d.online(3, false);
 	http.ask("get", "/status", "/status");
 	http.ask("get", "/status", "/status?volume=nothing", {}, 404);
+	http.ask("get", "/status", "/status?brief=true");
+	http.ask("get", "/status", "/status?brief=yes", {}, 400);
 	http.ask("get", "/wait", "/wait?index=0&ms=0");
 	d.server().happened("volume", "a", "volume a: is ready");
 	http.ask("get", "/events", "/events");
