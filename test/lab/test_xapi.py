@@ -33,6 +33,8 @@ class Relay:
     def __init__(self, hosts, folder):
         self.folder, self.hosts = folder, {h.name: h for h in hosts}
         self.held, self.servers = {}, []
+        self.mirroring = threading.Lock()
+        self.trap = None            # (host, method, moment): called when a request has been sent ('asked') and when it is answered
         for host in hosts:
             os.makedirs(self.devices(host.name))
             self.serve(host)
@@ -60,7 +62,10 @@ class Relay:
                 if self.path.startswith('/test/'):
                     status, data = 200, json.dumps(relay.hold(host, self.path[6:], json.loads(body))).encode()
                 else:
-                    status, data = relay.ask(host, self.command, self.path, body)
+                    try:
+                        status, data = relay.ask(host, self.command, self.path, body)
+                    except LabError:
+                        return      # the host is off: its driver hears no more either
                 self.send_response(status)
                 self.send_header('Content-Length', str(len(data)))
                 self.end_headers()
@@ -74,18 +79,28 @@ class Relay:
     def ask(self, host, method, path, body):
         request = f'{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n' \
                   f'Content-Length: {len(body)}\r\n\r\n'
-        answer = host.run(f'/lab/relay {SOCKET}', input=request.encode() + body, timeout=180).out_bytes
+        process = host.start(f'/lab/relay {SOCKET}')
+        process.write(request.encode() + body)
+        process.close_input()
+        self.spring(host, method, 'asked')
+        answer = process.wait(180).out_bytes
+        self.spring(host, method, 'answered')
         head, _, data = answer.partition(b'\r\n\r\n')
         self.mirror(host)
         return int(head.split()[1]), data
 
+    def spring(self, host, method, moment):
+        if self.trap:
+            self.trap(host, method, moment)
+
     def mirror(self, host):
-        there = set(host.run('ls /dev/lockstep', check=False).out.split())
-        here = set(os.listdir(self.devices(host.name)))
-        for name in there - here:
-            os.mknod(os.path.join(self.devices(host.name), name), stat.S_IFBLK | 0o600, NO_DRIVER)
-        for name in here - there:
-            os.unlink(os.path.join(self.devices(host.name), name))
+        with self.mirroring:
+            there = set(host.run('ls /dev/lockstep', check=False).out.split())
+            here = set(os.listdir(self.devices(host.name)))
+            for name in there - here:
+                os.mknod(os.path.join(self.devices(host.name), name), stat.S_IFBLK | 0o600, NO_DRIVER)
+            for name in here - there:
+                os.unlink(os.path.join(self.devices(host.name), name))
 
     def hold(self, host, verb, body):
         key = host.name, body['volume']
