@@ -4,8 +4,8 @@
  *
  * What is where: netlink.c takes the daemon's commands and event.c tells it what happens; volume.c surrounds the core
  * (core/, which decides everything) with a lock and carries out its actions; disk.c, open.c and device.c
- * are its block device, backing.c does its I/O, buf.c holds its data; host.c, lane.c, send.c and receive.c carry its
- * frames; notify.c takes what it tells; debugfs.c and trace.h show what is going on. compat/ is for older kernels.
+ * are its block device, backing.c does its I/O, buf.c holds its data; host.c, lane.c, send.c, receive.c and early.c
+ * carry its frames; notify.c takes what it tells; debugfs.c and trace.h show what is going on. compat/ is for older kernels.
  */
 #include <linux/module.h>
 #include <linux/workqueue.h>

@@ -512,23 +512,34 @@ void lks_volume_sync_all_links(void)
 	}
 }
 
+int lks_volume_deliver(struct lks_volume *v, u8 host, u64 number, const struct lks_frame *h, struct lks_buf *buf, const void *bytes)
+{
+	if (v->dead)
+		return 0;
+	/* the frame may be faster than whoever tells all volumes about the link */
+	if (v->link[host] != number)
+		sync_link(v, host);
+	return v->link[host] == number ? lks_vol_receive(v->core, host, h, buf, bytes, v->now_ms) : 0;
+}
+
 int lks_volume_receive(struct lks_volume *v, struct lks_link *link, const struct lks_frame *h, struct lks_buf *buf,
 		       const void *bytes, bool (*stop)(void *arg), void *arg)
 {
 	u8 host = link->peer->host;
-	int err = 0;
+	int err;
 
 	if (h->type == LKS_ACK || h->type == LKS_FLUSHED)
 		trace_lockstep_ack(v->vid, host, h->type, h->term, h->seq, h->offset, h->length);
-	if (!lks_volume_lock_unless(v, stop, arg))
-		return 0;
-	if (!v->dead) {
-		/* the frame may be faster than whoever tells all volumes about the link */
-		if (v->link[host] != link->number)
-			sync_link(v, host);
-		if (v->link[host] == link->number)
-			err = lks_vol_receive(v->core, host, h, buf, bytes, v->now_ms);
+	lks_volume_hold(v);
+	if (unlikely(v->attaching)) {
+		bool kept = lks_early_keep(v, host, link->number, h, buf, bytes);
+
+		lks_volume_release(v);
+		if (kept || !lks_volume_lock_unless(v, stop, arg))
+			return 0;
 	}
+	set_time(v);
+	err = lks_volume_deliver(v, host, link->number, h, buf, bytes);
 	lks_volume_unlock(v, false);
 	return err;
 }
@@ -592,6 +603,7 @@ static struct lks_volume *create(const struct lks_volume_params *p)
 	INIT_LIST_HEAD(&v->requests);
 	INIT_LIST_HEAD(&v->done);
 	INIT_LIST_HEAD(&v->opens);
+	INIT_LIST_HEAD(&v->early);
 	INIT_LIST_HEAD(&v->news);
 	INIT_WORK(&v->submit_work, submit_work);
 	INIT_WORK(&v->complete_work, complete_work);
@@ -763,7 +775,9 @@ int lks_volume_attach(struct lks_volume *v, const char *path, u64 offset, bool t
 	}
 	WRITE_ONCE(v->attaching, false);
 	wake_up_all(&v->wait);
+	set_time(v);
 	lks_volume_sync_links(v);
+	lks_early_deliver(v);
 	lks_volume_unlock(v, true);
 	if (err) {
 		explain_attach(err, ack);

@@ -70,6 +70,8 @@ struct lks_volume {
 	struct list_head requests;	/* struct lks_bio: the core has them; the oldest first */
 	struct list_head done;		/* struct lks_bio: ended */
 	bool frozen;			/* as last traced */
+	struct list_head early;		/* frames that came during an attach; early.c */
+	size_t early_bytes;
 	bool fenced;			/* O1: whoever writes now does so no more, until the last one has closed */
 	bool detached;
 
@@ -154,9 +156,22 @@ void lks_volume_sync_links(struct lks_volume *v);
 /* For all volumes; done when it returns, except for those being attached, which do it by themselves. */
 void lks_volume_sync_all_links(void);
 
-/* A frame came over link from its host. h was checked. -EPROTO: close the link. */
+/*
+ * A frame came over link from its host. h was checked. -EPROTO: close the link. stop(arg): the lane is to end, should it have to
+ * wait for an attach.
+ */
 int lks_volume_receive(struct lks_volume *v, struct lks_link *link, const struct lks_frame *h, struct lks_buf *buf,
 		       const void *bytes, bool (*stop)(void *arg), void *arg);
+
+/* Under the lock, no attach under way: the core gets the frame if the link of this number is (still) the host's. As above. */
+int lks_volume_deliver(struct lks_volume *v, u8 host, u64 number, const struct lks_frame *h, struct lks_buf *buf, const void *bytes);
+
+/*
+ * early.c. Under the lock. keep: during an attach, false if there is no room (the frame is the caller's still); deliver: after it. buf
+ * and bytes remain the caller's.
+ */
+bool lks_early_keep(struct lks_volume *v, u8 host, u64 number, const struct lks_frame *h, struct lks_buf *buf, const void *bytes);
+void lks_early_deliver(struct lks_volume *v);
 
 /* Commands. 0 or a negative errno with a message in ack. */
 struct lks_volume_params {

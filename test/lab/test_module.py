@@ -416,6 +416,60 @@ def test_module_frozen(lab):
     stop(a)
 
 
+def test_module_attach_hung(lab):
+    """A replica is attached whose disk answers nothing: what comes for its volume waits, what comes for others does not."""
+    a, b = lab.boot(2)
+    for host, number in ((a, 1), (b, 2)):
+        for disk in (1, 2):
+            host.run(f'dmsetup create d{disk} --table "0 {4 * SIZE >> 9} linear /dev/vdb {4 * SIZE * (disk - 1) >> 9}"')
+        host.run('modprobe lockstep')
+        kdrive(host, f'host-set {number}')
+        kdrive(host, f'peer-set {3 - number}')
+        for vid in (1, 2):
+            kdrive(host, f'volume-add {vid} v{vid} {vid - 1} {SIZE}')
+            kdrive(host, f'device-add {vid}')
+    for vid in (1, 2):
+        kdrive(a, f'format /dev/mapper/d{vid} {vid} {SIZE} {SIZE} 1')
+        kdrive(a, f'attach {vid} /dev/mapper/d{vid} {SIZE} thin')
+    kdrive(b, f'format /dev/mapper/d1 1 {SIZE} {SIZE} 2')
+    connect(a, b, 100)
+    decider = auto(a, '1:insync')
+    a.run('dd if=/dev/urandom of=/dev/lockstep/v1 bs=1M count=1 oflag=direct')
+    wait(lambda: volume(a)['writers'] == '0', 20, 'the device to be closed')
+    decider.stop()
+    state = volume(a)
+    kdrive(b, f'config 1 {state["noted"]} {state["term"]} 1 {state["session-ended"]} 1:insync -')
+    kdrive(a, 'config 2 1 0 0 0 1:insync - admit')
+    for host in (a, b):
+        kdrive(host, 'config 2 2 1 1 0 1:insync -')
+    part = lambda n: f'dd if=/dev/lockstep/v1 bs=64k skip={n} count=1 iflag=direct 2>/dev/null | sha256sum'
+
+    # Reads of the first volume are under way to alpha, more than there are lanes; then beta's own replica of it is attached.
+    wanted = [a.out(f'dd if=/dev/mapper/d1 bs=64k skip={n} count=1 iflag=direct 2>/dev/null | sha256sum') for n in range(12)]
+    a.run('dmsetup suspend --nolockfs --noflush d1')
+    reading = [b.start(part(n)) for n in range(12)]
+    wait(lambda: volume(b)['pending'] == '12', 30, 'all reads to be under way')
+    b.run('dmsetup suspend --nolockfs --noflush d1')
+    attaching = b.start(f'/lab/kdrive attach 1 /dev/mapper/d1 {SIZE} thin')
+    wait(lambda: 'pending' not in volume(b), 30, 'the attach to have the core')
+    a.run('dmsetup resume d1')
+    b.run('dd if=/dev/lockstep/v2 of=/dev/null bs=4k count=256 iflag=direct', timeout=60)
+    assert attaching.running and all(p.running for p in reading)
+    assert 'link=100 lanes=4 up' in kdrive(b, 'get')
+
+    b.run('dmsetup resume d1')
+    assert 'suspect=0' in attaching.wait(30).out
+    assert [p.wait(30).out.strip() for p in reading] == wanted
+    assert int(volume(b)['pending']) == 0
+    kdrive(b, 'peer-del 1')
+    for host in (a, b):
+        for vid in (1, 2):
+            wait(lambda: volume(host, vid)['openers'] == '0', 20, 'the device to be closed')
+            for verb in ('device-del', 'detach', 'volume-del'):
+                kdrive(host, f'{verb} {vid}')
+        host.run('rmmod lockstep')
+
+
 def test_module_tls(lab):
     """Lanes with kTLS carry the same; one that the peer closes, or that brings what is no data, ends the link."""
     # Emulated hosts take long to encrypt: promises of 3 s hold all the same, since nothing long goes where the pings go.
