@@ -78,6 +78,9 @@ struct lks_volume *lks_volume_next(u32 vid)
  * The mutex is not all: completions of the backing device go to the core from a softirq, without a thread that would have to be
  * woken (complete_softly()). Whoever owns the volume may use the core. A softirq that finds it owned leaves what it has to the owner.
  */
+#ifdef CONFIG_PREEMPT_RT
+#error lockstep does not run on PREEMPT_RT kernels: own() spins for softirqs, which are threads there that it may keep from running
+#endif
 static void own(struct lks_volume *v)
 {
 	spin_lock_irq(&v->queue_lock);
