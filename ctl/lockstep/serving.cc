@@ -80,7 +80,7 @@ Done openers(Context &context, const std::string &volume, bool as_json)
 // ---- verify --------------------------------------------------------------------------------------------------------
 
 constexpr std::chrono::seconds VERIFY_SHOWN{20};    // until the host asked has heard from the primary's that it has begun
-const std::string SOON = "/v1/wait?index=" + std::to_string(UINT32_MAX) + "&ms=500";
+const std::string SOON = "/v1/wait?index=" + std::to_string(UINT32_MAX) + "&ms=500&volume=";    // only the time is of interest
 
 Done verify(Context &context, const std::string &volume, bool repair, bool stop, bool wait, bool as_json)
 {

@@ -220,7 +220,8 @@ Done watch(Context &context, const std::string &volume, bool as_json)
 		last = text.str();
 		if (context.rounds && round + 1 >= context.rounds)
 			return Nothing{};
-		Result<json> moved = context.client().get(fmt::format("/v1/wait?index={}&ms={}", (*answer)["applied"].get<uint64_t>(), POLL_MS));
+		Result<json> moved = context.client().get(
+			fmt::format("/v1/wait?index={}&ms={}&volume={}", (*answer)["applied"].get<uint64_t>(), POLL_MS, url_encode(volume)));
 		if (!moved)
 			return moved.error();
 	}
@@ -275,7 +276,9 @@ Result<json> chosen(const json &status, const std::vector<std::string> &names)
 Done wait_sync(Context &context, const std::vector<std::string> &names, double timeout_s)
 {
 	const uint64_t begin_ms = context.now_ms(), limit_ms = uint64_t(timeout_s * 1000);
-	Result<json> status = cluster_status(context);
+	// Whoever waits for one volume is told of that one.
+	const std::string one = names.size() == 1 ? names[0] : "";
+	Result<json> status = cluster_status(context, one);
 	for (;;) {
 		if (!status)
 			return status.error();
@@ -295,7 +298,8 @@ Done wait_sync(Context &context, const std::vector<std::string> &names, double t
 			return failed(fmt::format("not in sync after {}: {}", format_seconds(waited_ms / 1000), text));
 		}
 		uint64_t poll_ms = limit_ms ? std::min<uint64_t>(POLL_MS, limit_ms - waited_ms) : POLL_MS;
-		status = context.client().get(fmt::format("/v1/wait?index={}&ms={}", (*status)["applied"].get<uint64_t>(), poll_ms));
+		status = context.client().get(fmt::format("/v1/wait?index={}&ms={}{}", (*status)["applied"].get<uint64_t>(), poll_ms,
+							  one.empty() ? "" : "&volume=" + url_encode(one)));
 	}
 }
 

@@ -64,10 +64,10 @@ Done create(Context &context, const CreateOptions &o)
 
 Done list(Context &context, bool as_json)
 {
-	Result<json> status = cluster_status(context);
-	if (!status)
-		return status.error();
-	const json &volumes = (*status)["volumes"];
+	const Result<json> answer = context.client().get(as_json ? "/v1/volumes" : "/v1/volumes?view=list");
+	if (!answer)
+		return answer.error();
+	const json &volumes = *answer;
 	if (as_json) {
 		print_json(context, volumes);
 		return Nothing{};
@@ -75,13 +75,10 @@ Done list(Context &context, bool as_json)
 	Table table({"VOLUME", "HEALTH", "SIZE", "COPIES", "PRIMARY", "OPEN ON", "DEVICE"});
 	table.right(2);
 	table.right(3);
-	for (const json &v : volumes) {
-		size_t in_sync = 0;
-		for (const json &r : v["replicas"])
-			in_sync += r["state"] == "insync";
-		table.row({shown(v["name"]), shown(v["health"]), format_bytes(v["size_bytes"]), fmt::format("{}/{}", in_sync, v["redundancy"].get<unsigned>()),
-			   shown(v["primary"]), v["openers"].empty() ? "-" : joined(v["openers"]), shown(v["device"])});
-	}
+	for (const json &v : volumes)
+		table.row({shown(v["name"]), shown(v["health"]), format_bytes(v["size_bytes"]),
+			   fmt::format("{}/{}", v["in_sync"].get<unsigned>(), v["redundancy"].get<unsigned>()), shown(v["primary"]),
+			   v["openers"].empty() ? "-" : joined(v["openers"]), "/dev/lockstep/" + shown(v["name"])});
 	context.out << (table.empty() ? "no volumes yet: create one with `lockstep volume create NAME SIZE`\n" : table.text());
 	return Nothing{};
 }

@@ -47,7 +47,7 @@ struct ApiServer::Impl {
 	std::condition_variable moved;
 	uint64_t turn = 0;                     // +1 when the State or a report has changed
 	bool stopping = false;
-	json reports = json::object();
+	Reports reports;
 	const std::string NO_NAME;
 	SyncMeter meter;
 	EventList events{make_uuid().substr(0, 8)};
@@ -57,6 +57,9 @@ struct ApiServer::Impl {
 	// server.cc
 	using Handler = Result<json> (Impl::*)(const httplib::Request &);
 	httplib::Server::Handler route(Handler handler);
+	// The same for what answers with JSON as text.
+	using TextHandler = Result<std::string> (Impl::*)(const httplib::Request &);
+	httplib::Server::Handler route(TextHandler handler);
 	void routes();
 	template <class Predicate>
 	bool wait_for(Predicate holds, unsigned timeout_ms);
@@ -64,10 +67,11 @@ struct ApiServer::Impl {
 	Done ready_for_changes();
 	// only: the volumes of this name, at a cost that hardly grows with the others; brief: see status_json()
 	json status(const std::string *only = nullptr, bool brief = false);
+	Reports said();
 	json status_without_volumes() { return status(&NO_NAME); }
 	json report_of(HostId host, uint32_t vid);             // what the host says about the volume; an object
-	Result<json> get_status(const httplib::Request &req);
-	Result<json> get_wait(const httplib::Request &req);
+	Result<std::string> get_status(const httplib::Request &req);
+	Result<std::string> get_wait(const httplib::Request &req);
 
 	// cluster.cc
 	void routes_cluster();
@@ -102,7 +106,7 @@ struct ApiServer::Impl {
 	Result<json> propose_unused(const json &entry, const std::string &volume);
 	Result<json> choose_primary(uint32_t vid, const std::string &name, HostId host);
 	Result<json> ask_primary(const std::string &name, const std::string &verb, json body);
-	Result<json> volume_list(const httplib::Request &req);
+	Result<std::string> volume_list(const httplib::Request &req);
 	Result<json> volume_get(const httplib::Request &req);
 	Result<json> volume_openers(const httplib::Request &req);
 	Result<json> volume_role(const httplib::Request &req);

@@ -40,15 +40,30 @@ int http_status(Status status)
 // Texts may come from tools and files: bytes that are no UTF-8 must not make an answer impossible.
 std::string dump(const json &j) { return j.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-void answer(httplib::Response &res, const Result<json> &result)
+void answer(httplib::Response &res, Result<std::string> result)
 {
 	if (result) {
 		res.status = 200;
-		res.set_content(dump(*result), "application/json");
+		res.set_content(std::move(*result), "application/json");
 		return;
 	}
 	res.status = http_status(result.error().status);
 	res.set_content(dump({{"status", int(result.error().status)}, {"code", code_of(result.error())}, {"message", result.error().message}}), "application/json");
+}
+
+void answer(httplib::Response &res, const Result<json> &result) { answer(res, result ? Result<std::string>(dump(*result)) : result.error()); }
+
+// What a handler throws is an answer, too.
+template <class Impl, class Handler>
+void handle(Impl *impl, Handler handler, const httplib::Request &req, httplib::Response &res)
+{
+	try {
+		answer(res, (impl->*handler)(req));
+	} catch (const BadRequest &bad) {
+		answer(res, Result<std::string>(usage_error(bad.message)));
+	} catch (const std::exception &e) {
+		answer(res, Result<std::string>(failed(std::string("lockstepd could not carry this out: ") + e.what())));
+	}
 }
 
 // A socket left by a daemon that was killed is removed; one that is answered belongs to somebody.
@@ -142,15 +157,12 @@ std::string host_names(const State &s, const std::vector<HostId> &hosts)
 
 httplib::Server::Handler ApiServer::Impl::route(Handler handler)
 {
-	return [this, handler](const httplib::Request &req, httplib::Response &res) {
-		try {
-			answer(res, (this->*handler)(req));
-		} catch (const BadRequest &bad) {
-			answer(res, usage_error(bad.message));
-		} catch (const std::exception &e) {
-			answer(res, failed(std::string("lockstepd could not carry this out: ") + e.what()));
-		}
-	};
+	return [this, handler](const httplib::Request &req, httplib::Response &res) { handle(this, handler, req, res); };
+}
+
+httplib::Server::Handler ApiServer::Impl::route(TextHandler handler)
+{
+	return [this, handler](const httplib::Request &req, httplib::Response &res) { handle(this, handler, req, res); };
 }
 
 void ApiServer::Impl::routes()
@@ -169,9 +181,9 @@ void ApiServer::Impl::routes()
 			return;
 		int status = res.status;
 		if (status == 404)
-			answer(res, coded("no-such-route", not_found("the API has no " + req.method + " " + req.path)));
+			answer(res, Result<std::string>(coded("no-such-route", not_found("the API has no " + req.method + " " + req.path))));
 		else
-			answer(res, usage_error("the request was refused: HTTP status " + std::to_string(status)));
+			answer(res, Result<std::string>(usage_error("the request was refused: HTTP status " + std::to_string(status))));
 		res.status = status;
 	});
 	http.Get("/v1/status", route(&Impl::get_status));
@@ -206,38 +218,22 @@ Done ApiServer::Impl::ready_for_changes()
 	return Nothing{};
 }
 
-json ApiServer::Impl::status(const std::string *only, bool brief)
-{
-	const std::shared_ptr<const State> s = backend.state();
-	json soft = json::object();
-	if (only) {
-		for (const auto &[vid, v] : s->volumes) {
-			if (v.name != *only)
-				continue;
-			std::lock_guard lock(mutex);
-			for (const auto &[host, report] : reports.items()) {
-				const std::string key = std::to_string(vid);
-				soft[host]["volumes"];    // a host that has said anything at all
-				if (const json &own = soft_object(soft_object(report, "volumes"), key); !own.empty())
-					soft[host]["volumes"][key] = own;
-			}
-		}
-	} else if (!brief) {
-		std::lock_guard lock(mutex);
-		soft = reports;
-	}
-	return status_json(*s, backend.local(), soft, only, brief);
-}
-
-json ApiServer::Impl::report_of(HostId host, uint32_t vid)
+Reports ApiServer::Impl::said()
 {
 	std::lock_guard lock(mutex);
-	return soft_object(soft_object(soft_object(reports, std::to_string(host)), "volumes"), std::to_string(vid));
+	return reports;
 }
+
+json ApiServer::Impl::status(const std::string *only, bool brief)
+{
+	return status_json(*backend.state(), backend.local(), said(), only, brief);
+}
+
+json ApiServer::Impl::report_of(HostId host, uint32_t vid) { return said().of(host, vid); }
 
 // ---- reading -------------------------------------------------------------------------------------------------------
 
-Result<json> ApiServer::Impl::get_status(const httplib::Request &req)
+Result<std::string> ApiServer::Impl::get_status(const httplib::Request &req)
 {
 	bool consistent = req.has_param("consistent");
 	if (consistent && req.get_param_value("consistent") != "true")
@@ -257,20 +253,26 @@ Result<json> ApiServer::Impl::get_status(const httplib::Request &req)
 		if (Done ready = ready_for_changes(); !ready)
 			return ready.error();
 	}
-	json j = status(one ? &name : nullptr, brief);
+	if (!one)
+		return status_text(*backend.state(), backend.local(), said(), brief, consistent);
+	json j = status(&name, brief);
 	if (consistent)
 		j["consistent"] = true;
-	if (one && j["volumes"].empty())
+	if (j["volumes"].empty())
 		return coded("no-such-volume", not_found("there is no volume named " + name));
-	return j;
+	return dump(j);
 }
 
-Result<json> ApiServer::Impl::get_wait(const httplib::Request &req)
+// With "volume" the answer holds the volumes of that name, perhaps none: whoever waits for one does not pay for all.
+Result<std::string> ApiServer::Impl::get_wait(const httplib::Request &req)
 {
 	uint64_t index = parameter(req, "index", 0);
 	unsigned ms = unsigned(std::min<uint64_t>(parameter(req, "ms", 1000), MAX_POLL_MS));
 	wait_for([&](const State &s) { return s.applied > index; }, ms);
-	return status();
+	if (!req.has_param("volume"))
+		return status_text(*backend.state(), backend.local(), said());
+	const std::string name = req.get_param_value("volume");
+	return dump(status(&name));
 }
 
 // ---- the server ----------------------------------------------------------------------------------------------------
@@ -328,7 +330,6 @@ void ApiServer::happened(const std::string &kind, const std::string &name, const
 
 void ApiServer::soft(HostId host, const json &report)
 {
-	const std::string key = std::to_string(host);
 	{
 		std::lock_guard lock(impl_->mutex);
 		if (report.is_object()) {
@@ -336,9 +337,9 @@ void ApiServer::soft(HostId host, const json &report)
 			using namespace std::chrono;
 			uint64_t now_ms = uint64_t(duration_cast<milliseconds>(Impl::Clock::now().time_since_epoch()).count());
 			impl_->meter.measure(host, measured, now_ms);
-			impl_->reports[key] = std::move(measured);
+			impl_->reports.set(host, measured);
 		} else {
-			impl_->reports.erase(key);
+			impl_->reports.erase(host);
 		}
 		impl_->turn++;
 	}

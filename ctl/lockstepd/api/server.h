@@ -47,6 +47,7 @@
 #pragma once
 
 #include "lib/error.h"
+#include "lockstepd/api/reports.h"
 #include "lockstepd/cluster/state.h"
 
 #include <nlohmann/json.hpp>
@@ -135,7 +136,11 @@ std::string starting_message(const std::string &host_name);
 //                             online, dirty_bytes, sync_percent, eta_s, rate_bytes_s (the last four null if unknown)}]}]}
 // only: of the volumes those of this name; reports of others are not looked at then. brief: of volumes only name, uuid, vid, size_bytes,
 // redundancy, class, group, labels and phase; soft is not looked at.
-nlohmann::json status_json(const State &state, const LocalFacts &local, const nlohmann::json &soft, const std::string *only = nullptr,
+nlohmann::json status_json(const State &state, const LocalFacts &local, const Reports &soft, const std::string *only = nullptr,
 			   bool brief = false);
+// The same of all volumes, as text: of thousands of volumes the objects would take ten times the room.
+std::string status_text(const State &state, const LocalFacts &local, const Reports &soft, bool brief = false, bool consistent = false);
+// The volumes alone; for_list: what a list shows, {name, vid, phase, health, size_bytes, redundancy, in_sync: n, primary, openers}.
+std::string volume_list_text(const State &state, const LocalFacts &local, const Reports &soft, bool for_list);
 
 }    // namespace lockstep

@@ -76,11 +76,14 @@ Result<json> ApiServer::Impl::propose_unused(const json &entry, const std::strin
 	return wait_for(closed, options.effect_timeout_ms) ? backend.propose(entry) : result;
 }
 
-Result<json> ApiServer::Impl::volume_list(const httplib::Request &)
+Result<std::string> ApiServer::Impl::volume_list(const httplib::Request &req)
 {
+	const std::string view = req.has_param("view") ? req.get_param_value("view") : "full";
+	if (view != "full" && view != "list")
+		throw BadRequest{"the parameter \"view\" can only be \"full\" or \"list\""};
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
-	return status()["volumes"];
+	return volume_list_text(*backend.state(), backend.local(), said(), view == "list");
 }
 
 Result<json> ApiServer::Impl::volume_get(const httplib::Request &req)

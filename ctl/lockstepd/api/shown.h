@@ -3,6 +3,7 @@
 // Parts of /v1/status (status.cc); pure.
 #pragma once
 
+#include "lockstepd/api/reports.h"
 #include "lockstepd/cluster/state.h"
 
 #include <nlohmann/json.hpp>
@@ -10,7 +11,7 @@
 namespace lockstep {
 
 // What is known of a volume in use: class, openers, devices, growth, quiesce, verify, what hosts complain of. self: this host.
-void show_use(const State &s, const Volume &v, HostId self, const nlohmann::json &soft, nlohmann::json &j);
+void show_use(const State &s, const Volume &v, HostId self, const Reports &soft, nlohmann::json &j);
 
 nlohmann::json snapshots_json(const State &s);
 

@@ -25,42 +25,42 @@ namespace {
 
 constexpr uint64_t FROZEN_AFTER_MS = 5000;    // a request this old means that it is frozen, not slow
 
-// What the host says about the volume; an empty object if nothing.
-const json &report_of(const json &soft, HostId host, uint32_t vid)
-{
-	return soft_object(soft_object(soft_object(soft, std::to_string(host)), "volumes"), std::to_string(vid));
-}
-
 // What the primary says about the replica on the host.
-const json &peer_report(const json &soft, const Volume &v, HostId host)
+const json &peer_report(const Reports &soft, const Volume &v, HostId host)
 {
-	return soft_object(soft_object(report_of(soft, v.primary, v.vid), "peers"), std::to_string(host));
+	return soft_object(soft_object(soft.of(v.primary, v.vid), "peers"), std::to_string(host));
 }
 
 // Does the host's kernel have its replica attached since it started? Until it has, the record's word about it is from before
 // the start. Not if its kernel was told a record that this host has not heard of yet.
-bool attached(const Volume &v, const Replica &r, const json &soft)
+bool attached(const Volume &v, const Replica &r, const Reports &soft)
 {
-	const json &own = report_of(soft, r.host, v.vid);
+	const json &own = soft.of(r.host, v.vid);
 	return soft_is_true(own, "admitted") && soft_number(own, "version") <= v.version;
 }
 
 // Has the host said whether it has the volume's replica attached?
-bool has_told(const json &soft, HostId host, uint32_t vid)
+bool has_told(const Reports &soft, HostId host, uint32_t vid)
 {
-	const json &volumes = soft_object(soft_object(soft, std::to_string(host)), "volumes");
-	auto own = volumes.find(std::to_string(vid));
-	return !volumes.empty() && (own == volumes.end() || own->contains("has_replica"));
+	const json *own = soft.find(host, vid);
+	return soft.said_of_volumes(host) && (!own || own->contains("has_replica"));
+}
+
+bool is_syncing(const State &s, const Volume &v, const Replica &r, const Reports &soft)
+{
+	if (r.in_sync() || !s.online(r.host))
+		return false;
+	const std::string state = soft_text(peer_report(soft, v, r.host), "sync_state");
+	return state == "running" || state == "joining";
 }
 
 json name_or_null(const State &s, HostId host) { return host ? json(s.host_name(host)) : json(nullptr); }
 
-json replica_json(const State &s, const Volume &v, const Replica &r, const json &soft)
+json replica_json(const State &s, const Volume &v, const Replica &r, const Reports &soft)
 {
-	const json &own = report_of(soft, r.host, v.vid);
+	const json &own = soft.of(r.host, v.vid);
 	const json &peer = peer_report(soft, v, r.host);
-	std::string sync_state = soft_text(peer, "sync_state");
-	bool running = !r.in_sync() && s.online(r.host) && (sync_state == "running" || sync_state == "joining");
+	const bool running = is_syncing(s, v, r, soft);
 	json j = {{"host", s.host_name(r.host)},
 		  {"pool", r.pool},
 		  {"lv_path", soft_text(own, "lv_path")},
@@ -109,14 +109,14 @@ std::string hosts_text(const State &s, const std::vector<HostId> &hosts)
 }
 
 // Why nothing serves although a replica in sync is there; empty if it serves or could.
-std::string why_frozen(const State &s, const Volume &v, const json &soft)
+std::string why_frozen(const State &s, const Volume &v, const Reports &soft)
 {
 	if (v.primary && !s.online(v.primary))
 		return "its primary " + s.host_name(v.primary) + " is offline, another is being chosen";
 	if (v.primary) {
-		uint64_t oldest_ms = soft_number(report_of(soft, v.primary, v.vid), "oldest_ms");
+		uint64_t oldest_ms = soft_number(soft.of(v.primary, v.vid), "oldest_ms");
 		for (const Opener &o : v.openers)
-			oldest_ms = std::max(oldest_ms, soft_number(report_of(soft, o.host, v.vid), "oldest_ms"));
+			oldest_ms = std::max(oldest_ms, soft_number(soft.of(o.host, v.vid), "oldest_ms"));
 		return oldest_ms < FROZEN_AFTER_MS ? "" : "a request has been waiting for " + std::to_string(oldest_ms / 1000) + " s";
 	}
 	std::vector<HostId> away;
@@ -131,7 +131,7 @@ std::string why_frozen(const State &s, const Volume &v, const json &soft)
 	return "all replicas in sync restarted unclean, one is being chosen";
 }
 
-Health health(const State &s, const Volume &v, const json &soft, const json &replicas)
+Health health(const State &s, const Volume &v, const Reports &soft)
 {
 	if (v.phase == Phase::creating)
 		return {"creating", "its replicas are being made"};
@@ -140,8 +140,7 @@ Health health(const State &s, const Volume &v, const json &soft, const json &rep
 	std::vector<HostId> in_sync, away, behind, failed, starting;
 	bool online = false, all_behind_run = true;
 	size_t kept = 0;
-	for (size_t i = 0; i < v.replicas.size(); i++) {
-		const Replica &r = v.replicas[i];
+	for (const Replica &r : v.replicas) {
 		online = online || (r.in_sync() && s.online(r.host));
 		if (r.in_sync())
 			in_sync.push_back(r.host);
@@ -156,7 +155,7 @@ Health health(const State &s, const Volume &v, const json &soft, const json &rep
 			behind.push_back(r.host);
 		else if (has_told(soft, r.host, v.vid) && !attached(v, r, soft))
 			starting.push_back(r.host);
-		if (!r.clean() && replicas[i]["state"] != "syncing")
+		if (!r.clean() && !is_syncing(s, v, r, soft))
 			all_behind_run = false;
 	}
 	if (!online)
@@ -219,14 +218,14 @@ json brief_json(const Volume &v)
 		{"phase", to_string(v.phase)}};
 }
 
-json volume_json(const State &s, const Volume &v, HostId self, const json &soft)
+json volume_json(const State &s, const Volume &v, HostId self, const Reports &soft)
 {
 	json replicas = json::array(), devices = json::array(), pending = json::array();
 	for (const Replica &r : v.replicas)
 		replicas.push_back(replica_json(s, v, r, soft));
 	for (HostId h : v.devices)
 		devices.push_back(s.host_name(h));
-	Health h = health(s, v, soft, replicas);
+	Health h = health(s, v, soft);
 	json j = {{"name", v.name},
 		  {"uuid", v.uuid},
 		  {"vid", v.vid},
@@ -258,6 +257,24 @@ json volume_json(const State &s, const Volume &v, HostId self, const json &soft)
 	return j;
 }
 
+// What a list of many volumes shows of each.
+json listed_json(const State &s, const Volume &v, const Reports &soft)
+{
+	json openers = json::array();
+	for (const Opener &o : v.openers)
+		openers.push_back(s.host_name(o.host));
+	const auto in_sync = std::count_if(v.replicas.begin(), v.replicas.end(), [](const Replica &r) { return r.clean(); });
+	return {{"name", v.name},
+		{"vid", v.vid},
+		{"phase", to_string(v.phase)},
+		{"health", health(s, v, soft).word},
+		{"size_bytes", v.size_bytes},
+		{"redundancy", v.redundancy},
+		{"in_sync", in_sync},
+		{"primary", name_or_null(s, v.primary)},
+		{"openers", std::move(openers)}};
+}
+
 }    // namespace
 
 std::string starting_message(const std::string &host_name)
@@ -266,7 +283,36 @@ std::string starting_message(const std::string &host_name)
 	       "can be reached";
 }
 
-json status_json(const State &s, const LocalFacts &local, const json &soft, const std::string *only, bool brief)
+namespace {
+
+// Those of a name, or all; by name.
+std::vector<const Volume *> shown_volumes(const State &s, const std::string *only)
+{
+	std::vector<const Volume *> by_name;
+	for (const auto &[vid, v] : s.volumes)
+		if (!only || v.name == *only)
+			by_name.push_back(&v);
+	std::sort(by_name.begin(), by_name.end(),
+		  [](const Volume *a, const Volume *b) { return std::tie(a->name, a->vid) < std::tie(b->name, b->vid); });
+	return by_name;
+}
+
+std::string as_text(const json &j) { return j.dump(-1, ' ', false, json::error_handler_t::replace); }
+
+// A list as text, one element after the other: the whole is never there as objects.
+template <class Show>
+std::string volumes_text(const State &s, Show show)
+{
+	std::string text = "[";
+	for (const Volume *v : shown_volumes(s, nullptr)) {
+		text += text.size() > 1 ? "," : "";
+		text += as_text(show(*v));
+	}
+	return text + "]";
+}
+
+// All but the volumes.
+json status_head(const State &s, const LocalFacts &local)
 {
 	json j = {{"applied", s.applied},          {"this_host", local.host_name},  {"module_error", local.module_error}, {"cluster", nullptr},
 		  {"hosts", json::array()}, {"pools", json::array()}, {"groups", json::array()}, {"volumes", json::array()},
@@ -316,16 +362,39 @@ json status_json(const State &s, const LocalFacts &local, const json &soft, cons
 				      {"alarm", pool_alarm(p)}});
 	for (const auto &[name, g] : s.groups)
 		j["groups"].push_back({{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"labels", g.labels}});
-	std::vector<const Volume *> by_name;
-	for (const auto &[vid, v] : s.volumes)
-		if (!only || v.name == *only)
-			by_name.push_back(&v);
-	std::sort(by_name.begin(), by_name.end(),
-		  [](const Volume *a, const Volume *b) { return std::tie(a->name, a->vid) < std::tie(b->name, b->vid); });
-	for (const Volume *v : by_name)
-		j["volumes"].push_back(brief ? brief_json(*v) : volume_json(s, *v, local.host, soft));
 	j["snapshots"] = snapshots_json(s);
 	return j;
+}
+
+bool shows_volumes(const State &s, const LocalFacts &local) { return local.host && s.initialized(); }
+
+}    // namespace
+
+json status_json(const State &s, const LocalFacts &local, const Reports &soft, const std::string *only, bool brief)
+{
+	json j = status_head(s, local);
+	if (shows_volumes(s, local))
+		for (const Volume *v : shown_volumes(s, only))
+			j["volumes"].push_back(brief ? brief_json(*v) : volume_json(s, *v, local.host, soft));
+	return j;
+}
+
+std::string status_text(const State &s, const LocalFacts &local, const Reports &soft, bool brief, bool consistent)
+{
+	json head = status_head(s, local);
+	if (consistent)
+		head["consistent"] = true;
+	if (!shows_volumes(s, local))
+		return as_text(head);
+	head.erase("volumes");
+	std::string text = as_text(head);
+	text.back() = ',';
+	return text + "\"volumes\":" + volumes_text(s, [&](const Volume &v) { return brief ? brief_json(v) : volume_json(s, v, local.host, soft); }) + "}";
+}
+
+std::string volume_list_text(const State &s, const LocalFacts &local, const Reports &soft, bool for_list)
+{
+	return volumes_text(s, [&](const Volume &v) { return for_list ? listed_json(s, v, soft) : volume_json(s, v, local.host, soft); });
 }
 
 }    // namespace lockstep

@@ -3,29 +3,37 @@
 
 #include "lockstepd/api/soft.h"
 
+
 namespace lockstep {
 
 using nlohmann::json;
 
 namespace {
 
-const json &volume_report(const json &soft, HostId host, uint32_t vid)
-{
-	return soft_object(soft_object(soft_object(soft, std::to_string(host)), "volumes"), std::to_string(vid));
-}
+// What a host says that is of interest here. Most hosts share one report of a volume, which is read but once.
+struct Says {
+	const json *report = nullptr;
+	bool device = false;
+	std::string problem;
+	uint64_t refused_for = 0;
+
+	void read(const json *from)
+	{
+		if (from == report)
+			return;
+		report = from;
+		device = from && (!from->contains("has_device") || soft_is_true(*from, "has_device"));
+		problem = from ? soft_text(*from, "problem") : "";
+		refused_for = from ? soft_number(*from, "refused_for") : 0;
+	}
+};
 
 // The State remembers who once had the device; whether a host that has just booted has it again is known from its reports.
-bool device_is_missing(const State &s, const Volume &v, HostId host, HostId self, const json &soft)
+bool device_is_missing(const Volume &v, const Host &host, bool has_started, const Says &says)
 {
-	if (!s.online(host) || v.phase != Phase::ready)
+	if (!host.online || v.phase != Phase::ready)
 		return false;
-	if (!v.devices.contains(host))
-		return true;
-	if (!soft.is_object() || !soft.contains(std::to_string(self)))
-		return false;    // this daemon has just started
-	const json &volumes = soft_object(soft_object(soft, std::to_string(host)), "volumes");
-	auto report = volumes.find(std::to_string(v.vid));
-	return report == volumes.end() || report->value("has_device", true) == false;
+	return !v.devices.contains(host.id) || (has_started && !says.device);
 }
 
 json growth_json(const State &s, const Volume &v)
@@ -41,21 +49,23 @@ json growth_json(const State &s, const Volume &v)
 
 }    // namespace
 
-void show_use(const State &s, const Volume &v, HostId self, const json &soft, json &j)
+void show_use(const State &s, const Volume &v, HostId self, const Reports &soft, json &j)
 {
 	json openers = json::array(), missing = json::array(), problems = json::array(), refused = json::array();
 	for (const Opener &o : v.openers)
 		openers.push_back(s.host_name(o.host));
+	const bool has_started = soft.said(self);    // this daemon: it has heard from others, then
+	Says says;
 	for (const auto &[id, h] : s.hosts) {
-		const json &report = volume_report(soft, id, v.vid);
-		if (device_is_missing(s, v, id, self, soft))
+		says.read(soft.find(id, v.vid));
+		if (device_is_missing(v, h, has_started, says))
 			missing.push_back(h.name);
-		if (std::string problem = soft_text(report, "problem"); !problem.empty())
-			problems.push_back({{"host", h.name}, {"message", problem}});
-		if (uint64_t holder = soft_number(report, "refused_for"))
-			refused.push_back({{"host", h.name}, {"holder", s.host_name(HostId(holder))}});
+		if (!says.problem.empty())
+			problems.push_back({{"host", h.name}, {"message", says.problem}});
+		if (says.refused_for)
+			refused.push_back({{"host", h.name}, {"holder", s.host_name(HostId(says.refused_for))}});
 	}
-	const json &primary = volume_report(soft, v.primary, v.vid);
+	const json &primary = soft.of(v.primary, v.vid);
 	j["class"] = v.cls == LKS_SHARED ? "shared" : "exclusive";
 	j["openers"] = openers;
 	j["devices_missing"] = missing;

@@ -463,6 +463,7 @@ TEST_CASE("requests are checked and bounded")
 	};
 	expect(http.Get("/v2/status"), 404, 3);
 	expect(http.Post("/v1/volumes", "{", "application/json"), 400, 2);
+	expect(http.Get("/v1/volumes?view=all"), 400, 2);
 	expect(http.Post("/v1/volumes", "[]", "application/json"), 400, 2);
 	expect(http.Post("/v1/volumes", "{}", "application/json"), 400, 2);
 	expect(http.Post("/v1/volumes", R"({"name":5,"size_bytes":4096})", "application/json"), 400, 2);

@@ -161,3 +161,55 @@ TEST_CASE("health")
 	json odd = {{"1", 5}, {"2", {{"volumes", {{"1", "x"}}}}}};
 	CHECK(health(d, "insync", "insync", 1, true, odd).first == "degraded");
 }
+
+TEST_CASE("what hosts say: equal things are kept once, a copy stays as it was, nonsense counts as not said")
+{
+	Reports r;
+	const json idle = {{"has_device", true}, {"version", 5}}, replica = {{"has_device", true}, {"has_replica", true}};
+	for (unsigned host = 1; host <= LKS_MAX_HOSTS; host++)
+		r.set(HostId(host), {{"volumes", {{"7", host == 2 ? replica : idle}, {"12", idle}}}});
+	REQUIRE(r.find(1, 7));
+	CHECK((*r.find(1, 7) == idle && *r.find(2, 7) == replica && r.find(64, 7) == r.find(1, 7) && r.find(2, 12) == r.find(64, 12)));
+	const Reports before = r;
+	r.set(2, {{"volumes", {{"7", idle}}}});
+	CHECK((r.find(2, 7) == r.find(1, 7) && !r.find(2, 12) && *before.find(2, 7) == replica));
+	r.set(3, {{"volumes", {{"x", idle}, {"7x", idle}, {"12", 5}}}});
+	CHECK((r.said(3) && !r.said_of_volumes(3) && !r.find(3, 12) && r.of(3, 12) == json::object()));
+	r.set(4, json::array());
+	CHECK((r.said(4) && !r.said_of_volumes(4)));
+	r.erase(4);
+	CHECK((!r.said(4) && before.said(4) && !r.said(0) && !r.said(200)));
+	r.set(0, {{"volumes", {{"7", idle}}}});
+	CHECK_FALSE(r.said(0));
+}
+
+TEST_CASE("the status as text is the status, and the brief list says the same of each volume")
+{
+	FakeDaemon d;
+	for (const char *name : {"b", "a"})
+		REQUIRE(d.run({"volume", "create", name, "1GiB", "--on", "alpha,beta"}).status == 0);
+	d.good({{"op", "record.open"}, {"vid", d.volume("a").vid}, {"host", 1}});
+	d.attach_all();
+	const State s = *d.state();
+	const json whole = status_json(s, d.facts, json::object());
+	CHECK(json::parse(status_text(s, d.facts, json::object())) == whole);
+	CHECK(json::parse(status_text(s, d.facts, json::object(), false, true))["consistent"] == true);
+	CHECK(json::parse(volume_list_text(s, d.facts, json::object(), false)) == whole["volumes"]);
+	const json brief = json::parse(volume_list_text(s, d.facts, json::object(), true));
+	REQUIRE((brief.size() == 2 && brief[0]["name"] == "a" && brief[0]["in_sync"] == 2 && brief[0]["openers"] == json{"alpha"}));
+	for (size_t i = 0; i < 2; i++)
+		for (const auto &[field, value] : brief[i].items())
+			if (field != "in_sync")
+				CHECK(whole["volumes"][i][field] == value);
+	CHECK(json::parse(status_text(s, d.facts, json::object(), true)) == status_json(s, d.facts, json::object(), nullptr, true));
+	LocalFacts none;
+	none.host_name = "alpha";
+	CHECK(json::parse(status_text(s, none, json::object())) == status_json(s, none, json::object()));
+	// Who waits for one volume hears of that one.
+	const Client client(FakeDaemon::socket_path());
+	const auto one = client.get("/v1/wait?index=0&ms=0&volume=b");
+	REQUIRE(one);
+	CHECK(((*one)["volumes"].size() == 1 && (*one)["volumes"][0]["name"] == "b" && (*one)["hosts"].size() == 3));
+	CHECK((*client.get("/v1/wait?index=0&ms=0&volume="))["volumes"].empty());
+	CHECK((*client.get("/v1/wait?index=0&ms=0"))["volumes"].size() == 2);
+}

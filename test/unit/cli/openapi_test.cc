@@ -224,6 +224,8 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	http.ask("get", "/status", "/status?brief=true");
 	http.ask("get", "/status", "/status?brief=yes", {}, 400);
 	http.ask("get", "/wait", "/wait?index=0&ms=0");
+	http.ask("get", "/wait", "/wait?index=0&ms=0&volume=a");
+	http.ask("get", "/volumes", "/volumes?view=all", {}, 400);
 	d.server().happened("volume", "a", "volume a: is ready");
 	http.ask("get", "/events", "/events");
 	http.ask("get", "/why/{name}", "/why/a");
