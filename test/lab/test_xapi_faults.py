@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """XAPI's storage driver where more than one thing happens at once, against real daemons and kernels (see test_xapi.py): many calls
-together, two hosts that want one disk, changed blocks told by real thin pools.
+together, two hosts that want one disk, changed blocks told by real thin pools, and the pool master lost in the middle of each call,
+followed by what xapi does on the new one.
 """
 import base64
 
@@ -92,3 +93,70 @@ def test_xapi_many_at_once(pool):		# noqa: F811
     for disk in (first, second, last):
         x.vdi_destroy(disk)
     x.sr_destroy(sr)
+
+
+class Trap:
+    """Turns a host off while its daemon works on the first change that the driver asks for, or once that is done."""
+
+    def __init__(self, relay, vm, moment):
+        self.relay, self.vm, self.moment, self.sprung = relay, vm, moment, False
+        relay.trap = self
+
+    def __call__(self, host, method, moment):
+        if host is not self.vm or method == 'GET' or moment != self.moment or self.sprung:
+            return
+        self.sprung = True
+        self.vm.kill()
+
+
+def move_master(x, host):
+    x.master = host
+    x.db['pool'][list(x.db['pool'])[0]]['master'] = host
+
+
+def test_xapi_master_lost_in_each_call(pool):		# noqa: F811
+    x, (a, b, c) = pool, pool.vms
+    alpha, beta = x.host_named('alpha'), x.host_named('beta')
+    sr = x.sr_create('storage', CONFIG)
+    disk = x.vdi_create(sr, 16 * MIB, 'disk')
+    source = x.vdi_snapshot(disk)
+    victim = x.vdi_create(sr, 16 * MIB, 'victim')
+    calls = {
+        'create': lambda: x.vdi_create(sr, 16 * MIB, 'new'),
+        'snapshot': lambda: x.vdi_snapshot(disk),
+        'clone': lambda: x.vdi_clone(source),
+        'resize': lambda: x.vdi_resize(disk, 32 * MIB),
+        'delete': lambda: x.vdi_destroy(victim),
+    }
+    for n, (verb, call) in enumerate(calls.items()):
+        before = set(x.vdis(sr))
+        trap = Trap(x.cluster, a, 'asked' if n % 2 else 'answered')
+        with pytest.raises(XenError):
+            call()
+        assert trap.sprung, verb
+        x.cluster.trap = None
+        # Its host is dead, another becomes master: xapi plugs the SR there again, scans, and repeats what it had not been told the end of.
+        move_master(x, beta)
+        wait(lambda: b.lockstep('status --json')['cluster']['quorum'], 60, 'the others to agree without alpha')
+        x.sr_call('sr_attach', sr, beta)
+        x.sr_scan(sr)
+        print(verb, trap.moment, 'records before and after:', len(before), len(x.vdis(sr)))
+        assert_agreed(x, sr, b)
+        assert before - {victim} <= set(x.vdis(sr)), 'a disk was lost'
+        a.power_on()
+        wait(lambda: all(h['status'] == 'online' for h in b.lockstep('status --json')['hosts']), 120, 'alpha to be back')
+        wait(lambda: a.lockstep('status --json')['cluster']['quorum'], 60, 'alpha to know')
+        b.lockstep(f'wait-sync {uuid_of(x, disk)} --timeout 90', timeout=105)
+        if verb != 'delete' or victim in x.db['VDI']:
+            call()		# on the new master
+        assert len(x.vdis(sr)) >= len(before) + (verb in ('create', 'snapshot', 'clone')) - (verb == 'delete'), verb
+        x.sr_scan(sr)
+        assert_agreed(x, sr, a)
+        move_master(x, alpha)
+        x.sr_call('sr_attach', sr, alpha)
+    assert int(x.db['VDI'][disk]['virtual_size']) == 32 * MIB and victim not in x.db['VDI']
+    for vdi in sorted(x.vdis(sr), key=lambda v: not x.db['VDI'][v]['is_a_snapshot']):
+        x.vdi_destroy(vdi)
+    x.sr_destroy(sr)
+    for h in pool.vms:
+        wait(lambda: 'lockstep.' not in h.out('lvs --noheadings -o lv_name'), 60, f'replicas to leave {h}')
