@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Pools on real LVM: what an earlier cluster has left on the disks is found, becomes a volume again, or is removed; what has changed since
 a snapshot is told."""
-import base64
+import base64, itertools
 
 import pytest
 
@@ -123,3 +123,36 @@ def test_pools_diff(cluster):
     assert refused.status == 3, refused
     for name in ('s1', 's2'):
         a.lockstep(f'snapshot delete d {name}', timeout=60)
+
+
+@pytest.mark.slow
+def test_pools_metadata_grow(lab):
+    """A thin pool's metadata fill up: they grow into what the volume group has free; that there is nothing is said, and made good later."""
+    a, = lab.boot(1)
+    Cluster(lab).form(install='--disks /dev/vdb')
+    a.run('lvcreate -y --type thin-pool -L 512m --poolmetadatasize 4m -Zn -n tp lockstep_group')
+    a.lockstep('pool create small --vg lockstep_group --thin tp --host alpha')
+    a.lockstep('volume create v 64MiB --pool small --redundancy 1', timeout=60)
+    pool = lambda field: float(a.out(f'lvs --noheadings --units m --nosuffix -o {field} lockstep_group/tp'))
+    numbers = itertools.count(1000, 64)
+
+    def fill():
+        """Thin devices that nobody uses, and LVM knows nothing of, take a block of the metadata each."""
+        while pool('metadata_percent') < 72:
+            first = next(numbers)
+            a.run(f'for n in $(seq {first} {first + 63}); do dmsetup message lockstep_group-tp-tpool 0 "create_thin $n" || exit 1; done', timeout=120)
+
+    before = pool('lv_metadata_size')
+    fill()
+    wait(lambda: pool('lv_metadata_size') > before, 100, 'the metadata to have grown')
+    assert pool('metadata_percent') < 70
+    wait(lambda: 'pool small: the metadata of thin pool lockstep_group/tp were filling up and have grown by 4 MiB' in a.vm.daemon_log(), 20, 'a line about it')
+    a.run('dd if=/dev/urandom of=/dev/lockstep/v bs=1M count=8 oflag=direct', timeout=60)
+
+    before = pool('lv_metadata_size')
+    a.run('lvcreate -y -Wn -Zn -l 100%FREE -n filler lockstep_group')
+    fill()
+    wait(lambda: 'cannot grow: give volume group lockstep_group more room' in a.vm.daemon_log(), 100, 'a line about the lack of room')
+    a.run('lvremove -y lockstep_group/filler')
+    wait(lambda: pool('lv_metadata_size') > before, 150, 'the metadata to have grown')
+    a.lockstep('volume delete v', timeout=60)

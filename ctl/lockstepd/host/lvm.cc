@@ -134,6 +134,7 @@ void read_group(const Json &part, LvmReport &report)
 		lv.size_bytes = bytes_field(lv_row, "lv_size");
 		lv.data_percent = percent_field(lv_row, "data_percent");
 		lv.metadata_percent = percent_field(lv_row, "metadata_percent");
+		lv.metadata_bytes = bytes_field(lv_row, "lv_metadata_size");
 		lv.health = text_field(lv_row, "lv_health_status");
 		lv.tags = split(text_field(lv_row, "lv_tags"));
 		report.volumes.push_back(std::move(lv));
@@ -147,7 +148,7 @@ std::vector<std::string> report_command(const std::string &vg)
 	std::vector<std::string> args = {"fullreport", "--reportformat", "json", "--units", "b", "--nosuffix",
 		"--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_missing_pv_count",
 		"--configreport", "lv", "-o",
-		"lv_name,lv_path,pool_lv,origin,lv_layout,lv_size,data_percent,metadata_percent,lv_tags,lv_active,lv_device_open,lv_health_status",
+		"lv_name,lv_path,pool_lv,origin,lv_layout,lv_size,data_percent,metadata_percent,lv_metadata_size,lv_tags,lv_active,lv_device_open,lv_health_status",
 		"--configreport", "pv", "-o", "pv_name", "--configreport", "pvseg", "-o", "pv_uuid", "--configreport", "seg", "-o", "lv_uuid"};
 	if (!vg.empty())
 		args.push_back(vg);
@@ -206,6 +207,15 @@ Done lvm_remove(const ReplicaLv &lv)
 	if (!report->replica(lv))
 		return Nothing{};
 	return removed ? failed(fmt::format("logical volume {} is still there after its removal", full_name(lv))) : removed.error();
+}
+
+Done lvm_grow_metadata(const std::string &vg, const std::string &thin_pool, uint64_t bytes)
+{
+	auto out = lvm({"lvextend", "--yes", "--poolmetadatasize", fmt::format("+{}b", bytes), vg + "/" + thin_pool},
+		       fmt::format("the metadata of thin pool {}/{} are filling up and cannot grow: give volume group {} more room", vg, thin_pool, vg));
+	if (!out)
+		return out.error();
+	return Nothing{};
 }
 
 // LVM is slow to start, so it is asked only when lvcreate has failed whether the LV was there already.
@@ -317,6 +327,7 @@ Lvm lvm_tools()
 	lvm.create = lvm_create;
 	lvm.activate = lvm_activate;
 	lvm.remove = lvm_remove;
+	lvm.grow_metadata = lvm_grow_metadata;
 	add_snapshot_tools(lvm);
 	add_orphan_tools(lvm);
 	return lvm;

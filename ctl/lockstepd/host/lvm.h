@@ -39,6 +39,7 @@ struct LogicalVolume {
 	uint64_t size_bytes = 0;
 	double data_percent = -1;               // thin pools and thin volumes; -1: unknown
 	double metadata_percent = -1;           // thin pools; -1: unknown
+	uint64_t metadata_bytes = 0;            // thin pools
 	std::string health;                     // empty: well
 	std::vector<std::string> tags;
 	bool operator==(const LogicalVolume &) const = default;
@@ -101,6 +102,9 @@ struct PoolSpace {
 };
 Result<PoolSpace> pool_space(const LvmReport &report, const std::string &vg, const std::string &thin_pool);
 
+// By how many bytes the thin pool's metadata should grow now; 0: they need not, or it is none. pools.cc.
+uint64_t metadata_growth(const LvmReport &report, const std::string &vg, const std::string &thin_pool);
+
 // What `lvm fullreport --reportformat json --units b --nosuffix` with our fields says.
 Result<LvmReport> parse_lvm_report(std::string_view json);
 
@@ -115,6 +119,8 @@ struct Lvm {
 	std::function<Done(const ReplicaLv &)> activate;
 	// Absent already: done. What has the name but not our tag is left alone: then ours is absent.
 	std::function<Done(const ReplicaLv &)> remove;
+	// The thin pool's metadata, by so many bytes, which it may be using. Not idempotent: by what the report has just said.
+	std::function<Done(const std::string &vg, const std::string &thin_pool, uint64_t bytes)> grow_metadata;
 	// At least lv.size_bytes; never smaller.
 	std::function<Done(const ReplicaLv &)> extend;
 	// Of the replica's LV, which may be in use. One with our tag is taken as it is.

@@ -369,68 +369,6 @@ void Reconciler::look_at_peer(HostId host, const std::string &name, bool wanted)
 		});
 }
 
-void Reconciler::look_at_pools()
-{
-	for (const auto &[key, pool] : world_.state().pools) {
-		if (pool.host != self_)
-			continue;
-		Task &task = pool_tasks_[pool.name];
-		auto seen = pool_seen_ms_.find(pool.name);
-		if (!may(task) || (seen != pool_seen_ms_.end() && world_.now_ms() - seen->second < POOL_PERIOD_MS && !task.failures))
-			continue;
-		task.busy = true;
-		pool_seen_ms_[pool.name] = world_.now_ms();
-		auto space = std::make_shared<Result<PoolSpace>>(PoolSpace{});
-		world_.run(
-			vg_key(pool.vg),
-			[space, lvm = world_.lvm, vg = pool.vg, thin = pool.thin_lv] {
-				auto report = lvm.report(vg);
-				if (report)
-					*space = pool_space(*report, vg, thin);
-				else
-					*space = report.error();
-			},
-			[this, space, name = pool.name] {
-				const Pool *pool = world_.state().pool(name, self_);
-				if (pool)
-					report_pool(*pool, *space);
-				else
-					pool_tasks_.erase(name);
-			});
-	}
-}
-
-// A volume came or went. Not at once: LVM has just been busy, and others may come.
-void Reconciler::look_at_pools_soon()
-{
-	for (auto &[pool, seen_ms] : pool_seen_ms_)
-		seen_ms = world_.now_ms() - POOL_PERIOD_MS + POOL_SOON_MS;
-}
-
-// Small changes are not worth an entry: half a percent of the pool, or an extent of LVM.
-void Reconciler::report_pool(const Pool &pool, const Result<PoolSpace> &space)
-{
-	Task &task = pool_tasks_[pool.name];
-	const std::string object = "pool " + pool.name;
-	if (!space) {
-		finish(task, object, space.error());
-		return;
-	}
-	const uint64_t change = std::max(space->free_bytes, pool.free_bytes) - std::min(space->free_bytes, pool.free_bytes);
-	const auto metadata_percent = unsigned(std::ceil(std::clamp(space->metadata_percent, 0.0, 100.0)));
-	if (space->size_bytes == pool.size_bytes && metadata_percent == pool.metadata_percent &&
-	    change < std::max<uint64_t>(pool.size_bytes / 200, 4 << 20)) {
-		finish(task, object, Nothing{});
-		return;
-	}
-	Json entry = {{"op", "pool.report"}, {"name", pool.name}, {"host", self_}, {"size_bytes", space->size_bytes},
-		      {"free_bytes", space->free_bytes}, {"metadata_percent", metadata_percent}};
-	world_.propose(entry, [this, name = pool.name, object](Result<Json> answer) {
-		finish(pool_tasks_[name], object, outcome(answer));
-		look();
-	});
-}
-
 void Reconciler::look_at_volume(uint32_t vid)
 {
 	const Volume *v = world_.state().volume(vid);
@@ -770,8 +708,9 @@ std::vector<Problem> Reconciler::problems() const
 	add(0, leave_task_);
 	for (const auto &[host, task] : peer_tasks_)
 		add(0, task);
-	for (const auto &[pool, task] : pool_tasks_)
-		add(0, task);
+	for (const auto *tasks : {&pool_tasks_, &metadata_tasks_})
+		for (const auto &[pool, task] : *tasks)
+			add(0, task);
 	for (const auto &[vid, w] : works_)
 		for (const Task *task : {&w.config, &w.replica, &w.ready, &w.open, &w.close, &w.change, &w.gone, &w.lost, &w.serve})
 			add(vid, *task);

@@ -239,6 +239,7 @@ private:
 	Task kernel_task_, sync_task_, leave_task_;
 	std::map<HostId, Task> peer_tasks_;
 	std::map<std::string, Task> pool_tasks_;
+	std::map<std::string, Task> metadata_tasks_;    // of the growth of thin pools' metadata, by pool
 	std::map<std::string, uint64_t> pool_seen_ms_;
 	std::map<uint32_t, VolumeWork> works_;
 	std::map<uint32_t, SnapshotWork> snapshot_works_;    // by sid

@@ -529,6 +529,14 @@ Lvm FakeWorld::lvm()
 			return Nothing{};
 		});
 	};
+	l.grow_metadata = [this](const std::string &vg, const std::string &thin_pool, uint64_t bytes) {
+		return effect<Done>("grow_metadata", [=, this]() -> Done {
+			LogicalVolume &pool = lvs["/dev/" + vg + "/" + thin_pool].lv;
+			pool.metadata_percent *= double(pool.metadata_bytes) / double(pool.metadata_bytes + bytes);
+			pool.metadata_bytes += bytes;
+			return Nothing{};
+		});
+	};
 	l.remove = [this](const ReplicaLv &lv) {
 		return effect<Done>("lv_remove " + std::to_string(lv.vid), [=, this]() -> Done {
 			if (KernelVolume *k = find(lv.vid); k && k->replica)

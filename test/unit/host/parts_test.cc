@@ -173,7 +173,7 @@ static const char *REPORT = R"(  {
               ,
               "lv": [
                   {"lv_name":"lockstep.7", "lv_path":"/dev/lockstep_group/lockstep.7", "pool_lv":"", "lv_layout":"linear", "lv_size":"8388608", "data_percent":"", "metadata_percent":"", "lv_tags":"lockstep.volume=6c1c4f0e-1111-4222-8333-944445555666,other", "lv_active":"unknown", "lv_health_status":""},
-                  {"lv_name":"thin_device", "lv_path":"", "pool_lv":"", "lv_layout":"thin,pool", "lv_size":"104857600", "data_percent":"25.00", "metadata_percent":"10.94", "lv_tags":"", "lv_active":"active", "lv_health_status":""},
+                  {"lv_name":"thin_device", "lv_path":"", "pool_lv":"", "lv_layout":"thin,pool", "lv_size":"104857600", "data_percent":"25.00", "metadata_percent":"10.94", "lv_metadata_size":"4194304", "lv_tags":"", "lv_active":"active", "lv_health_status":""},
                   {"lv_name":"lockstep.8", "lv_path":"/dev/lockstep_group/lockstep.8", "pool_lv":"thin_device", "lv_layout":"thin,sparse", "lv_size":"20971520", "data_percent":"3.12", "metadata_percent":"", "lv_tags":"", "lv_active":"active", "lv_health_status":""}
               ]
               ,
@@ -209,6 +209,7 @@ TEST_CASE("LVM's report is read")
 	CHECK(pool->is_thin_pool);
 	CHECK(pool->data_percent == 25.0);
 	CHECK(pool->metadata_percent == 10.94);
+	CHECK(pool->metadata_bytes == 4194304);
 	CHECK(report->volume("lockstep_group", "lockstep.8")->pool == "thin_device");
 	CHECK(!report->volume("lockstep_group", "lockstep.8")->is_thin_pool);
 	CHECK(!report->volume("other", "lockstep.8"));
@@ -235,6 +236,29 @@ TEST_CASE("a pool's space, and what is no pool")
 	CHECK(pool_space(*report, "lockstep_group", "lockstep.7").error().status == Status::forbidden);
 	report->groups[0].incomplete = true;
 	CHECK(!pool_space(*report, "lockstep_group", "thin_device"));
+}
+
+TEST_CASE("a thin pool's metadata grow from 70 % on, by a quarter, within half of what is free")
+{
+	auto report = parse_lvm_report(REPORT);
+	REQUIRE(report);
+	LogicalVolume &pool = *std::find_if(report->volumes.begin(), report->volumes.end(), [](auto &lv) { return lv.is_thin_pool; });
+	constexpr uint64_t EXTENT = 4194304;
+	auto growth = [&](const char *name = "thin_device") { return metadata_growth(*report, "lockstep_group", name); };
+	pool.metadata_bytes = 40 * EXTENT;
+	pool.metadata_percent = 69.99;
+	CHECK(growth() == 0);
+	pool.metadata_percent = 70;
+	CHECK(growth() == 10 * EXTENT);
+	CHECK(growth("") == 0);
+	CHECK(growth("nosuch") == 0);
+	CHECK(growth("lockstep.8") == 0);
+	pool.metadata_bytes = 41 * EXTENT;
+	CHECK(growth() == 11 * EXTENT);
+	report->groups[0].free_bytes = 7 * EXTENT;    // the spare for repairs takes the other half
+	CHECK(growth() == 3 * EXTENT);
+	report->groups[0].free_bytes = 0;             // it is tried, and LVM says what is missing
+	CHECK(growth() == EXTENT);
 }
 
 TEST_CASE("what LVM says when there is nothing, or not what we expect")

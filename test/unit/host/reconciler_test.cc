@@ -536,6 +536,49 @@ TEST_CASE("a pool's space is reported when it changes, and only then")
 	CHECK(w.state.pool("default", 1)->free_bytes == 40 * GIB);
 }
 
+TEST_CASE("a thin pool's metadata grow before they are full; that they cannot is a problem, and the space is reported all the same")
+{
+	FakeWorld w;
+	w.groups["vg"].extent_bytes = 4 << 20;
+	LogicalVolume &pool = w.lvs["/dev/vg/tp"].lv;
+	pool.vg = "vg";
+	pool.name = "tp";
+	pool.is_thin_pool = true;
+	pool.size_bytes = 10 * GIB;
+	pool.data_percent = 50;
+	pool.metadata_percent = 60;
+	pool.metadata_bytes = 64 << 20;
+	w.propose({{"op", "pool.add"}, {"name", "t"}, {"host", 1}, {"kind", "thin"}, {"vg", "vg"}, {"thin_lv", "tp"}, {"size_bytes", 10 * GIB},
+		   {"free_bytes", 5 * GIB}});
+	w.start_daemon();
+	w.run_for(2 * POOL_PERIOD_MS);
+	CHECK(w.count("grow_metadata") == 0);
+
+	pool.metadata_percent = 80;
+	w.run_for(2 * POOL_PERIOD_MS);
+	CHECK(w.count("grow_metadata") == 1);
+	CHECK(pool.metadata_bytes == 80 << 20);
+	CHECK(w.state.pool("t", 1)->metadata_percent == 64);
+	CHECK(std::count(w.log_lines.begin(), w.log_lines.end(),
+			 "pool t: the metadata of thin pool vg/tp were filling up and have grown by 16 MiB") == 1);
+
+	w.failing["grow_metadata"] = "the metadata cannot grow";
+	pool.metadata_percent = 90;
+	pool.data_percent = 60;
+	w.run_for(5 * POOL_PERIOD_MS);
+	CHECK(w.state.pool("t", 1)->metadata_percent == 90);
+	CHECK(w.state.pool("t", 1)->free_bytes == 4 * GIB);
+	auto problems = w.daemon().problems();
+	REQUIRE(problems.size() == 1);
+	CHECK(problems[0].message == "the metadata cannot grow");
+	CHECK(std::count(w.log_lines.begin(), w.log_lines.end(), "pool t: the metadata cannot grow") == 1);
+
+	w.failing.clear();
+	w.run_for(2 * POOL_PERIOD_MS);
+	CHECK(w.daemon().problems().empty());
+	CHECK(w.state.pool("t", 1)->metadata_percent == 57);    // two looks, two steps
+}
+
 TEST_CASE("a pool whose volume group is gone is a problem with a name")
 {
 	FakeWorld w;

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The reconciler, and the pools of this host: what they have is looked at from time to time, and said to the log when it has changed.
+//
+// A thin pool whose metadata are full takes no more writes and may need a repair, however much room its data have. So they grow, in
+// steps of a quarter, from METADATA_GROW_PERCENT on, into what the volume group has free: `scripts/install` leaves as much as they
+// have. What LVM keeps as a spare for repairs grows with them. Level-triggered: it is decided by what LVM has just said.
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "lib/units.h"
+#include "lockstepd/host/reconciler.h"
+
+namespace lockstep {
+
+namespace {
+
+constexpr double METADATA_GROW_PERCENT = 70;
+
+// What a worker found and did.
+struct PoolLook {
+	Result<PoolSpace> space = PoolSpace{};
+	uint64_t grow_bytes = 0;    // the metadata were to grow by this
+	Done grown = Nothing{};
+};
+
+PoolLook inspect(const Lvm &lvm, const std::string &vg, const std::string &thin_pool)
+{
+	PoolLook look;
+	auto report = lvm.report(vg);
+	if (!report) {
+		look.space = report.error();
+		return look;
+	}
+	look.space = pool_space(*report, vg, thin_pool);
+	if (!look.space || !(look.grow_bytes = metadata_growth(*report, vg, thin_pool)))
+		return look;
+	look.grown = lvm.grow_metadata(vg, thin_pool, look.grow_bytes);
+	// What it is now; what it was is still true if LVM does not answer any more.
+	if (auto after = lvm.report(vg); after)
+		look.space = pool_space(*after, vg, thin_pool);
+	return look;
+}
+
+}    // namespace
+
+uint64_t metadata_growth(const LvmReport &report, const std::string &vg, const std::string &thin_pool)
+{
+	const VolumeGroup *group = report.group(vg);
+	const LogicalVolume *pool = thin_pool.empty() ? nullptr : report.volume(vg, thin_pool);
+	if (!group || !pool || !group->extent_bytes || pool->metadata_percent < METADATA_GROW_PERCENT)
+		return 0;
+	const uint64_t extent = group->extent_bytes;
+	const uint64_t quarter = (pool->metadata_bytes / 4 + extent - 1) / extent * extent;
+	const uint64_t room = group->free_bytes / 2 / extent * extent;    // the spare grows, too
+	return std::max(std::min(quarter, room), extent);
+}
+
+void Reconciler::look_at_pools()
+{
+	for (const auto &[key, pool] : world_.state().pools) {
+		if (pool.host != self_)
+			continue;
+		Task &task = pool_tasks_[pool.name];
+		auto seen = pool_seen_ms_.find(pool.name);
+		if (!may(task) || (seen != pool_seen_ms_.end() && world_.now_ms() - seen->second < POOL_PERIOD_MS && !task.failures))
+			continue;
+		task.busy = true;
+		pool_seen_ms_[pool.name] = world_.now_ms();
+		auto look = std::make_shared<PoolLook>();
+		world_.run(
+			vg_key(pool.vg),
+			[look, lvm = world_.lvm, vg = pool.vg, thin = pool.thin_lv] { *look = inspect(lvm, vg, thin); },
+			[this, look, name = pool.name] {
+				const Pool *pool = world_.state().pool(name, self_);
+				if (!pool) {
+					pool_tasks_.erase(name);
+					metadata_tasks_.erase(name);
+					return;
+				}
+				const std::string object = "pool " + name;
+				if (look->grow_bytes && look->grown)
+					world_.log(fmt::format("{}: the metadata of thin pool {}/{} were filling up and have grown by {}", object,
+							       pool->vg, pool->thin_lv, format_bytes(look->grow_bytes)));
+				if (look->space)
+					finish(metadata_tasks_[name], object, look->grown);
+				report_pool(*pool, look->space);
+			});
+	}
+}
+
+// A volume came or went. Not at once: LVM has just been busy, and others may come.
+void Reconciler::look_at_pools_soon()
+{
+	for (auto &[pool, seen_ms] : pool_seen_ms_)
+		seen_ms = world_.now_ms() - POOL_PERIOD_MS + POOL_SOON_MS;
+}
+
+// Small changes are not worth an entry: half a percent of the pool, or an extent of LVM.
+void Reconciler::report_pool(const Pool &pool, const Result<PoolSpace> &space)
+{
+	Task &task = pool_tasks_[pool.name];
+	const std::string object = "pool " + pool.name;
+	if (!space) {
+		finish(task, object, space.error());
+		return;
+	}
+	const uint64_t change = std::max(space->free_bytes, pool.free_bytes) - std::min(space->free_bytes, pool.free_bytes);
+	const auto metadata_percent = unsigned(std::ceil(std::clamp(space->metadata_percent, 0.0, 100.0)));
+	if (space->size_bytes == pool.size_bytes && metadata_percent == pool.metadata_percent &&
+	    change < std::max<uint64_t>(pool.size_bytes / 200, 4 << 20)) {
+		finish(task, object, Nothing{});
+		return;
+	}
+	Json entry = {{"op", "pool.report"}, {"name", pool.name}, {"host", self_}, {"size_bytes", space->size_bytes},
+		      {"free_bytes", space->free_bytes}, {"metadata_percent", metadata_percent}};
+	world_.propose(entry, [this, name = pool.name, object](Result<Json> answer) {
+		finish(pool_tasks_[name], object, outcome(answer));
+		look();
+	});
+}
+
+}    // namespace lockstep
