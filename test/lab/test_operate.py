@@ -9,6 +9,26 @@ from test_faults import members, replica_path
 from test_failover import healthy
 
 
+def test_operate_invalidate(cluster):
+    """A replica is damaged behind everybody's back and thrown away under load: it is made anew from the good one, and is the same again."""
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    log = SyncLog(a, device, blocks=1024)
+    log.wait_for_more(200)
+    refused = c.lockstep('invalidate-remote v1@alpha', check=False)
+    assert refused.status == 5 and 'serves it' in refused.err, refused
+    b.run(f'dd if=/dev/urandom of={replica_path(cluster, "v1", b)} bs=1M seek=40 count=8 oflag=direct conv=notrunc')
+    assert len(differing_chunks(cluster, 'v1')) >= 100, 'the damage is there'
+    log.wait_for_more(50)
+    b.lockstep('invalidate v1', timeout=90)
+    healthy(c, 'v1')
+    log.wait_for_more(50)
+    log.stop()
+    good, line = log.check(b)
+    assert good, line
+    assert_same(cluster, 'v1')
+
+
 @pytest.mark.slow
 def test_operate_seeing_what_happens(cluster):
     """A host is killed and comes back: status --watch shows it as it happens, events list it without a gap, why names the cause and
