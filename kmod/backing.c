@@ -23,6 +23,7 @@
 
 #define READ_CHUNK_BYTES (64u << 10)
 #define BIOS_RESERVED 128
+#define FULL_RETRY HZ
 
 static struct bio_set bios;
 
@@ -39,9 +40,32 @@ static void finish(struct lks_volume *v, struct lks_io *io, int err)
 	spin_unlock_irqrestore(&v->queue_lock, flags);
 }
 
+/*
+ * The thin pool is full. That is no broken disk: what it could not take is kept and tried again until there is room or the replica is
+ * detached. To the core the disk is slow meanwhile. The daemon is told (tick() in volume.c), and has this replica left out if others
+ * can go on without it. From any context; false: it is over, the error stands.
+ */
+static bool wait_for_room(struct lks_volume *v, struct lks_io *io)
+{
+	unsigned long flags;
+	bool waits;
+
+	spin_lock_irqsave(&v->queue_lock, flags);
+	waits = !v->full_over;
+	if (waits) {
+		lks_list_add_tail(&io->link, &v->full_ios);
+		v->full_ms = ktime_to_ms(ktime_get_boottime());
+		queue_delayed_work(lks_wq, &v->full_work, FULL_RETRY);
+	}
+	spin_unlock_irqrestore(&v->queue_lock, flags);
+	return waits;
+}
+
 /* From a thread: the softirq runs before this returns, not in another thread. */
 static void finish_here(struct lks_volume *v, struct lks_io *io, int err)
 {
+	if (err == -ENOSPC && wait_for_room(v, io))
+		return;
 	local_bh_disable();
 	finish(v, io, err);
 	local_bh_enable();
@@ -68,8 +92,37 @@ static void end_io(struct bio *bio)
 	bio_put(bio);
 	if (again)
 		submit_later(io->priv, io);
-	else
+	else if (err != -ENOSPC || !wait_for_room(io->priv, io))
 		finish(io->priv, io, err);
+}
+
+void lks_backing_full_work(struct work_struct *work)
+{
+	struct lks_volume *v = container_of(to_delayed_work(work), struct lks_volume, full_work);
+
+	spin_lock_irq(&v->queue_lock);
+	if (!lks_list_empty(&v->full_ios)) {
+		lks_list_splice_tail(&v->full_ios, &v->busy_ios);
+		queue_work(lks_wq, &v->submit_work);
+	}
+	spin_unlock_irq(&v->queue_lock);
+}
+
+void lks_backing_wait_no_more(struct lks_volume *v)
+{
+	struct lks_list ios;
+
+	lks_list_init(&ios);
+	spin_lock_irq(&v->queue_lock);
+	v->full_over = true;
+	lks_list_splice_tail(&v->full_ios, &ios);
+	spin_unlock_irq(&v->queue_lock);
+	while (!lks_list_empty(&ios)) {
+		struct lks_io *io = lks_list_first(&ios, struct lks_io, link);
+
+		lks_list_del(&io->link);
+		finish_here(v, io, -ENOSPC);
+	}
 }
 
 static struct page *page_of(const void *p)

@@ -35,6 +35,13 @@ static inline int lks_backing_error(const struct lks_io *io)
 	return (long)io->priv;
 }
 
+/*
+ * Of v->full_work: tries again what a full pool did not take. wait_no_more: all that waits for room ends with -ENOSPC, now and from
+ * now on. From a thread.
+ */
+void lks_backing_full_work(struct work_struct *work);
+void lks_backing_wait_no_more(struct lks_volume *v);
+
 /* Of v->slow_io_work: what a device cannot do in one asynchronous bio. */
 void lks_backing_slow_work(struct work_struct *work);
 

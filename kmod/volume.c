@@ -25,6 +25,7 @@
 #include "trace.h"
 
 #define UNUSED_SESSION_MS 2000
+#define FULL_TOLD_MS 5000		/* what waits for room is tried again each second */
 #define FROZEN_MS 1000		/* a request older than this is worth a trace */
 
 static DEFINE_IDR(volumes);		/* vid -> struct lks_volume; read under RCU */
@@ -451,6 +452,25 @@ static void trace_freeze(struct lks_volume *v)
 	trace_lockstep_freeze(v->vid, v->frozen, age_ms);
 }
 
+/* A full pool is told when it is noticed, and when nothing has been refused for a while. */
+static void tell_full(struct lks_volume *v)
+{
+	struct lks_event_info info = { .event = LKS_EV_STATE };
+	bool full;
+
+	spin_lock_irq(&v->queue_lock);
+	full = v->full_ms && v->now_ms < v->full_ms + FULL_TOLD_MS;
+	spin_unlock_irq(&v->queue_lock);
+	if (full == v->full)
+		return;
+	v->full = full;
+	if (full)
+		pr_warn("lockstep: volume %s: the pool of its replica has no room left; what is written waits\n", v->name);
+	else
+		pr_info("lockstep: volume %s: the pool of its replica refuses nothing any more\n", v->name);
+	lks_notify(v, &info);
+}
+
 static void tick(struct work_struct *work)
 {
 	struct lks_volume *v = container_of(to_delayed_work(work), struct lks_volume, tick);
@@ -461,6 +481,7 @@ static void tick(struct work_struct *work)
 		if (!v->dead) {
 			lks_vol_tick(v->core, v->now_ms);
 			trace_freeze(v);
+			tell_full(v);
 			unused = give_back_unused(v);
 		}
 		lks_volume_unlock(v, true);
@@ -602,6 +623,7 @@ static struct lks_volume *create(const struct lks_volume_params *p)
 	lks_list_init(&v->completed);
 	lks_list_init(&v->busy_ios);
 	lks_list_init(&v->slow_ios);
+	lks_list_init(&v->full_ios);
 	init_waitqueue_head(&v->room);
 	INIT_LIST_HEAD(&v->requests);
 	INIT_LIST_HEAD(&v->done);
@@ -612,6 +634,7 @@ static struct lks_volume *create(const struct lks_volume_params *p)
 	INIT_WORK(&v->complete_work, complete_work);
 	tasklet_setup(&v->complete, complete_softly);
 	INIT_WORK(&v->slow_io_work, lks_backing_slow_work);
+	INIT_DELAYED_WORK(&v->full_work, lks_backing_full_work);
 	INIT_WORK(&v->news_work, lks_notify_work);
 	INIT_WORK(&v->wake_work, lks_open_wake_work);
 	INIT_DELAYED_WORK(&v->tick, tick);
@@ -765,9 +788,14 @@ int lks_volume_attach(struct lks_volume *v, const char *path, u64 offset, bool t
 	if (IS_ERR(b))
 		return PTR_ERR(b);
 
+	spin_lock_irq(&v->queue_lock);
+	v->full_over = false;
+	v->full_ms = 0;
+	spin_unlock_irq(&v->queue_lock);
 	/* from here on the core is ours, though its lock is free: nobody shall wait for our disk without an end */
 	lks_volume_lock(v);
 	WRITE_ONCE(v->attaching, true);
+	v->full = false;
 	lks_volume_release(v);
 	err = lks_vol_attach(v->core, offset, !thin, lks_backing_read, b, v->now_ms, &v->suspect, &v->disk_version,
 			     &v->disk_term);
@@ -803,6 +831,7 @@ int lks_volume_detach(struct lks_volume *v, struct netlink_ext_ack *ack)
 		lks_vol_detach(v->core, v->now_ms);
 	}
 	lks_volume_unlock(v, true);
+	lks_backing_wait_no_more(v);
 	if (wait_event_killable(v->wait, READ_ONCE(v->detached))) {
 		NL_SET_ERR_MSG(ack, "interrupted; the replica goes on detaching");
 		return -EINTR;
@@ -813,6 +842,7 @@ int lks_volume_detach(struct lks_volume *v, struct netlink_ext_ack *ack)
 	lks_volume_release(v);
 	/* whoever was still on his way out with the last I/O */
 	flush_work(&v->complete_work);
+	cancel_delayed_work_sync(&v->full_work);
 	flush_work(&v->submit_work);
 	flush_work(&v->slow_io_work);
 	lks_backing_close(b);

@@ -70,6 +70,7 @@ struct lks_volume {
 	struct list_head requests;	/* struct lks_bio: the core has them; the oldest first */
 	struct list_head done;		/* struct lks_bio: ended */
 	bool frozen;			/* as last traced */
+	bool full;			/* as last told: the pool has no room */
 	struct list_head early;		/* frames that came during an attach; early.c */
 	size_t early_bytes;
 	bool fenced;			/* O1: whoever writes now does so no more, until the last one has closed */
@@ -103,6 +104,9 @@ struct lks_volume {
 	struct lks_list busy_ios;	/* lks_io that could not be submitted without waiting for the device */
 	struct lks_list completed;	/* lks_io the backing device is done with */
 	struct lks_list slow_ios;	/* lks_io for slow_io_work */
+	struct lks_list full_ios;	/* lks_io that wait for room in the pool */
+	bool full_over;			/* the replica is being detached: nothing waits for room */
+	u64 full_ms;			/* when the pool last had no room, 0: never */
 	struct list_head news;		/* events to be sent, one after the other; notify.c */
 	u32 nnews;
 	bool news_lost;
@@ -114,6 +118,7 @@ struct lks_volume {
 	struct tasklet_struct complete;		/* completed -> core */
 	struct work_struct complete_work;	/* what of that needs a thread */
 	struct work_struct slow_io_work;
+	struct delayed_work full_work;
 	struct work_struct news_work;
 	struct work_struct wake_work;		/* finds a primary to read from */
 	struct delayed_work tick;

@@ -236,6 +236,7 @@ enum lks_attr {
 	LKS_A_HANDOVER_TO,	/* u8: host id of a HANDOVER that stands */
 	LKS_A_SYNC_FLOOR,	/* u32: KiB a second that resync of this volume may read at least, 0: 16 MiB */
 	LKS_A_SYNC_TARGET_MS,	/* u32: reads and writes that take longer on average slow resync down to its floor, 0: 50 */
+	LKS_A_FULL,		/* flag: the replica's pool has no room; what it did not take waits, and is tried again */
 	LKS_A_COUNT,
 };
 #define LKS_A_MAX (LKS_A_COUNT - 1)

@@ -246,3 +246,38 @@ def test_faults_full_pool(lab):
     b.run('lvextend -q -L +256m lockstep_group/thin_device', timeout=60)
     healthy(c, 'v1', 180)
     finish(cluster, log)
+
+
+@pytest.mark.slow
+def test_faults_all_pools_full(lab):
+    """The thin pools under all replicas have no room left: the writer waits, without an error, and goes on when one has been extended."""
+    a, b, c = lab.boot(3)
+    cluster = Cluster(lab)
+    for h in cluster.hosts:
+        h.install('--disks /dev/vdb')
+        h.run('lvcreate -q -L 96m --poolmetadatasize 4m --thinpool thin_device lockstep_group')
+        h.configure()
+    a.lockstep('cluster init')
+    for h in (b, c):
+        h.lockstep(f'cluster join {cluster.token()} {a.address}')
+    for h in (a, b):
+        a.lockstep(f'pool create default --vg lockstep_group --thin thin_device --host {h.name}', timeout=60)
+    device = cluster.create_volume('v1', '48MiB', '--on alpha,beta')
+    log = SyncLog(c, device, blocks=8192)
+    log.wait_for_more(100)
+    fillers = []
+    for h in (a, b):
+        h.run('lvcreate -q -V 128m --thinpool thin_device -n filler lockstep_group')
+        fillers.append(h.start('dd if=/dev/urandom of=/dev/lockstep_group/filler bs=1M oflag=direct count=128'))
+    # The thin pools queue for a minute before they refuse anything.
+    wait(lambda: any('and no other host has a good copy' in h.vm.daemon_log() for h in (a, b)), 200, 'a line that says why nothing goes on')
+    wait(lambda: cluster.volume('v1')['health'] == 'frozen', 30, 'the volume to wait for room')
+    assert list(members(cluster).values()).count('insync') == 1, members(cluster)
+    before = log.acked
+    assert log.process.running
+    for h in (a, b):
+        h.run('lvextend -q -L +256m lockstep_group/thin_device', timeout=60)
+    log.wait_for_more(100, 120)
+    assert log.acked > before
+    healthy(c, 'v1', 180)
+    finish(cluster, log)

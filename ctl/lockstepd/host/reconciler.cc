@@ -580,7 +580,7 @@ void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork
 		attach(v, *r, w);
 		return;
 	}
-	if (k.replica->failed) {
+	if (k.replica->failed || (k.replica->full && r->state == ReplicaState::failed)) {
 		w.disk_retry_ms = world_.now_ms() + DISK_RETRY_MS;
 		if (r->state != ReplicaState::failed)
 			ask(v.vid, &VolumeWork::replica, {{"op", "record.failed"}});
@@ -588,6 +588,8 @@ void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork
 			detach();
 		return;
 	}
+	if (look_full(v, k, *r, w))
+		return;
 	if (!k.replica->admitted)
 		admit(v, k, *r, w);
 	else if (look_growth(v, k, *r, w))
@@ -596,6 +598,29 @@ void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork
 		// S4: it was told and did not begin to serve: the record calls it clean by a join of before its crash. Only as
 		// primary: a member that has just joined was suspect when this dump was made.
 		ask(v.vid, &VolumeWork::replica, {{"op", "record.suspect"}});
+}
+
+// A full pool: the kernel keeps what it did not take and tries it again. Others go on without this replica; where there are none, the
+// volume waits for room, for nothing is wrong with what the replica has.
+bool Reconciler::look_full(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w)
+{
+	const bool others = std::any_of(v.replicas.begin(), v.replicas.end(), [&](const Replica &x) {
+		return x.host != self_ && x.clean() && world_.state().online(x.host);
+	});
+	if (!k.replica->full) {
+		if (w.full.failures)
+			finish(w.full, object_name(v.vid), Nothing{});
+		return false;
+	}
+	if (r.state == ReplicaState::insync && others) {
+		ask(v.vid, &VolumeWork::replica, {{"op", "record.failed"}});
+		return true;
+	}
+	if (!w.full.failures)
+		finish(w.full, object_name(v.vid),
+		       failed(fmt::format("pool {} on this host is full{}: extend it, then all goes on by itself", r.pool,
+					  r.clean() ? ", and no other host has a good copy: what is written waits" : "")));
+	return false;
 }
 
 void Reconciler::attach(const Volume &v, const Replica &r, VolumeWork &w)
@@ -712,7 +737,7 @@ std::vector<Problem> Reconciler::problems() const
 		for (const auto &[pool, task] : *tasks)
 			add(0, task);
 	for (const auto &[vid, w] : works_)
-		for (const Task *task : {&w.config, &w.replica, &w.ready, &w.open, &w.close, &w.change, &w.gone, &w.lost, &w.serve})
+		for (const Task *task : {&w.config, &w.replica, &w.ready, &w.open, &w.close, &w.change, &w.gone, &w.lost, &w.serve, &w.full})
 			add(vid, *task);
 	for (const auto &[sid, w] : snapshot_works_)
 		if (const Snapshot *s = world_.state().snapshot(sid))

@@ -125,7 +125,8 @@ private:
 		Task replica;                          // LV, metadata, attachment, admission
 		Task ready, open, close, change, gone, lost; // proposals
 		Task serve;                            // handover, holds, tuning
-		std::array<Task *, 9> tasks() { return {&config, &replica, &ready, &open, &close, &change, &gone, &lost, &serve}; }
+		Task full;                             // nothing is done, but said: its pool has no room
+		std::array<Task *, 10> tasks() { return {&config, &replica, &ready, &open, &close, &change, &gone, &lost, &serve, &full}; }
 		uint64_t verify_begun_ms = 0, verify_needs_dump = 0;    // the last verify, and the first dump that tells of it
 		HostId follow = 0;                     // where the primary had better be,
 		uint64_t follow_since_ms = 0;          // ... since then
@@ -196,6 +197,7 @@ private:
 	void call_kernel(const std::string &key, std::function<Done()> command, std::function<void(Done)> done);
 
 	// growth.cc
+	bool look_full(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);      // likewise
 	bool look_growth(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);    // true: it has something to do
 	bool look_size(const Volume &v, const KernelVolume &k, VolumeWork &w);
 

@@ -524,6 +524,33 @@ TEST_CASE("an error stands in the log once")
 	CHECK(r.w.count("lv_activate") < 20);
 }
 
+TEST_CASE("a replica whose pool is full is left out if others can go on; the last good one waits for room")
+{
+	Ready r;
+	auto failed = [&] { return std::count(r.w.proposals.begin(), r.w.proposals.end(), "record.failed"); };
+	auto noticed = [&](bool full) {
+		r.kernel().replica->full = full;
+		r.w.daemon().kernel_resync();
+		r.w.run_for(1000);
+	};
+	tell(r.w, {{"op", "host.status"}, {"host", 2}, {"online", false}, {"now_ms", 9}});
+	noticed(true);
+	CHECK(failed() == 0);
+	REQUIRE(r.w.daemon().problems().size() == 1);
+	CHECK(r.w.daemon().problems()[0].message ==
+	      "pool default on this host is full, and no other host has a good copy: what is written waits: extend it, then all goes on by itself");
+	r.w.run_for(120'000);
+	CHECK((failed() == 0 && r.kernel().replica && r.volume().replica(1)->state == ReplicaState::insync));
+	noticed(false);
+	CHECK(r.w.daemon().problems().empty());
+
+	tell(r.w, {{"op", "host.status"}, {"host", 2}, {"online", true}, {"now_ms", 9}});
+	noticed(true);
+	CHECK(failed() == 1);
+	CHECK(r.volume().replica(1)->state == ReplicaState::failed);
+	CHECK(r.w.count("detach 1") + r.w.count("replica_detach 1") > 0);
+}
+
 TEST_CASE("a pool's space is reported when it changes, and only then")
 {
 	FakeWorld w;
