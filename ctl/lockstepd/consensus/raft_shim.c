@@ -37,6 +37,9 @@ struct lks_raft {
 	bool transfer_pending;
 	int (*start_io)(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, raft_io_recv_cb recv);
 	raft_io_recv_cb recv_cb;
+	int (*snapshot_get)(struct raft_io *io, struct raft_io_snapshot_get *req, raft_io_snapshot_get_cb cb);
+	int (*send)(struct raft_io *io, struct raft_io_send *req, const struct raft_message *message, raft_io_send_cb cb);
+	raft_term loaded_term;			/* of the snapshot that libraft is told of right now, as read; 0: of none */
 	bool held;				/* held_message waits for the end of the snapshot that is being taken */
 	struct raft_message held_message;
 	char *held_from;			/* its server_address */
@@ -59,6 +62,13 @@ struct proposal {
 	struct raft_apply apply;
 	struct lks_raft *r;
 	void *token;
+};
+
+struct load {
+	struct raft_io_snapshot_get get;
+	struct lks_raft *r;
+	struct raft_io_snapshot_get *theirs;
+	raft_io_snapshot_get_cb cb;
 };
 
 struct barrier {
@@ -335,6 +345,58 @@ static void receive_held(struct lks_raft *r)
 	r->recv_cb(&r->io, &r->held_message);
 }
 
+/* --- snapshots out --------------------------------------------------------------------------------------------------- */
+
+/*
+ * A leader that sends its snapshot reads the newest on disk, and that may be newer than the one it meant: taken since, or just
+ * now. libraft 0.22 then says the index of the newer one and the term of the older one. Who installs that does not know the next
+ * entry's predecessor, and as what it has is committed, libraft gives up with RAFT_SHUTDOWN, and frees the message twice. So a
+ * snapshot is sent with the term that it was read with.
+ */
+static void loaded(struct raft_io_snapshot_get *get, struct raft_snapshot *snapshot, int status)
+{
+	struct load *load = get->data;
+	struct lks_raft *r = load->r;
+
+	r->loaded_term = status == 0 ? snapshot->term : 0;
+	load->cb(load->theirs, snapshot, status);
+	r->loaded_term = 0;
+	free(load);
+}
+
+static int snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *req, raft_io_snapshot_get_cb cb)
+{
+	struct lks_raft *r = (struct lks_raft *)((char *)io - offsetof(struct lks_raft, io));
+	struct load *load = calloc(1, sizeof *load);
+	int error;
+
+	if (!load)
+		return RAFT_NOMEM;
+	load->get.data = load;
+	load->r = r;
+	load->theirs = req;
+	load->cb = cb;
+	error = r->snapshot_get(io, &load->get, loaded);
+	if (error)
+		free(load);
+	return error;
+}
+
+static int send_message(struct raft_io *io, struct raft_io_send *req, const struct raft_message *message, raft_io_send_cb cb)
+{
+	struct lks_raft *r = (struct lks_raft *)((char *)io - offsetof(struct lks_raft, io));
+	struct raft_message mended;
+
+	if (message->type == RAFT_INSTALL_SNAPSHOT && r->loaded_term) {
+		mended = *message;	/* encoded before send() returns */
+		mended.install_snapshot.last_term = r->loaded_term;
+		message = &mended;
+	}
+	return r->send(io, req, message, cb);
+}
+
+/* --- life ------------------------------------------------------------------------------------------------------------ */
+
 static int start_io(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, raft_io_recv_cb recv)
 {
 	struct lks_raft *r = (struct lks_raft *)((char *)io - offsetof(struct lks_raft, io));
@@ -342,8 +404,6 @@ static int start_io(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, ra
 	r->recv_cb = recv;
 	return r->start_io(io, msecs, tick, receive);
 }
-
-/* --- life ------------------------------------------------------------------------------------------------------------ */
 
 static void maybe_free(struct lks_raft *r)
 {
@@ -416,6 +476,10 @@ struct lks_raft *lks_raft_new(const struct lks_raft_config *config, const struct
 	}
 	r->start_io = r->io.start;
 	r->io.start = start_io;
+	r->snapshot_get = r->io.snapshot_get;
+	r->io.snapshot_get = snapshot_get;
+	r->send = r->io.send;
+	r->io.send = send_message;
 	raft_uv_set_tracer(&r->io, &r->tracer);
 	/* Without this, libraft sets damaged files aside and goes on, having forgotten entries that it acknowledged. */
 	raft_uv_set_auto_recovery(&r->io, false);
