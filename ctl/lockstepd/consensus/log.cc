@@ -454,10 +454,15 @@ void ConsensusLog::Impl::proposed(uint64_t token, int status, uint64_t index)
 	locals.erase(it);
 	if (token_at.contains(index) && token_at[index] == token)
 		token_at.erase(index);
-	if (status == 0)
-		p.done({p.too_late ? Outcome::too_late : Outcome::committed, index, std::move(p.result), ""});
-	else
+	if (status != 0) {
 		p.done({Outcome::unknown, 0, nullptr, ""});
+		return;
+	}
+	p.done({p.too_late ? Outcome::too_late : Outcome::committed, index, std::move(p.result), ""});
+	// What an entry is for often happens on other hosts: the heir of a volume, the replica to be made, a proposer that waits until
+	// it has applied it. They hear of a commit with the next entry or heartbeat; so after the last one comes an empty one.
+	if (locals.empty() && lks_raft_members(raft) > 1)
+		barrier_here([](Outcome) {});
 }
 
 // Barriers cost a log entry each; those that come in while one is under way share the next.
@@ -796,11 +801,7 @@ Done ConsensusLog::Impl::start()
 			return;
 		}
 		propose_here(wrapped, [this, reply](Outcome o) {
-			const bool committed = o.what == Outcome::committed;
 			reply(to_json(std::move(o)));
-			// The proposer waits until it has applied the entry, too, and would hear of the commit with the next heartbeat.
-			if (committed)
-				barrier_here([](Outcome) {});
 		});
 	});
 	links.on_call(VERB_BARRIER, [this](int, json, Links::Reply reply) {

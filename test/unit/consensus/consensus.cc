@@ -167,6 +167,19 @@ TEST_CASE("three hosts apply the same entries in the same order, whoever propose
 	CHECK((*refused).at("ok") == false);
 }
 
+TEST_CASE("all hosts apply an entry soon after its commit, not with the leader's next heartbeat")
+{
+	Cluster c(3, [](ConsensusOptions &o) {
+		o.heartbeat_ms = 20'000;
+		o.election_ms = 60'000;
+	});
+	c.await_three_voters();
+	for (const int proposer : {1, 2, 1, 3, 1}) {
+		c.propose_ok(proposer, put_entry("x"));
+		REQUIRE(c.wait([&] { return c.all_equal(); }, 10'000));
+	}
+}
+
 TEST_CASE("a barrier on any host sees all that was committed before it")
 {
 	Cluster c(3);
