@@ -6,9 +6,13 @@
  * disk is submitted by the volume's worker. Frames for a volume that is not here (yet, or any more) are read and dropped.
  * A frame that is wrong in any way closes the link.
  *
+ * What frames that came together want from disks is handed over together: the thread holds a plug until it would have to wait for the
+ * socket. One notification of the device for many writes, and then their acknowledgements leave together, too.
+ *
  * On a socket with kTLS the kernel says of what comes what kind of record it was in. Anything but data ends the lane: an
  * alert is the peer's farewell, and there is nobody here to answer a handshake message (a change of keys).
  */
+#include <linux/blkdev.h>
 #include <linux/kthread.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
@@ -26,18 +30,40 @@ static bool should_stop(void *lane)
 	return READ_ONCE(((struct lks_lane *)lane)->link->state) != LKS_LINK_UP || kthread_should_stop();
 }
 
-static int receive_all(struct lks_lane *lane, struct iov_iter *iter)
+/* The plug of a receiver thread, for current->plug. */
+struct receiver {
+	struct lks_lane *lane;
+	struct blk_plug plug;
+	void *scratch;		/* LKS_WIRE_BYTES_MAX */
+};
+
+static void unplug(struct receiver *r)
+{
+	blk_finish_plug(&r->plug);
+	blk_start_plug(&r->plug);
+}
+
+static int receive_all(struct receiver *r, struct iov_iter *iter)
 {
 	size_t bytes = iov_iter_count(iter);
-	struct msghdr msg = { .msg_iter = *iter, .msg_flags = MSG_WAITALL | MSG_NOSIGNAL };
+	struct msghdr msg = { .msg_iter = *iter };
 	struct lks_tls_control control;
+	int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
 
 	while (msg_data_left(&msg)) {
 		bool begun = msg_data_left(&msg) != bytes;
 		int n;
 
+		msg.msg_flags = flags;
 		lks_tls_ask(&msg, &control);
-		n = sock_recvmsg(lane->sock, &msg, MSG_WAITALL | MSG_NOSIGNAL);
+		n = sock_recvmsg(r->lane->sock, &msg, flags);
+		if (flags & MSG_DONTWAIT) {
+			flags = MSG_NOSIGNAL | MSG_WAITALL;
+			if (n == -EAGAIN || (n > 0 && msg_data_left(&msg)))
+				unplug(r);
+			if (n == -EAGAIN)
+				continue;
+		}
 		if (n < 0)
 			return n;
 		switch (lks_tls_type(&msg, &control)) {
@@ -54,37 +80,37 @@ static int receive_all(struct lks_lane *lane, struct iov_iter *iter)
 	return 0;
 }
 
-static int receive_bytes(struct lks_lane *lane, void *to, size_t bytes)
+static int receive_bytes(struct receiver *r, void *to, size_t bytes)
 {
 	struct kvec vec = { .iov_base = to, .iov_len = bytes };
 	struct iov_iter iter;
 
 	iov_iter_kvec(&iter, ITER_DEST, &vec, 1, bytes);
-	return receive_all(lane, &iter);
+	return receive_all(r, &iter);
 }
 
-static int receive_buf(struct lks_lane *lane, struct lks_buf *buf)
+static int receive_buf(struct receiver *r, struct lks_buf *buf)
 {
 	struct iov_iter iter;
 
 	iov_iter_bvec(&iter, ITER_DEST, buf->vecs, buf->nvecs, buf->bytes);
-	return receive_all(lane, &iter);
+	return receive_all(r, &iter);
 }
 
-static int skip(struct lks_lane *lane, u32 bytes, void *scratch)
+static int skip(struct receiver *r, u32 bytes)
 {
 	int err = 0;
 
 	while (!err && bytes) {
 		u32 n = min(bytes, LKS_WIRE_BYTES_MAX);
 
-		err = receive_bytes(lane, scratch, n);
+		err = receive_bytes(r, r->scratch, n);
 		bytes -= n;
 	}
 	return err;
 }
 
-static int receive_payload(struct lks_lane *lane, struct lks_volume *v, const struct lks_frame *h, void *scratch)
+static int receive_payload(struct receiver *r, struct lks_volume *v, const struct lks_frame *h)
 {
 	struct lks_buf *buf = NULL;
 	int err = 0;
@@ -93,24 +119,25 @@ static int receive_payload(struct lks_lane *lane, struct lks_volume *v, const st
 		buf = lks_buf_alloc_wait(h->length);
 		if (!buf)
 			return -ENOMEM;
-		err = receive_buf(lane, buf);
+		err = receive_buf(r, buf);
 	} else if (h->length) {
-		err = receive_bytes(lane, scratch, h->length);
+		err = receive_bytes(r, r->scratch, h->length);
 	}
 	if (!err)
-		err = lks_volume_receive(v, lane->link, h, buf, scratch, should_stop, lane);
+		err = lks_volume_receive(v, r->lane->link, h, buf, r->scratch, should_stop, r->lane);
 	if (buf)
 		lks_buf_put(buf);
 	return err;
 }
 
-static int receive_frame(struct lks_lane *lane, void *scratch)
+static int receive_frame(struct receiver *r)
 {
+	struct lks_lane *lane = r->lane;
 	struct lks_volume *v;
 	struct lks_frame h;
 	int err;
 
-	err = receive_bytes(lane, &h, sizeof(h));
+	err = receive_bytes(r, &h, sizeof(h));
 	if (err)
 		return err;
 	err = lks_frame_check(&h);
@@ -119,10 +146,10 @@ static int receive_frame(struct lks_lane *lane, void *scratch)
 	WRITE_ONCE(lane->received, lane->received + 1);
 	v = lks_volume_get(h.volume);
 	if (!v) {
-		err = skip(lane, h.length, scratch);
+		err = skip(r, h.length);
 		return err == END ? -ECONNRESET : err;
 	}
-	err = receive_payload(lane, v, &h, scratch);
+	err = receive_payload(r, v, &h);
 	lks_volume_put(v);
 	if (err == END)
 		return -ECONNRESET;
@@ -157,20 +184,22 @@ static const char *reason_of(int err)
 int lks_receive_thread(void *arg)
 {
 	struct lks_lane *lane = arg;
-	void *scratch;
+	struct receiver r = { .lane = lane };
 	int err = 0;
 
 	memalloc_noio_save();
-	scratch = kmalloc(LKS_WIRE_BYTES_MAX, GFP_KERNEL);
-	if (!scratch)
+	r.scratch = kmalloc(LKS_WIRE_BYTES_MAX, GFP_KERNEL);
+	if (!r.scratch)
 		lks_lane_failed(lane, "out of memory");
-	if (scratch && lks_lane_wait_up(lane)) {
+	if (r.scratch && lks_lane_wait_up(lane)) {
+		blk_start_plug(&r.plug);
 		while (!err && !should_stop(lane))
-			err = receive_frame(lane, scratch);
+			err = receive_frame(&r);
+		blk_finish_plug(&r.plug);
 		if (err)
 			lks_lane_failed(lane, reason_of(err));
 	}
-	kfree(scratch);
+	kfree(r.scratch);
 	wait_event_idle(lane->wait, kthread_should_stop());
 	return 0;
 }
