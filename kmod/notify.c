@@ -63,6 +63,10 @@ static void say(struct lks_volume *v, const struct lks_event_info *info)
 	case LKS_EV_DISK_ERROR:
 		pr_err("lockstep: volume %s: backing device failed (error %d), the replica has stopped\n", v->name, info->error);
 		break;
+	case LKS_EV_UNREADABLE:
+		pr_err_ratelimited("lockstep: volume %s: %llu bytes at %llu cannot be read from the backing device (error %d), and no other host has a good copy\n",
+				   v->name, info->length, info->offset, info->error);
+		break;
 	case LKS_EV_UNQUIESCED:
 		pr_warn("lockstep: volume %s: quiesce %llu ended by itself\n", v->name, info->hold);
 		break;
@@ -86,6 +90,8 @@ void lks_notify(struct lks_volume *v, const struct lks_event_info *info)
 	case LKS_EV_DETACHED:
 		v->detached = true;
 		wake_up_all(&v->wait);
+		return;
+	case LKS_EV_UNREADABLE:
 		return;
 	case LKS_EV_SILENT:
 		lks_host_break(info->host, v->link[info->host], "the host does not answer", true);

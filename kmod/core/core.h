@@ -111,6 +111,7 @@ enum lks_event {
 	LKS_EV_META_MOVED,	/* offset: both places are current; with done: only the new one counts and the old one is zeros */
 	LKS_EV_MISMATCH,	/* host, offset, length; done: it is being repaired */
 	LKS_EV_VERIFIED,	/* the verify has ended */
+	LKS_EV_UNREADABLE,	/* offset, length: the disk has lost them (error: errno), and no other host has a good copy */
 };
 
 struct lks_event_info {

@@ -176,6 +176,8 @@ struct lks_peer {
 	u64 cursor;		/* primary: next block to copy */
 	u64 live_blocks;	/* primary: blocks of live writes to it in flight, all of them dirty */
 	u32 copies;		/* primary: LKS_WORK_COPY in flight */
+	u64 rest_ms;		/* primary: until then, what could not be read is not tried again ... */
+	bool careful;		/* ... and then block by block */
 	u16 session;		/* primary: id of the session it has with us */
 	u32 maps;		/* MAP frames received since the last that was used */
 	u64 maps_term;
@@ -433,7 +435,7 @@ bool lks_may_read(struct lks_vol *v);
 /* verify.c */
 void lks_verify_step(struct lks_vol *v);
 void lks_verify_begin(struct lks_vol *v, struct lks_work *w);
-void lks_verify_io_done(struct lks_vol *v, struct lks_work *w);
+void lks_verify_io_done(struct lks_vol *v, struct lks_work *w, int err);
 void lks_verify_forget(struct lks_vol *v, u8 host);
 void lks_verify_stop(struct lks_vol *v);
 void lks_send_compare(struct lks_vol *v, u8 host, const struct lks_work *w, bool zeros);

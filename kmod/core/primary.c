@@ -581,9 +581,13 @@ static void maybe_flushed(struct lks_vol *v, struct lks_work *w)
 
 void lks_primary_io_done(struct lks_vol *v, struct lks_work *w, int err)
 {
-	(void)err;	/* errors fail the replica before they get here */
 	switch (w->kind) {
 	case LKS_WORK_READ:
+		if (err) {		/* others fail the replica before they get here */
+			reply(v, w, err);
+			lks_work_free(v, w);
+			break;
+		}
 		w->seq = v->seq;
 		lks_list_move_tail(&w->link, &v->held);
 		lks_todo(v, LKS_DO_READS);

@@ -4,6 +4,7 @@
 
 #define COPY_WINDOW 8u		/* copies in flight to one peer */
 #define COPY_BYTES (256u << 10)	/* of one copy at most */
+#define UNREADABLE_MS 10000u	/* what could not be read is tried again so much later, block by block */
 
 void lks_on_attach(struct lks_vol *v, u8 host, const struct lks_frame *h)
 {
@@ -28,6 +29,8 @@ void lks_on_attach(struct lks_vol *v, u8 host, const struct lks_frame *h)
 	p->cursor = 0;
 	p->live_blocks = 0;
 	p->copies = 0;
+	p->rest_ms = 0;
+	p->careful = false;
 	lks_send_record(v, host, LKS_SYNCSTART, &v->cfg);
 	lks_event(v, LKS_EV_STATE, 0);
 	lks_todo(v, LKS_DO_SYNC);
@@ -84,7 +87,7 @@ static bool begin_copy(struct lks_vol *v, struct lks_peer *p, u64 first)
 
 	if (!e)
 		return false;
-	while (last + 1 < lks_data_blocks(v) && (last + 1) / per == first / per &&
+	while (!p->careful && last + 1 < lks_data_blocks(v) && (last + 1) / per == first / per &&
 	       (last + 2 - first) << v->block_shift <= COPY_BYTES && lks_map_test(&p->dirty, last + 1) &&
 	       lks_map_test(&p->unsure, last + 1) == unsure &&
 	       !lks_blocks_busy(e, last + 1, last + 1))
@@ -120,7 +123,18 @@ static bool begin_copy(struct lks_vol *v, struct lks_peer *p, u64 first)
 
 void lks_copy_io_done(struct lks_vol *v, struct lks_work *w, int err)
 {
-	(void)err;
+	struct lks_peer *p = lks_peer_of(v, w->host);
+
+	if (err) {		/* stays dirty: the peer does not join without it */
+		if (p) {
+			p->copies--;
+			p->rest_ms = v->now + UNREADABLE_MS;
+			p->careful = true;
+		}
+		lks_work_free(v, w);
+		lks_todo(v, LKS_DO_SYNC | LKS_DO_PUMP);
+		return;
+	}
 	if (w->compare) {
 		w->hash = v->ops->buf_hash(w->buf, w->length);
 		lks_send_compare(v, w->host, w, false);
@@ -162,7 +176,7 @@ static void step_peer(struct lks_vol *v, struct lks_peer *p)
 			/* What lies behind the data was only rounded up to (map.c): nobody can have written there. */
 			if (b < v->blocks)
 				lks_map_remove(v, &p->dirty, lks_data_blocks(v), v->blocks - lks_data_blocks(v));
-			if (wrapped)
+			if (wrapped || p->rest_ms > v->now)
 				break;
 			wrapped = true;
 			p->cursor = 0;

@@ -132,11 +132,19 @@ void lks_verify_begin(struct lks_vol *v, struct lks_work *w)
 	}
 	if (w->buf)
 		v->ops->buf_zero(w->buf, w->length);
-	lks_verify_io_done(v, w);
+	lks_verify_io_done(v, w, 0);
 }
 
-void lks_verify_io_done(struct lks_vol *v, struct lks_work *w)
+void lks_verify_io_done(struct lks_vol *v, struct lks_work *w, int err)
 {
+	if (err) {		/* there is nobody to compare with */
+		v->verify_asked = false;
+		if (v->verifying && w->first == v->verify_next)
+			v->verify_next = w->last + 1;
+		lks_work_free(v, w);
+		lks_todo(v, LKS_DO_SYNC | LKS_DO_PUMP);
+		return;
+	}
 	ask(v, w);
 	if (!w->wait)
 		range_done(v, w);

@@ -528,6 +528,21 @@ int lks_vol_config(struct lks_vol *v, const struct lks_record *r, bool admit, u6
 	return 0;
 }
 
+/*
+ * What a disk has lost for good (ENODATA: the medium; EILSEQ: its checksums) is lost for its reader, if no other host has a good copy: giving
+ * up the replica would take the rest away, too. No rule needs the read: it has no answer that could be wrong.
+ */
+static bool only_unreadable(struct lks_vol *v, struct lks_work *w, int err)
+{
+	struct lks_event_info info = { .event = LKS_EV_UNREADABLE, .error = err, .offset = w->offset, .length = w->length };
+
+	if ((err != -ENODATA && err != -EILSEQ) || v->role != LKS_ACTIVE || lks_insync(&v->cfg) != LKS_BIT(v->p.self) ||
+	    (w->kind != LKS_WORK_READ && w->kind != LKS_WORK_COPY && w->kind != LKS_WORK_VERIFY))
+		return false;
+	v->ops->event(v->ctx, &info);
+	return true;
+}
+
 static void work_io_done(struct lks_vol *v, struct lks_work *w, int err)
 {
 	w->io_busy = false;
@@ -543,7 +558,7 @@ static void work_io_done(struct lks_vol *v, struct lks_work *w, int err)
 			lks_disk_failed(v, op, err);
 		return;
 	}
-	if (err) {
+	if (err && !only_unreadable(v, w, err)) {
 		/* The work is on one of the lists: failing drops it with all the others. */
 		lks_disk_failed(v, w->io.op, err);
 		return;
@@ -559,7 +574,7 @@ static void work_io_done(struct lks_vol *v, struct lks_work *w, int err)
 		lks_copy_io_done(v, w, err);
 		break;
 	case LKS_WORK_VERIFY:
-		lks_verify_io_done(v, w);
+		lks_verify_io_done(v, w, err);
 		break;
 	default:
 		lks_primary_io_done(v, w, err);

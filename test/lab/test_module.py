@@ -416,6 +416,34 @@ def test_module_frozen(lab):
     stop(a)
 
 
+def test_module_unreadable(lab):
+    """The disk of the only good copy has lost some sectors: who reads them is told so, all else goes on; writing them mends them."""
+    a, = lab.boot(1)
+    bad, count = 20000, 8      # sectors
+    a.run(f'modprobe scsi_debug dev_size_mb=256 medium_error_start={bad} medium_error_count={count}')
+    wait(lambda: a.run('ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block', check=False).status == 0, 20, 'the disk')
+    disk = '/dev/' + a.out('ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block')
+    start(a, 1, disk=disk)
+    kdrive(a, 'device-add 1')
+    decider = auto(a, '1:insync')
+    part = f'bs=4k skip={bad // 8} count=1 iflag=direct 2>&1'
+    a.run(f'dd if=/dev/urandom of=/dev/lockstep/v1 bs=1M count={SIZE >> 20} oflag=direct')
+    before = a.out(f'dd if=/dev/lockstep/v1 of=/dev/null {part}; dd if=/dev/lockstep/v1 bs=4k skip=1 count=1 2>/dev/null | sha256sum')
+    a.run('echo 2 >/sys/bus/pseudo/drivers/scsi_debug/opts')
+    for again in range(2):
+        failed = a.run(f'dd if=/dev/lockstep/v1 of=/dev/null {part}', check=False)
+        assert failed.status != 0 and ('No data available' in failed.out or 'Input/output error' in failed.out), failed.out
+    assert before.endswith(a.out('dd if=/dev/lockstep/v1 bs=4k skip=1 count=1 iflag=direct 2>/dev/null | sha256sum'))
+    a.run(f'dd if=/dev/zero of=/dev/lockstep/v1 bs=4k seek={bad // 8 + 1} count=4 oflag=direct')
+    assert 'cannot be read from the backing device' in a.vm.console()
+    assert 'failed' not in volume(a)
+    a.run('echo 0 >/sys/bus/pseudo/drivers/scsi_debug/opts')
+    a.run(f'dd if=/dev/lockstep/v1 of=/dev/null {part}')
+    wait(lambda: volume(a)['openers'] == '0', 20, 'the device to be closed')
+    decider.stop()
+    stop(a)
+
+
 def test_module_attach_hung(lab):
     """A replica is attached whose disk answers nothing: what comes for its volume waits, what comes for others does not."""
     a, b = lab.boot(2)

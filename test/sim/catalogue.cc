@@ -766,6 +766,35 @@ void play_flush_overtaken(World &w)
 	s.expect(s.count(Stat::failed_requests) == failed + 1, "once");
 }
 
+// The only good copy has a sector that cannot be read: that is an error for who reads it, and nothing else.
+void play_unreadable(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	s.isolate(2, 8 * SECOND, true);
+	s.isolate(3, 8 * SECOND, true);
+	s.promote(1, {});
+	s.write(4, A);
+	s.write(4, B);
+	s.on(1).unreadable = Span{A.first, 1};
+	s.read(4, A);
+	s.expect(s.count(Stat::failed_requests) == 1, "the read fails");
+	s.read(4, B);
+	s.pass(30 * SECOND);
+	s.expect(s.serves(1) && s.count(Stat::disk_errors) == 0, "the replica serves on");
+	s.expect(s.count(Stat::failed_requests) == 1, "no other request fails");
+	for (uint8_t h : {2, 3})
+		s.expect(!s.member(h) && lks_peer_of(s.on(1).core, h)->dirty.set == 1, "the others miss one block");
+	s.expect(s.count(Stat::unreadable) < 20, "which is not tried again all the time");
+	s.write(4, A);
+	s.await("all are in sync", [&] { return s.member(2) && s.member(3); });
+	s.read(4, A);
+	s.expect(s.count(Stat::failed_requests) == 1, "what was written anew is read");
+	w.settle("at the end");
+}
+
 }    // namespace
 
 const std::vector<Scenario> &catalogue()
@@ -798,6 +827,7 @@ const std::vector<Scenario> &catalogue()
 		{"quick-hands", "B53: a volume changes hands within milliseconds", play_quick_hands},
 		{"detached-in-turn", "B52: replicas detached in turn, each time another one has the newest data", play_detached_in_turn},
 		{"flush-overtaken", "B44: a flush covers what had completed before it and nothing else", play_flush_overtaken},
+		{"unreadable", "what cannot be read of the only good copy is an error for its reader, and nothing else", play_unreadable},
 	};
 	return all;
 }

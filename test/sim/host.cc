@@ -467,6 +467,13 @@ void World::handle(Instance &i, const Instance::Event &e)
 		stats[Stat::disk_errors]++;
 		i.failed = true;
 		break;
+	case LKS_EV_UNREADABLE:
+		trace("h%u: %llu bytes at %llu of volume %u cannot be read any more", i.host.id, (unsigned long long)e.info.length,
+		      (unsigned long long)e.info.offset, i.volume.vid);
+		if (profile.io_errors <= 0 && !i.unreadable)
+			fail("h%u says that a disk lost what it did not", i.host.id);
+		stats[Stat::unreadable]++;
+		break;
 	case LKS_EV_DETACHED:
 		trace("h%u has detached volume %u", i.host.id, i.volume.vid);
 		if (!i.detaching || !i.transfers.empty())

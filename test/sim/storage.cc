@@ -121,6 +121,11 @@ void World::disturb(Instance &i, const Transfer &read)
 			apply(i, *t, false);
 }
 
+static bool data_overlap(const lks_io &io, const Span &span)
+{
+	return io.offset < (span.first + span.count) * SECTOR && span.first * SECTOR < io.offset + io.length;
+}
+
 void World::transferred(Instance &i, uint64_t id)
 {
 	if (i.host.stalled_until > now) {
@@ -140,9 +145,11 @@ void World::transferred(Instance &i, uint64_t id)
 		i.no_space = true;
 		stats[Stat::no_space]++;
 		err = -ENOSPC;
+	} else if (i.unreadable && what.op == LKS_IO_READ && data_overlap(what, *i.unreadable)) {
+		err = -ENODATA;
 	} else if (spoils(profile.io_errors)) {
 		stats[Stat::io_failures]++;
-		err = -EIO;
+		err = what.op == LKS_IO_READ && random.chance(.5) ? -ENODATA : -EIO;
 		if (changes(t->what.op))
 			apply(i, *t, false);
 	} else if (changes(t->what.op)) {
@@ -151,6 +158,8 @@ void World::transferred(Instance &i, uint64_t id)
 		if (t->what.op == LKS_IO_WRITE && !std::equal(t->data.begin(), t->data.end(), t->io->buf->sectors.begin()))
 			fail("h%u changed data while they were being written", i.host.id);
 		apply(i, *t, true);
+		if (i.unreadable && what.op == LKS_IO_WRITE && data_overlap(what, *i.unreadable))
+			i.unreadable.reset();
 		disk_of(i).bound(CACHE_WRITES);
 	} else if (t->what.op == LKS_IO_FLUSH) {
 		disk_of(i).flush(t->mark);

@@ -33,6 +33,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <queue>
 #include <set>
 #include <stdexcept>
@@ -55,7 +56,7 @@ struct Violation : std::runtime_error {
 	X(seconds) X(events) X(reads) X(writes) X(zeroes) X(discards) X(flushes) X(fua) X(failed_requests) X(fenced) X(opened) \
 	X(frames) X(copies) X(compares) X(spared) X(verifies) X(verified) X(mismatches) X(gave_up) X(moves) X(grown) X(crashes) X(blackouts) X(cuts) X(link_losses) X(silent) X(pauses) X(disk_stalls) X(daemon_deaths) \
 	X(log_outages) X(reattaches) X(versions) X(failovers) X(last_resorts) X(activations) X(incarnations) X(joins) X(removals) \
-	X(handovers) X(holds) X(snapshots) X(suspects) X(clean_attaches) X(table_writes) X(disk_errors) X(damaged_frames) X(full_pools) X(no_space) X(alloc_failures) X(io_failures)
+	X(handovers) X(holds) X(snapshots) X(suspects) X(clean_attaches) X(table_writes) X(disk_errors) X(damaged_frames) X(full_pools) X(no_space) X(alloc_failures) X(io_failures) X(unreadable)
 
 enum class Stat : unsigned {
 #define SIM_STAT_ENUM(name) name,
@@ -169,6 +170,7 @@ struct Instance {
 	// the replica
 	bool attached = false, admitted = false, detaching = false, failed = false, suspect = false;
 	bool no_space = false;                   // a transfer failed for want of space
+	std::optional<Span> unreadable;          // sectors that the disk has lost, until they are written
 	Time attach_after = 0;
 	bool destroy = false;                    // after detaching
 	bool hurry = false;                      // attach again at once
