@@ -158,18 +158,28 @@ def test_faults_other_network_takes_over(cluster):
 
 
 def break_disk(host, path):
-    """From now on every request to this logical volume fails."""
+    """From now on every request to this logical volume fails. Returns what mend_disk() needs."""
     host.allow('Buffer I/O error on dev dm-')		# udev looks at it, too
-    host.run(f'n=$(dmsetup info -c --noheadings -o name {path}); s=$(blockdev --getsz {path}); dmsetup suspend --noflush --nolockfs $n && '
-             f'dmsetup load $n --table "0 $s error" && dmsetup resume $n')
+    table = host.out(f'dmsetup table {path}')
+    replace_table(host, path, f'0 {host.out(f"blockdev --getsz {path}")} error')
+    return table
+
+
+def mend_disk(host, path, table):
+    replace_table(host, path, table)
+
+
+def replace_table(host, path, table):
+    host.run(f'n=$(dmsetup info -c --noheadings -o name {path}); dmsetup suspend --noflush --nolockfs $n && '
+             f'dmsetup load $n --table "{table}" && dmsetup resume $n')
 
 
 def replica_path(cluster, name, host):
     return next(r['lv_path'] for r in cluster.volume(name)['replicas'] if r['host'] == host.name)
 
 
-def members(cluster):
-    return {r['host']: r['state'] for r in cluster.volume('v1')['replicas'] if r['wanted']}
+def members(cluster, host=None):
+    return {r['host']: r['state'] for r in cluster.volume('v1', host)['replicas'] if r['wanted']}
 
 
 def test_faults_disk_errors(cluster):
@@ -195,6 +205,36 @@ def test_faults_disk_errors(cluster):
     a.lockstep('option set disk-grace-minutes default')
     for h in (a, b):
         wait(lambda: 'lockstep.' not in h.out("dmsetup table --target error | tr - ."), 30, f'the broken logical volume of {h} to be gone')
+    cluster.lab.nothing_more_allowed()
+
+
+@pytest.mark.slow
+def test_faults_last_disk(cluster):
+    """The disk of the last good copy fails while the other replica's host is off: what is read and written waits. The disk comes back,
+    and all goes on: without an error, or with one that the writer is told once if a cache of the disk's may have been lost."""
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    log = SyncLog(c, device)
+    log.wait_for_more(50)
+    b.kill()
+    log.wait_for_more(50, STALL_SECONDS)
+    path = replica_path(cluster, 'v1', a)
+    table = break_disk(a, path)
+    wait(lambda: 'no other host that is online has a good copy' in a.lockstep('status').out, 60, 'the status to say so')
+    assert members(cluster, a)['alpha'] in ('insync', 'suspect')
+    acked = log.acked
+    mend_disk(a, path, table)
+    wait(lambda: not log.process.running or log.acked > acked + 20, 120, 'the writer to go on, or to be told')
+    if not log.process.running:
+        assert 'Input/output error' in str(log.process.wait(1))
+    good, line = log.check()
+    assert good, line
+    if log.process.running:
+        log.stop()
+    again = SyncLog(c, device)
+    again.wait_for_more(50)
+    b.power_on()
+    finish(cluster, again)
     cluster.lab.nothing_more_allowed()
 
 

@@ -582,14 +582,25 @@ void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork
 	}
 	if (k.replica->failed || (k.replica->full && r->state == ReplicaState::failed)) {
 		w.disk_retry_ms = world_.now_ms() + DISK_RETRY_MS;
-		if (r->state != ReplicaState::failed)
-			ask(v.vid, &VolumeWork::replica, {{"op", "record.failed"}});
-		else
+		if (r->state == ReplicaState::failed) {
 			detach();
+		} else if (others_can_serve(v) || !r->in_sync()) {
+			ask(v.vid, &VolumeWork::replica, {{"op", "record.failed"}});
+		} else {
+			// Nothing is won by giving it up, and a disk may come back: a cable, a controller that was reset. It is attached
+			// again like one whose host was restarted.
+			finish(w.alone, object_name(v.vid),
+			       failed(fmt::format("its disk on this host failed, and no other host that is online has a good copy: what is read and "
+						  "written waits; tried again every {} s: see to that disk, or bring the other hosts back",
+						  DISK_RETRY_MS / 1000)));
+			detach();
+		}
 		return;
 	}
 	if (look_full(v, k, *r, w))
 		return;
+	if (k.replica->admitted && w.alone.failures)
+		finish(w.alone, object_name(v.vid), Nothing{});
 	if (!k.replica->admitted)
 		admit(v, k, *r, w);
 	else if (look_growth(v, k, *r, w))
@@ -600,19 +611,22 @@ void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork
 		ask(v.vid, &VolumeWork::replica, {{"op", "record.suspect"}});
 }
 
+bool Reconciler::others_can_serve(const Volume &v) const
+{
+	return std::any_of(v.replicas.begin(), v.replicas.end(),
+			   [&](const Replica &x) { return x.host != self_ && x.clean() && world_.state().online(x.host); });
+}
+
 // A full pool: the kernel keeps what it did not take and tries it again. Others go on without this replica; where there are none, the
 // volume waits for room, for nothing is wrong with what the replica has.
 bool Reconciler::look_full(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w)
 {
-	const bool others = std::any_of(v.replicas.begin(), v.replicas.end(), [&](const Replica &x) {
-		return x.host != self_ && x.clean() && world_.state().online(x.host);
-	});
 	if (!k.replica->full) {
 		if (w.full.failures)
 			finish(w.full, object_name(v.vid), Nothing{});
 		return false;
 	}
-	if (r.state == ReplicaState::insync && others) {
+	if (r.state == ReplicaState::insync && others_can_serve(v)) {
 		ask(v.vid, &VolumeWork::replica, {{"op", "record.failed"}});
 		return true;
 	}
@@ -625,7 +639,7 @@ bool Reconciler::look_full(const Volume &v, const KernelVolume &k, const Replica
 
 void Reconciler::attach(const Volume &v, const Replica &r, VolumeWork &w)
 {
-	if (r.state == ReplicaState::failed && world_.now_ms() < w.disk_retry_ms)
+	if ((r.state == ReplicaState::failed || w.alone.failures) && world_.now_ms() < w.disk_retry_ms)
 		return;
 	auto lv = lv_of(v, r);
 	if (!lv) {
@@ -737,7 +751,7 @@ std::vector<Problem> Reconciler::problems() const
 		for (const auto &[pool, task] : *tasks)
 			add(0, task);
 	for (const auto &[vid, w] : works_)
-		for (const Task *task : {&w.config, &w.replica, &w.ready, &w.open, &w.close, &w.change, &w.gone, &w.lost, &w.serve, &w.full})
+		for (const Task *task : {&w.config, &w.replica, &w.ready, &w.open, &w.close, &w.change, &w.gone, &w.lost, &w.serve, &w.full, &w.alone})
 			add(vid, *task);
 	for (const auto &[sid, w] : snapshot_works_)
 		if (const Snapshot *s = world_.state().snapshot(sid))

@@ -126,7 +126,8 @@ private:
 		Task ready, open, close, change, gone, lost; // proposals
 		Task serve;                            // handover, holds, tuning
 		Task full;                             // nothing is done, but said: its pool has no room
-		std::array<Task *, 10> tasks() { return {&config, &replica, &ready, &open, &close, &change, &gone, &lost, &serve, &full}; }
+		Task alone;                            // likewise: its disk failed, and no other host can go on
+		std::array<Task *, 11> tasks() { return {&config, &replica, &ready, &open, &close, &change, &gone, &lost, &serve, &full, &alone}; }
 		uint64_t verify_begun_ms = 0, verify_needs_dump = 0;    // the last verify, and the first dump that tells of it
 		HostId follow = 0;                     // where the primary had better be,
 		uint64_t follow_since_ms = 0;          // ... since then
@@ -197,6 +198,7 @@ private:
 	void call_kernel(const std::string &key, std::function<Done()> command, std::function<void(Done)> done);
 
 	// growth.cc
+	bool others_can_serve(const Volume &v) const;    // an online one has a good copy, and its host's disk may be given up
 	bool look_full(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);      // likewise
 	bool look_growth(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);    // true: it has something to do
 	bool look_size(const Volume &v, const KernelVolume &k, VolumeWork &w);

@@ -499,6 +499,26 @@ TEST_CASE("a failed disk is recorded, detached, tried again and repaired")
 	CHECK(r.w.violations.empty());
 }
 
+TEST_CASE("the failed disk of the last good copy is not given up, but attached again")
+{
+	Ready r;
+	auto failed = [&] { return std::count(r.w.proposals.begin(), r.w.proposals.end(), "record.failed"); };
+	tell(r.w, {{"op", "host.status"}, {"host", 2}, {"online", false}, {"now_ms", 9}});
+	r.kernel().replica->failed = true;
+	r.w.failing["replica_attach"] = "cannot attach: Input/output error";
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_DISK_ERROR, r.vid));
+	REQUIRE(r.w.run_until([&] { return !r.kernel().replica; }, 5000));
+	REQUIRE(!r.w.daemon().problems().empty());
+	CHECK(r.w.daemon().problems()[0].message.find("no other host that is online has a good copy") != std::string::npos);
+	const int tried = r.w.count("replica_attach");
+	r.w.run_for(3 * DISK_RETRY_MS);
+	CHECK((r.w.count("replica_attach") - tried >= 2 && r.w.count("replica_attach") - tried <= 4));
+	CHECK((failed() == 0 && r.volume().replica(1)->in_sync()));
+	r.w.failing.clear();
+	REQUIRE(r.w.run_until([&] { return serving(r.w, r.vid) && r.w.daemon().problems().empty(); }));
+	CHECK((r.volume().replica(1)->in_sync() && r.w.violations.empty()));
+}
+
 TEST_CASE("a replica whose LV is gone counts as failed, and the device serves on")
 {
 	Ready r;
