@@ -64,7 +64,7 @@ static void say(struct lks_volume *v, const struct lks_event_info *info)
 		pr_err("lockstep: volume %s: backing device failed (error %d), the replica has stopped\n", v->name, info->error);
 		break;
 	case LKS_EV_UNREADABLE:
-		pr_err_ratelimited("lockstep: volume %s: %llu bytes at %llu cannot be read from the backing device (error %d), and no other host has a good copy\n",
+		pr_err_ratelimited("lockstep: volume %s: %llu bytes at %llu of the only good copy cannot be read (error %d)\n",
 				   v->name, info->length, info->offset, info->error);
 		break;
 	case LKS_EV_UNQUIESCED:

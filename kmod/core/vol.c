@@ -529,8 +529,8 @@ int lks_vol_config(struct lks_vol *v, const struct lks_record *r, bool admit, u6
 }
 
 /*
- * What a disk has lost for good (ENODATA: the medium; EILSEQ: its checksums) is lost for its reader, if no other host has a good copy: giving
- * up the replica would take the rest away, too. No rule needs the read: it has no answer that could be wrong.
+ * What a disk has lost for good (ENODATA: the medium; EILSEQ: its checksums) is lost for its reader, if no other host has a
+ * good copy: giving up the replica would take the rest away, too. No rule is touched: an error is no answer that could be wrong.
  */
 static bool only_unreadable(struct lks_vol *v, struct lks_work *w, int err)
 {

@@ -435,7 +435,7 @@ def test_module_unreadable(lab):
         assert failed.status != 0 and ('No data available' in failed.out or 'Input/output error' in failed.out), failed.out
     assert before.endswith(a.out('dd if=/dev/lockstep/v1 bs=4k skip=1 count=1 iflag=direct 2>/dev/null | sha256sum'))
     a.run(f'dd if=/dev/zero of=/dev/lockstep/v1 bs=4k seek={bad // 8 + 1} count=4 oflag=direct')
-    assert 'cannot be read from the backing device' in a.vm.console()
+    assert 'of the only good copy cannot be read' in a.vm.console()
     assert 'failed' not in volume(a)
     a.run('echo 0 >/sys/bus/pseudo/drivers/scsi_debug/opts')
     a.run(f'dd if=/dev/lockstep/v1 of=/dev/null {part}')
