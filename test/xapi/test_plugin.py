@@ -81,12 +81,17 @@ def test_health(world, sr):
     health = json.loads(call(world, 'healthCheck'))
     assert health['errors'] == [] and health['nodes'] == {n: 'ONLINE' for n in world.names}
     assert health['storage-pools']['alpha'][0]['capacity'] == 100 * GIB
+    # A thin pool may promise twice its size; the second copy of a VDI goes where 1 GiB is taken.
+    assert health['max-vdi-size'] == {world.xapi.db['SR'][sr]['uuid']: 199 * GIB}
     nodes = health['resources'][uuid]['nodes']
     assert [nodes[n]['diskful'] for n in world.names] == [True, True, False] and nodes['gamma']['in-use']
     assert nodes['alpha']['volumes'][0]['disk-state'] == 'UpToDate'
-    world.cluster.hosts['beta'].online = False
+    for name in ('beta', 'gamma'):
+        world.cluster.hosts[name].online = False
     world.cluster.quorum = False
-    errors = json.loads(call(world, 'healthCheck'))['errors']
+    health = json.loads(call(world, 'healthCheck'))
+    errors = health['errors']
+    assert set(health['max-vdi-size'].values()) == {0}    # one host cannot hold two copies
     assert {'code': 0x1000000 | 0x20000, 'name': 'beta', 'status': 'OFFLINE'} in errors
     assert any('no quorum' in e.get('message', '') for e in errors)
     assert {'code': 0x1000000 | 0x40000, 'node': 'beta', 'resource': uuid, 'number': 0, 'state': 'DUnknown'} in errors
