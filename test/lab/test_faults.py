@@ -209,6 +209,33 @@ def test_faults_disk_errors(cluster):
 
 
 @pytest.mark.slow
+def test_faults_flaky_disks(lab):
+    """A disk fails for 4 of each 7 seconds, under the secondary, then under the writer's own primary: the writer sees no error, and
+    all is in sync when the disk is well."""
+    cluster = Cluster(lab, lab.boot(3))
+    cluster.form(install='--disks /dev/vdb')
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    log = SyncLog(a, device)
+    log.wait_for_more(50)
+    for host in (b, a):
+        host.allow('Buffer I/O error on dev dm-')
+        host.run('modprobe dm-flakey')
+        path = replica_path(cluster, 'v1', host)
+        table = host.out(f'dmsetup table {path}')
+        assert ' linear ' in table
+        replace_table(host, path, table.replace(' linear ', ' flakey ') + ' 3 4')
+        wait(lambda: members(cluster, c)[host.name] == 'failed', 60, f'the disk of {host} to fail')
+        log.wait_for_more(100, STALL_SECONDS)
+        wait(lambda: members(cluster, c)[host.name] != 'failed', 120, f'the disk of {host} to be tried again')
+        mend_disk(host, path, table)
+        healthy(c, 'v1', 120)
+        log.wait_for_more(50, STALL_SECONDS)
+    finish(cluster, log)
+    lab.nothing_more_allowed()
+
+
+@pytest.mark.slow
 def test_faults_last_disk(cluster):
     """The disk of the last good copy fails while the other replica's host is off: what is read and written waits. The disk comes back,
     and all goes on: without an error, or with one that the writer is told once if a cache of the disk's may have been lost."""

@@ -416,6 +416,43 @@ def test_module_frozen(lab):
     stop(a)
 
 
+@pytest.mark.slow
+def test_module_teardown_waits(lab):
+    """A host takes everything down under load, in three orders; its peer vanishes before each step in turn. No step waits for it."""
+    a, b = lab.boot(2)
+    load = f'{FIO} --rw=randwrite --bs=64k --time_based --runtime=600'
+    orders = (('peer-del 2', 'abort 1', 'close', 'device-del 1', 'detach 1', 'volume-del 1'),
+              ('detach 1', 'abort 1', 'close', 'device-del 1', 'volume-del 1', 'peer-del 2'),
+              ('abort 1', 'close', 'device-del 1', 'detach 1', 'peer-del 2', 'volume-del 1'))
+    for link, (order, cut) in enumerate(((o, n) for o in orders for n in range(len(o))), 1):
+        for host, number in ((a, 1), (b, 2)):
+            start(host, number, 'thin')
+            kdrive(host, f'peer-set {3 - number}')
+            kdrive(host, 'device-add 1')
+        kdrive(b, 'config 1 1 0 0 0 1:insync,2:insync - admit')
+        decider = auto(a, '1:insync,2:insync')
+        connect(a, b, link)
+        writing = a.start(load)
+        sent = lambda: int(volume(a)['session']) and int(volume(a).get('pending', 0)) > 4
+        wait(sent, 30, 'the load to be under way')
+        for n, step in enumerate(order):
+            if n == cut:
+                b.link('storage', up=False, silent=True)
+                wait(lambda: n > 0 or volume(a)['writers'] == '0' or int(volume(a).get('oldest-ms', 0)) > 300, 30, 'writes to wait for beta')
+            if step == 'close':
+                # A write that began to wait after the last ABORT needs another.
+                writing.signal(9)
+                wait(lambda: (kdrive(a, 'abort 1'), volume(a)['openers'] == '0')[1], 20, f'{order}, cut before {cut}: the device to be closed')
+            else:
+                kdrive(a, step, timeout=15)
+        decider.stop()
+        a.run('rmmod lockstep', timeout=15)
+        b.link('storage', up=True, silent=True)
+        for step in ('abort 1', 'device-del 1', 'peer-del 1', 'detach 1', 'volume-del 1'):
+            kdrive(b, step, timeout=15)
+        b.run('rmmod lockstep', timeout=15)
+
+
 def test_module_unreadable(lab):
     """The disk of the only good copy has lost some sectors: who reads them is told so, all else goes on; writing them mends them."""
     a, = lab.boot(1)

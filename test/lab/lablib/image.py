@@ -33,7 +33,7 @@ PLAIN = ['/lib/udev/rules.d', '/lib/udev/hwdb.bin', '/etc/udev/udev.conf', '/etc
 MODULE_FOLDERS = ['kernel/drivers/md', 'kernel/drivers/block', 'kernel/drivers/virtio', 'kernel/net/tls',
                   'kernel/net/sched', 'kernel/net/netfilter', 'kernel/net/ipv4', 'kernel/fs/ext4', 'kernel/fs/xfs',
                   'kernel/fs/overlayfs', 'kernel/lib', 'kernel/crypto', 'kernel/arch/x86/crypto']
-MODULES = ['virtio_net', 'virtio_console', 'virtio_blk', 'virtio_rng', 'scsi_debug', 'sd_mod', 'nf_tables', 'ip_tables', 'configfs']
+MODULES = ['virtio_net', 'virtio_console', 'virtio_blk', 'virtio_rng', 'scsi_debug', 'sd_mod', 'dm_flakey', 'nf_tables', 'ip_tables', 'configfs']
 # The product: source in the tree -> path in the image. What has not been built yet is left out; cluster.py complains
 # when a scenario needs it.
 PRODUCT = {'build/lockstepd': 'usr/sbin/lockstepd', 'build/lockstep': 'usr/bin/lockstep',
