@@ -28,6 +28,7 @@
 #define FULL_TOLD_MS 5000		/* what waits for room is tried again each second */
 #define FROZEN_MS 1000		/* a request older than this is worth a trace */
 
+static atomic_t syncing = ATOMIC_INIT(0);	/* volumes that resync, from here */
 static DEFINE_IDR(volumes);		/* vid -> struct lks_volume; read under RCU */
 static DEFINE_MUTEX(lks_volumes_lock);
 
@@ -39,6 +40,8 @@ static void release(struct kref *ref)
 
 	if (v->core)
 		lks_vol_destroy(v->core);
+	if (v->syncing)
+		atomic_dec(&syncing);
 	lks_notify_purge(v);
 	WARN(v->allocated, "lockstep: volume %s: %zu bytes leaked\n", v->name, v->allocated);
 	kfree_rcu(v, rcu);
@@ -376,6 +379,16 @@ static void op_event(void *ctx, const struct lks_event_info *info)
 	lks_notify(ctx, info);
 }
 
+static u32 op_syncing(void *ctx, bool on)
+{
+	struct lks_volume *v = ctx;
+
+	if (on != v->syncing)
+		atomic_add(on ? 1 : -1, &syncing);
+	v->syncing = on;
+	return max(atomic_read(&syncing), 1);
+}
+
 static const struct lks_ops ops = {
 	.alloc = op_alloc,
 	.free = op_free,
@@ -389,6 +402,7 @@ static const struct lks_ops ops = {
 	.send = op_send,
 	.req_done = op_req_done,
 	.event = op_event,
+	.syncing = op_syncing,
 };
 
 /* ---- sessions, links and frames ---- */

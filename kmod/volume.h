@@ -74,6 +74,7 @@ struct lks_volume {
 	struct list_head early;		/* frames that came during an attach; early.c */
 	size_t early_bytes;
 	bool fenced;			/* O1: whoever writes now does so no more, until the last one has closed */
+	bool syncing;			/* counted among the volumes that resync */
 	bool detached;
 
 	/* under admin, changed under lock */

@@ -155,6 +155,12 @@ struct lks_ops {
 	void (*req_done)(void *ctx, struct lks_req *req, int err);
 
 	void (*event)(void *ctx, const struct lks_event_info *info);
+
+	/*
+	 * Whether this volume is copying to other hosts (resync). Returns how many volumes of this host are, 1 or more: they share
+	 * what one alone may do. Called with every event while it is. May be NULL: no others.
+	 */
+	u32 (*syncing)(void *ctx, bool on);
 };
 
 #define LKS_LANE_ALL 0xff

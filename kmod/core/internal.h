@@ -318,6 +318,7 @@ struct lks_vol {
 	u64 verify_deep;	/* this extent minus 1 is compared block by block though it was never written here */
 	struct lks_vol_tune tune;
 	u64 sync_us;		/* when resync has used up what it may read */
+	u32 crowd;		/* volumes of this host that resync, as told last; 0: this one does not */
 	u64 pace_kib;		/* a second, of resync reads; 0: no limit (pace.c) */
 	u64 pace_since_ms;	/* begin of this tick; in it so far: */
 	u64 pace_bytes, pace_requests, pace_ms;	/* read for resync; answered; what these took together */

@@ -4,17 +4,23 @@
  *
  * The primary looks at its clients' reads and writes, tick by tick. While they take no longer than a target, resync becomes
  * faster, quickly if there are none; when they take longer and resync has read something, it drops to half of what it did.
- * It begins at the floor, which it always gets, so that it ends; it never exceeds the ceiling, if there is one.
+ * It begins at the floor, which it always gets, so that it ends; it never exceeds the ceiling, if there is one. Volumes that resync
+ * at the same time share one floor: a hundred of them would leave nothing to the applications.
  */
 #include "internal.h"
 
 #define TARGET_MS 50u			/* defaults */
 #define FLOOR_KIB (16u << 10)
+#define LEAST_KIB 64u			/* of a floor */
 #define FASTEST_KIB (4u << 20)		/* beyond that there is no pace, 0 */
 
 static u64 floor_kib(const struct lks_vol *v)
 {
-	return v->tune.sync_floor_kib ? v->tune.sync_floor_kib : FLOOR_KIB;
+	u64 kib = v->tune.sync_floor_kib ? v->tune.sync_floor_kib : FLOOR_KIB;
+
+	if (v->crowd > 1)
+		kib /= v->crowd;
+	return kib > LEAST_KIB ? kib : LEAST_KIB;
 }
 
 /* KiB a second that resync may read now; 0: as much as it can. The ceiling is below the floor if it is told so. */

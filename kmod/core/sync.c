@@ -2,8 +2,10 @@
 /* Resync and joining, from the primary's side. */
 #include "internal.h"
 
-#define COPY_WINDOW 8u		/* copies in flight to one peer */
-#define COPY_BYTES (256u << 10)	/* of one copy at most */
+#define COPY_WINDOW 8u		/* copies in flight to one peer, at most ... */
+#define COPY_BYTES (256u << 10)	/* ... of so much each, */
+#define COPY_LEAST (64u << 10)	/* or one of this, */
+#define SYNC_BYTES (64u << 20)	/* as all volumes of this host that resync share this */
 #define UNREADABLE_MS 10000u	/* what could not be read is tried again so much later, block by block */
 
 void lks_on_attach(struct lks_vol *v, u8 host, const struct lks_frame *h)
@@ -63,6 +65,16 @@ void lks_drop_sync(struct lks_vol *v, u8 host)
 	lks_todo(v, LKS_DO_PUMP | LKS_DO_SYNC);
 }
 
+/* What this volume may have in flight to one peer. */
+static u32 share(const struct lks_vol *v)
+{
+	u32 bytes = SYNC_BYTES / (v->crowd ? v->crowd : 1);
+
+	if (bytes < COPY_LEAST)
+		return COPY_LEAST;
+	return bytes < COPY_WINDOW * COPY_BYTES ? bytes : COPY_WINDOW * COPY_BYTES;
+}
+
 static void send_copy(struct lks_vol *v, struct lks_work *w, bool zeros)
 {
 	struct lks_frame f = { .type = LKS_SYNC, .version = v->cfg.version, .term = v->cfg.term, .seq = w->id,
@@ -83,12 +95,12 @@ static bool begin_copy(struct lks_vol *v, struct lks_peer *p, u64 first)
 	struct lks_buf *buf = NULL;
 	struct lks_work *w;
 	bool zeros, unsure = lks_map_test(&p->unsure, first);
-	u32 length;
+	u32 length, most = share(v) < COPY_BYTES ? share(v) : COPY_BYTES;
 
 	if (!e)
 		return false;
 	while (!p->careful && last + 1 < lks_data_blocks(v) && (last + 1) / per == first / per &&
-	       (last + 2 - first) << v->block_shift <= COPY_BYTES && lks_map_test(&p->dirty, last + 1) &&
+	       (last + 2 - first) << v->block_shift <= most && lks_map_test(&p->dirty, last + 1) &&
 	       lks_map_test(&p->unsure, last + 1) == unsure &&
 	       !lks_blocks_busy(e, last + 1, last + 1))
 		last++;
@@ -168,8 +180,9 @@ void lks_copy_compared(struct lks_vol *v, struct lks_work *w, bool equal)
 static void step_peer(struct lks_vol *v, struct lks_peer *p)
 {
 	bool wrapped = false;
+	u32 window = share(v) / COPY_BYTES;
 
-	while (p->copies < COPY_WINDOW && p->dirty.set && lks_pace_allows(v)) {
+	while (p->copies < (window ? window : 1) && p->dirty.set && lks_pace_allows(v)) {
 		u64 b = lks_map_next(&p->dirty, p->cursor);
 
 		if (b >= lks_data_blocks(v)) {
@@ -193,12 +206,15 @@ static void step_peer(struct lks_vol *v, struct lks_peer *p)
 
 void lks_sync_step(struct lks_vol *v)
 {
-	u64 rest;
+	u64 rest, peers = v->role == LKS_ACTIVE ? v->syncing & ~v->ackset : 0;
 	u8 h;
 
-	if (v->role != LKS_ACTIVE)
-		return;
-	lks_for_hosts(h, rest, v->syncing & ~v->ackset) {
+	if (peers || v->crowd) {
+		v->crowd = v->ops->syncing ? v->ops->syncing(v->ctx, peers) : 1;
+		if (!peers)
+			v->crowd = 0;
+	}
+	lks_for_hosts(h, rest, peers) {
 		struct lks_peer *p = lks_peer_of(v, h);
 
 		if (!p)

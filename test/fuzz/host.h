@@ -327,6 +327,7 @@ struct Host {
 				if (info->event == LKS_EV_PROPOSE)
 					CHECK(info->record);
 			},
+			.syncing = nullptr,
 		};
 		return &table;
 	}

@@ -795,6 +795,34 @@ void play_unreadable(World &w)
 	w.settle("at the end");
 }
 
+// Many volumes resync at once: each has less in flight, for they share what one alone may have.
+void play_crowded(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	for (uint32_t crowd : {1u, 2000u}) {
+		w.crowd = crowd;
+		s.isolate(2, 8 * SECOND, true);
+		s.promote(1, {3});
+		for (uint64_t at = 0; at < 2048; at += 128)
+			s.write(4, {at, 128});
+		u32 copies = 0, most = 0;
+		s.catch_moment("the other one is in sync again", [&] {
+			lks_vol *core = s.on(1).core;
+			if (const lks_peer *p = lks_peer_of(core, 2))
+				copies = std::max(copies, p->copies);
+			lks_list *pos;
+			lks_list_for_each(pos, &core->copies)
+				most = std::max(most, lks_list_entry(pos, struct lks_work, link)->length);
+			return s.member(2);
+		});
+		s.expect(crowd == 1 ? copies > 1 && most > 64 << 10 : copies == 1 && most == 64 << 10, "its share is what it should be");
+	}
+	w.settle("at the end");
+}
+
 }    // namespace
 
 const std::vector<Scenario> &catalogue()
@@ -828,6 +856,7 @@ const std::vector<Scenario> &catalogue()
 		{"detached-in-turn", "B52: replicas detached in turn, each time another one has the newest data", play_detached_in_turn},
 		{"flush-overtaken", "B44: a flush covers what had completed before it and nothing else", play_flush_overtaken},
 		{"unreadable", "what cannot be read of the only good copy is an error for its reader, and nothing else", play_unreadable},
+		{"crowded", "volumes that resync at the same time share what one alone may have in flight", play_crowded},
 	};
 	return all;
 }

@@ -109,6 +109,17 @@ void op_send(void *ctx, u8 to, u8 lane, const lks_frame *h, lks_buf *buf, const 
 	self(ctx).world.send(self(ctx), to, lane, *h, buf, bytes);
 }
 
+// Other volumes that resync come and go.
+u32 op_syncing(void *ctx, bool on)
+{
+	Instance &i = self(ctx);
+	if (on && !i.crowd)
+		i.crowd = i.world.crowd ? i.world.crowd : i.world.random.pick<u32>({1, 1, 3, 40, 2000});
+	if (!on)
+		i.crowd = 0;
+	return i.crowd ? i.crowd : 1;
+}
+
 void op_req_done(void *ctx, lks_req *req, int err)
 {
 	Instance &i = self(ctx);
@@ -147,6 +158,7 @@ const lks_ops &core_ops()
 		.send = op_send,
 		.req_done = op_req_done,
 		.event = op_event,
+		.syncing = op_syncing,
 	};
 	return ops;
 }

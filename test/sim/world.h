@@ -172,6 +172,7 @@ struct Instance {
 	bool no_space = false;                   // a transfer failed for want of space
 	std::optional<Span> unreadable;          // sectors that the disk has lost, until they are written
 	Time attach_after = 0;
+	uint32_t crowd = 0;                      // volumes of this host that resync, when this one does
 	bool destroy = false;                    // after detaching
 	bool hurry = false;                      // attach again at once
 	std::vector<std::unique_ptr<Transfer>> transfers;
@@ -390,6 +391,7 @@ struct World {
 	bool busy = true;                        // clients start requests
 	bool in_core = false;
 	Time log_down_until = 0;
+	uint32_t crowd = 0;                      // volumes of a host that resync when one does; 0: random
 	double survival = -1;                    // at a crash: of writes that completed unflushed (none in flight does); negative: by chance
 	uint64_t digest = 0;                     // of all that happened; equal for equal runs
 

@@ -29,7 +29,7 @@ const std::vector<Known> &known()
 		{{"oversubscription", "2", "a thin pool may promise so many times its size", false}, Kind::ratio, 100, 10'000, false},
 		{{"lane-encryption", "on", "data between hosts are encrypted; off: for a storage network that nobody else reaches", false},
 		 Kind::on_off, 0, 0, true},
-		{{"resync-floor-mib", "16", "resync of a volume may read so many MiB a second, whatever the applications do", false},
+		{{"resync-floor-mib", "16", "resync may read so many MiB a second, whatever the applications do; volumes of a host that resync at the same time share it", false},
 		 Kind::mib_s, 100, 6'553'600, false},
 		{{"resync-ceiling-mib", "off", "... and so many at most", false}, Kind::mib_s, 100, 6'553'600, true},
 		{{"resync-target-ms", "50", "... between the two, as many as leave reads and writes faster than this on average", false},

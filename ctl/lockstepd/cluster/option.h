@@ -9,7 +9,7 @@
 //  disk-grace-minutes    10       0.05..43200, off    no     a replica whose disk failed so long ago is made anew elsewhere
 //  oversubscription      2        1..100              no     a thin pool may promise so many times its size
 //  lane-encryption       on       on, off             no     what replicas send each other is encrypted by the kernel (kTLS)
-//  resync-floor-mib      16       1..65536            no     resync of a volume may read so many MiB a second in any case
+//  resync-floor-mib      16       1..65536            no     resync reads so many MiB a second in any case; the volumes of a host share it
 //  resync-ceiling-mib    off      1..65536, off       no     ... so many at most
 //  resync-target-ms      50       1..10000            no     ... between the two as long as reads and writes take less on average
 //

@@ -147,6 +147,7 @@ struct Device {
 			.send = [](void *, u8, u8, const lks_frame *, lks_buf *, const void *) {},
 			.req_done = [](void *, lks_req *, int) {},
 			.event = [](void *, const lks_event_info *) {},
+			.syncing = nullptr,
 		};
 		return &table;
 	}
