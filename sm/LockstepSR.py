@@ -306,21 +306,28 @@ class LockstepSR(SR.SR):
 
     def attach(self, sr_uuid):
         with api_errors('SRUnavailable'):
-            status = self.api.cluster_status(brief=True)
+            # On the master a scan follows, which looks through the volumes anyway.
+            master = self.dconf.get('SRmaster') == 'true'
+            status = self.api.cluster_outline() if master else self.api.cluster_status(brief=True)
             if status.get('module_error'):
                 raise lockstep.ApiError(status['module_error'])
             self._group(status)
-            user = VIEW_USER + status['this_host']
-            for volume in self._volumes(status):
-                if volume['labels'].get(user, boot_id()) != boot_id():
-                    self.leave_view(volume['name'])     # used before this host rebooted
+            if not master:
+                self._leave_views_of_old(status)
+
+    def _leave_views_of_old(self, status):
+        """Of views that this host has used before it rebooted it is no user any more."""
+        user, boot = VIEW_USER + status['this_host'], boot_id()
+        for volume in self._volumes(status):
+            if volume['labels'].get(user, boot) != boot:
+                self.leave_view(volume['name'])
 
     def detach(self, sr_uuid):
         """Nothing to undo: devices belong to volumes, not to the SR, and the daemon goes on serving the other hosts."""
 
     def probe(self):
         with api_errors('SRUnavailable'):
-            status = self.api.cluster_status(brief=True)
+            status = self.api.cluster_outline()
         places = self._pool_names(status) if self.dconf.get('group-name') else {p['name'] for p in status['pools']}
         return util.SRtoXML({g['name']: {'size': self._capacity(status, g)[0]} for g in status['groups'] if g['pool'] in places})
 
@@ -342,8 +349,9 @@ class LockstepSR(SR.SR):
         with self._lock(fcntl.LOCK_EX):
             with api_errors('SRScan'):
                 # Records are forgotten by this answer: it must be what the cluster agreed on, not what this host remembers.
-                volumes = self._measure(self.api.cluster_status(consistent=True, brief=True))
-                for volume in volumes:
+                status = self.api.cluster_status(consistent=True, brief=True)
+                self._leave_views_of_old(status)
+                for volume in self._measure(status):
                     if VIEW_OF in volume['labels']:
                         self._drop_view(volume)
                     elif volume['phase'] == 'ready' and IS_UUID.match(volume['name']) and not self._remove_wreckage(volume):
@@ -563,7 +571,7 @@ class LockstepVDI(VDI.VDI):
 
     def _shared_options(self):
         """HA volumes: all hosts write at once; more copies than other volumes, for they guard the others."""
-        status = self.api.cluster_status(brief=True)
+        status = self.api.cluster_outline()
         group = self.sr._group(status)
         hosts = {p['host'] for p in status['pools'] if p['name'] == group['pool']}
         return {'class': 'shared', 'redundancy': max(group['redundancy'], min(HA_REPLICAS, len(hosts)))}
@@ -580,7 +588,7 @@ class LockstepVDI(VDI.VDI):
             raise
 
     def _would_fit(self, size):
-        status = self.api.cluster_status(brief=True)
+        status = self.api.cluster_outline()
         group = self.sr._group(status)
         online = {h['name'] for h in status['hosts'] if h['status'] == 'online'}
         room = [p for p in status['pools'] if p['name'] == group['pool'] and p['host'] in online and p['available_bytes'] >= size]

@@ -222,7 +222,10 @@ class Cluster(object):
         end = time.monotonic() + int(query.get('ms', 1000)) / 1000
         while self.applied <= int(query.get('index', 0)) and time.monotonic() < end:
             self.moved.wait(end - time.monotonic())
-        return self.status(host)
+        answer = self.status(host)
+        if 'volume' in query:
+            answer['volumes'] = [v for v in answer['volumes'] if v['name'] == query['volume']]
+        return answer
 
     def status(self, host):
         base = {'applied': self.applied, 'this_host': host.name, 'module_error': host.module_error, 'cluster': None, 'hosts': [],

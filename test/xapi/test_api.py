@@ -2,10 +2,10 @@
 #
 # The driver against lockstepd's own API server and state machine, with hosts that are played (test/unit/cli/serve.cc): what the
 # stand-in of the daemon might have got wrong shows here. All hosts of the pool talk to the one daemon, "alpha".
+import contextlib
 import http.client
 import json
 import os
-import shutil
 import socket
 import socketserver
 import stat
@@ -128,16 +128,31 @@ class Daemon(object):
         self.server.server_close()
 
 
+@contextlib.contextmanager
+def opened(installed):
+    with contextlib.ExitStack() as stack:    # undone also where a step fails: the daemon may not have been built
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='ls-api-'))
+        daemon = Daemon(folder)
+        stack.callback(daemon.close)
+        xapi = fakexapi.Xapi(folder, installed[0], installed[1], daemon, ['alpha'])
+        stack.callback(xapi.close)
+        xapi.register_driver(xapi.master)
+        yield xapi
+
+
 @pytest.fixture
 def pool(installed):
-    folder = tempfile.mkdtemp(prefix='ls-api-')
-    daemon = Daemon(folder)
-    xapi = fakexapi.Xapi(folder, installed[0], installed[1], daemon, ['alpha'])
-    xapi.register_driver(xapi.master)
-    yield xapi
-    xapi.close()
-    daemon.close()
-    shutil.rmtree(folder)
+    with opened(installed) as xapi:
+        yield xapi
+
+
+def test_nothing_is_left_where_the_daemon_has_not_been_built(installed, monkeypatch, tmp_path):
+    monkeypatch.setitem(globals(), 'SERVER', '/nonexistent')
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    with pytest.raises(AssertionError, match='run `make units`'):
+        with opened(installed):
+            pass
+    assert os.listdir(str(tmp_path)) == []
 
 
 @pytest.fixture

@@ -383,6 +383,11 @@ def test_views_that_nobody_uses_any_more(world, sr):
     world.cluster.volumes[name]['readers'].clear()
     x.pbd_plug(next(k for k, r in x.db['PBD'].items() if r['host'] == beta))    # beta has rebooted
     assert 'xapi.view-user.beta' not in labels and views(world) == [name]
+    x.plug(snapshot, alpha, writable=False)
+    labels['xapi.view-user.alpha'] = 'an earlier boot'
+    x.pbd_plug(next(k for k, r in x.db['PBD'].items() if r['host'] == alpha))    # the master too
+    assert 'xapi.view-user.alpha' not in labels and views(world) == [name]
+    world.cluster.volumes[name]['readers'].pop('alpha', None)
     world.cluster.hosts['gamma'].joined = False    # gamma has left the cluster for good
     x.sr_scan(sr)
     assert views(world) == []
