@@ -31,12 +31,11 @@ class Relay:
     """The daemons of the VMs, as test/xapi wants them: socket(host) and devices(host)."""
 
     def __init__(self, hosts, folder):
-        self.folder, self.hosts = folder, {h.name: h for h in hosts}
+        self.folder, self.hosts = folder, {}
         self.held, self.servers = {}, []
         self.mirroring = threading.Lock()
-        self.trap = None            # (host, method, moment): called when a request has been sent ('asked') and when it is answered
+        self.trap = None            # (host, method, path, moment): called when a request has been sent ('asked') and when it is answered
         for host in hosts:
-            os.makedirs(self.devices(host.name))
             self.serve(host)
 
     def devices(self, name):
@@ -47,6 +46,8 @@ class Relay:
 
     def serve(self, host):
         relay = self
+        os.makedirs(self.devices(host.name))
+        self.hosts[host.name] = host
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = 'HTTP/1.0'
@@ -59,13 +60,13 @@ class Relay:
 
             def handle_any(self):
                 body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
-                if self.path.startswith('/test/'):
-                    status, data = 200, json.dumps(relay.hold(host, self.path[6:], json.loads(body))).encode()
-                else:
-                    try:
+                try:
+                    if self.path.startswith('/test/'):
+                        status, data = 200, json.dumps(relay.hold(host, self.path[6:], json.loads(body))).encode()
+                    else:
                         status, data = relay.ask(host, self.command, self.path, body)
-                    except LabError:
-                        return      # the host is off: its driver hears no more either
+                except LabError:
+                    return          # the host is off: its driver hears no more either
                 self.send_response(status)
                 self.send_header('Content-Length', str(len(data)))
                 self.end_headers()
@@ -82,16 +83,16 @@ class Relay:
         process = host.start(f'/lab/relay {SOCKET}')
         process.write(request.encode() + body)
         process.close_input()
-        self.spring(host, method, 'asked')
+        self.spring(host, method, path, 'asked')
         answer = process.wait(180).out_bytes
-        self.spring(host, method, 'answered')
+        self.spring(host, method, path, 'answered')
         head, _, data = answer.partition(b'\r\n\r\n')
         self.mirror(host)
         return int(head.split()[1]), data
 
-    def spring(self, host, method, moment):
+    def spring(self, host, method, path, moment):
         if self.trap:
-            self.trap(host, method, moment)
+            self.trap(host, method, path, moment)
 
     def mirror(self, host):
         with self.mirroring:
@@ -111,9 +112,15 @@ class Relay:
             if not p.out:
                 return {'error': p.err.decode().strip().rsplit(': ', 1)[-1]}
             self.held[key] = p
+            self.spring(host, 'POST', '/test/open', 'answered')
         elif key in self.held:
             self.held.pop(key).stop()
         return {'error': ''}
+
+    def lost(self, name):
+        """A host is off: what it held open it holds no more."""
+        for key in [k for k in self.held if k[0] == name]:
+            del self.held[key]
 
     def close(self):
         for p in self.held.values():

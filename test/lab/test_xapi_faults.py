@@ -102,7 +102,7 @@ class Trap:
         self.relay, self.vm, self.moment, self.sprung = relay, vm, moment, False
         relay.trap = self
 
-    def __call__(self, host, method, moment):
+    def __call__(self, host, method, path, moment):
         if host is not self.vm or method == 'GET' or moment != self.moment or self.sprung:
             return
         self.sprung = True

@@ -29,6 +29,22 @@ Result<nlohmann::json> Daemon::on_loop(std::function<void(JsonReply)> task, unsi
 	return future.get();
 }
 
+// A host that has left a cluster: its kernel keeps what it had of it, and the host's id, for whoever has a volume open. As another host
+// it could serve nothing.
+Done Daemon::kernel_is_free() const
+{
+	if (config_.witness)
+		return Nothing{};
+	Result<KernelDump> dump = kernel_.dump();
+	if (!dump)
+		return dump.error();
+	if (dump->volumes.empty() && dump->peers.empty())
+		return Nothing{};
+	return forbidden(fmt::format(
+		"the kernel of host {} still holds {} volumes of a cluster that it has left: stop lockstepd, run `lockstep down`, reload the "
+		"module with `modprobe -r lockstep` and `modprobe lockstep`, and start lockstepd; then try again", config_.name, dump->volumes.size()));
+}
+
 ApiBackend Daemon::backend()
 {
 	ApiBackend b;
@@ -58,9 +74,15 @@ ApiBackend Daemon::backend()
 			return answer.error();
 		return Nothing{};
 	};
-	b.init = [this](const std::string &name) { return on_loop([this, name](JsonReply done) { init(name, std::move(done)); }); };
+	b.init = [this](const std::string &name) -> Result<Json> {
+		if (Done left = kernel_is_free(); !left)
+			return left.error();
+		return on_loop([this, name](JsonReply done) { init(name, std::move(done)); });
+	};
 	b.token = [this](uint64_t valid_s) { return on_loop([this, valid_s](JsonReply done) { token(valid_s, std::move(done)); }); };
-	b.join = [this](const std::string &token, const std::string &address, unsigned port) {
+	b.join = [this](const std::string &token, const std::string &address, unsigned port) -> Result<Json> {
+		if (Done left = kernel_is_free(); !left)
+			return left.error();
 		return on_loop([=, this](JsonReply done) { join(token, address, port, std::move(done)); });
 	};
 	b.recover = [this](const std::vector<std::string> &dead, bool yes) {

@@ -307,6 +307,7 @@ void Daemon::wire_reconciler()
 	world.log = [this](const std::string &line) { loop_.log(line); };
 	world.log_about = [this](const std::string &subject, const std::string &line) { loop_.log_about(subject, line); };
 	world.dumped = [this] { look(); };
+	world.host_refused = [this] { update_facts(); };
 	world.quorum = [this] { return log_->leader() != 0; };
 	world.removed = [this] { removed(); };
 	reconciler_ = std::make_unique<Reconciler>(member_->host_id, std::move(world));
@@ -511,7 +512,7 @@ void Daemon::update_facts()
 	std::lock_guard hold(shared_lock_);
 	facts_.host = member_ ? member_->host_id : own_id_;
 	facts_.leader = log_ ? log_->leader() : 0;
-	facts_.module_error = module_error_;
+	facts_.module_error = module_error_.empty() && reconciler_ ? reconciler_->host_refused() : module_error_;
 }
 
 void Daemon::report_soft()

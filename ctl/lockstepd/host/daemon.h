@@ -82,6 +82,7 @@ private:
 	void publish();
 	void look();
 	void update_peers();
+	Done kernel_is_free() const;    // on any thread; may sleep
 	void update_facts();
 	void lead();
 	void count_time();

@@ -142,18 +142,25 @@ void Reconciler::take_dump()
 	dumped_ms_ = world_.now_ms();
 	const uint64_t number = ++dumps_begun_;
 	auto result = std::make_shared<Result<KernelDump>>(KernelDump{});
+	auto refused = std::make_shared<bool>(false);
 	world_.run(
 		"kernel",
-		[result, kernel = world_.kernel, self = self_, host_set = host_set_] {
+		[result, refused, kernel = world_.kernel, self = self_, host_set = host_set_] {
 			if (!host_set)
 				if (Done done = kernel.host_set(self); !done) {
 					*result = done.error();
+					*refused = true;
 					return;
 				}
 			*result = kernel.dump();
 		},
-		[this, result, number] {
+		[this, result, refused, number] {
 			dumping_ = false;
+			if (std::string told = *refused ? result->error().message : ""; told != host_refused_) {
+				host_refused_ = told;
+				if (world_.host_refused)
+					world_.host_refused();
+			}
 			if (*result) {
 				host_set_ = true;
 				dump_ = std::move(**result);

@@ -69,6 +69,7 @@ struct ReconcilerWorld {
 	std::function<void(const std::string &line)> log;
 	std::function<void(const std::string &subject, const std::string &line)> log_about;    // Loop::log_about()
 	std::function<void()> dumped;                                  // a new dump is there
+	std::function<void()> host_refused;                            // host_refused() has changed
 	std::function<bool()> quorum;                                  // there is a leader; unset: always
 	std::function<void()> removed;                                 // this host is in the cluster no more
 };
@@ -99,6 +100,7 @@ public:
 	void in_use(uint32_t vid, std::function<void(Result<bool>)> done);
 	const KernelDump *dump() const { return dump_ ? &*dump_ : nullptr; }    // nullptr: not known
 	bool synced() const { return synced_; }
+	const std::string &host_refused() const { return host_refused_; }    // why the kernel does not take this host's id; empty: it does
 	std::vector<Problem> problems() const;
 	nlohmann::json soft_report() const;            // as in api/server.h, and "problem" of a volume
 
@@ -226,7 +228,7 @@ private:
 	HostId self_;
 	ReconcilerWorld world_;
 	std::optional<KernelDump> dump_;
-	std::string module_error_;
+	std::string module_error_, host_refused_;
 	bool host_set_ = false;
 	bool dumping_ = false, dump_again_ = false, dump_wanted_ = true;
 	uint64_t dumps_begun_ = 0, dumps_done_ = 0, dumped_ms_ = 0;

@@ -50,6 +50,19 @@ TEST_CASE("a daemon that restarts finds everything in place and changes nothing"
 	CHECK(r.w.calls.back() == "host_set 1");
 }
 
+TEST_CASE("a kernel that has another id is told, until the module has been reloaded")
+{
+	FakeWorld w;
+	w.kernel_host = 9;
+	w.start_daemon();
+	w.run_for(5'000);
+	CHECK(w.daemon().host_refused() == "another host id is set");
+	CHECK(w.count("peer_set") == 0);
+	w.kernel_host = 0;
+	REQUIRE(w.run_until([&] { return w.daemon().host_refused().empty(); }));
+	CHECK(w.kernel_host == 1);
+}
+
 TEST_CASE("a host without a replica gets the device")
 {
 	FakeWorld w;
