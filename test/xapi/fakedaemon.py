@@ -416,7 +416,7 @@ class Cluster(object):
         room = sorted((p for p in pools if p['available_bytes'] >= size), key=lambda p: (-p['available_bytes'], p['host']))
         if len(room) < redundancy:
             raise Refused(5, 'volume %s cannot be placed on %d hosts: %d have room for it' % (name, redundancy, len(room)),
-                          'no-room' if len(pools) >= redundancy else None)
+                          'no-room' if len(pools) >= redundancy else 'too-few-hosts')
         shared = 'shared' not in self.without and body.get('class') == 'shared'
         volume = {'name': name, 'uuid': body.get('uuid', str(uuid.uuid4())), 'vid': self.next_vid, 'size_bytes': size, 'pool': group['pool'],
                   'group': body['group'], 'labels': {}, 'class': 'shared' if shared else 'exclusive', 'hosts': [p['host'] for p in room[:redundancy]],

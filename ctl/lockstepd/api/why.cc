@@ -149,7 +149,7 @@ json why_volume(const json &status, const json &v)
 	if (const uint64_t redundancy = v["redundancy"]; kept < redundancy) {
 		const std::string obstacle = text(v["changes"]["obstacle"]);
 		causes.add(obstacle.empty() ? "replica-missing" : "no-room", fmt::format("{} of {} replicas are missing{}", redundancy - kept, redundancy,
-			   obstacle.empty() ? "" : ", and there is no room for one: " + obstacle),
+			   obstacle.empty() ? "" : ", and no host can take one: " + obstacle),
 			   obstacle.empty() ? "one is being added by itself"
 					    : fmt::format("add a host or room in a pool, or accept fewer with `lockstep volume redundancy {} {}`", name,
 							  std::max<size_t>(kept, 1)));

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
 // Where new replicas go: on distinct hosts that are online and have the pool with enough room, those with the
-// most free space first. A refusal says of every host which rule it failed.
+// most free space first. A refusal says of every host which rule it failed; it is for want of room (no-room) if more room alone would
+// do, else for want of hosts (too-few-hosts).
 #include "lockstepd/cluster/internal.h"
 
 #include "lib/units.h"
@@ -12,35 +13,45 @@ namespace lockstep::cluster {
 
 namespace {
 
-// Why the host cannot take the replica; empty if it can.
-std::string obstacle(const State &state, const Reservations &room, const Host &host, const Wanted &w)
+struct Obstacle {
+	std::string text;      // empty: none
+	bool room = false;
+};
+
+// Why the host cannot take the replica.
+Obstacle obstacle(const State &state, const Reservations &room, const Host &host, const Wanted &w)
 {
 	if (auto it = w.except.find(host.id); it != w.except.end())
-		return host.name + ": " + it->second;
+		return {host.name + ": " + it->second};
 	const Pool *pool = state.pool(w.pool, host.id);
 	if (!pool)
-		return host.name + ": has no pool " + w.pool;
+		return {host.name + ": has no pool " + w.pool};
 	if (!host.online)
-		return host.name + (host.evicted ? ": is evicted" : ": is offline");
+		return {host.name + (host.evicted ? ": is evicted" : ": is offline")};
 	if (!host.keeps_replicas())
-		return host.name + (host.removing ? ": is being removed" : ": is being evacuated");
+		return {host.name + (host.removing ? ": is being removed" : ": is being evacuated")};
 	if (unsigned used = pool_used_percent(*pool); used > POOL_FULL_PERCENT)
-		return host.name + ": pool " + w.pool + " is " + std::to_string(used) + " % full, above " + std::to_string(POOL_FULL_PERCENT) +
-		       " % it takes nothing new";
+		return {host.name + ": pool " + w.pool + " is " + std::to_string(used) + " % full, above " + std::to_string(POOL_FULL_PERCENT) +
+				" % it takes nothing new", true};
 	uint64_t needed = replica_bytes(w.size_bytes, w.block_size), available = room.available(*pool);
 	if (available < needed)
-		return host.name + ": pool " + w.pool + " has room for " + format_bytes(available) + ", " + format_bytes(needed) +
-		       " needed";
+		return {host.name + ": pool " + w.pool + " has room for " + format_bytes(available) + ", " + format_bytes(needed) + " needed",
+			true};
 	return {};
 }
 
-[[noreturn]] void refuse_all(const Wanted &w, size_t fitting, const std::vector<std::string> &obstacles)
+[[noreturn]] void refuse_all(const Wanted &w, size_t fitting, const std::vector<Obstacle> &obstacles)
 {
 	std::string message = "volume " + w.name + " needs " + std::to_string(w.redundancy) + (w.redundancy == 1 ? " host, " : " hosts, ") +
 			      std::to_string(fitting) + " can take it";
-	for (const std::string &o : obstacles)
-		message += "; " + o;
-	refuse(coded("no-room", forbidden(message)));
+	size_t without_room = 0;
+	for (const Obstacle &o : obstacles) {
+		message += "; " + o.text;
+		without_room += o.room;
+	}
+	if (fitting + without_room >= w.redundancy)
+		refuse(coded("no-room", forbidden(message)));
+	refuse(coded("too-few-hosts", forbidden(message)));
 }
 
 void refuse_unknown(const State &state, const Wanted &w)
@@ -83,16 +94,16 @@ std::vector<HostId> place(const State &state, const Wanted &w)
 		HostId host;
 	};
 	std::vector<Candidate> candidates;
-	std::vector<std::string> obstacles;
+	std::vector<Obstacle> obstacles;
 	const Reservations room(state);
 	for (const auto &[id, host] : state.hosts) {
 		if (!w.hosts.empty() && std::find(w.hosts.begin(), w.hosts.end(), id) == w.hosts.end())
 			continue;
-		std::string o = obstacle(state, room, host, w);
-		if (o.empty())
+		Obstacle o = obstacle(state, room, host, w);
+		if (o.text.empty())
 			candidates.push_back({room.available(*state.pool(w.pool, id)), id});
 		else
-			obstacles.push_back(o);
+			obstacles.push_back(std::move(o));
 	}
 	if (candidates.size() < w.redundancy)
 		refuse_all(w, candidates.size(), obstacles);

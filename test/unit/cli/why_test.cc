@@ -168,7 +168,7 @@ TEST_CASE("why: no room, a single copy, opens refused, events")
 	for (HostId h : {1, 2, 3})
 		d.good({{"op", "pool.report"}, {"name", "default"}, {"host", h}, {"size_bytes", 20 * GIB}, {"free_bytes", GIB}});
 	CHECK(codes(d, "v") == Codes{"no-room"});
-	CHECK(has(d.run({"why", "v"}).out, "1 of 3 replicas are missing, and there is no room for one: "));
+	CHECK(has(d.run({"why", "v"}).out, "1 of 3 replicas are missing, and no host can take one: "));
 	CHECK(has(d.run({"why", "v"}).out, "`lockstep volume redundancy v 2`"));
 	CHECK(codes(d, "gamma") == Codes{"pool-fills-up"});
 	d.good({{"op", "volume.redundancy"}, {"vid", vid}, {"redundancy", 1}});

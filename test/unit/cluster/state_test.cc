@@ -255,7 +255,11 @@ TEST_CASE("placement: most free space, distinct hosts, and a reason for each hos
 	CHECK(has(message, "gamma: is offline"));
 	CHECK(has(message, "epsilon: has no pool default"));
 	CHECK_FALSE(has(message, "delta"));
-	CHECK(has(c.bad(5, with(c.create_entry("on"), {{"hosts", {3, 4}}})), "gamma: is offline"));
+	const auto on = with(c.create_entry("on"), {{"hosts", {3, 4}}});
+	CHECK(has(c.bad(5, on), "gamma: is offline"));
+	// More room would help the first one only.
+	CHECK(c.apply(c.create_entry("big", 50 * GIB))["code"] == "no-room");
+	CHECK(c.apply(on)["code"] == "too-few-hosts");
 }
 
 TEST_CASE("thin pools are over-subscribed twice, thick ones never")
