@@ -2,13 +2,13 @@
 """XAPI's storage driver and plugin while hosts come and go, against real daemons and kernels (see test_xapi.py): a host is added to a
 live SR and another one removed from it; a host dies in the middle of a call, and what xapi would do then follows.
 """
-import os, shutil, signal
+import json, os, shutil, signal
 
 import pytest
 
-from lablib import wait
+from lablib import together, wait
 from test_xapi import CONFIG, MIB, XenError, pool, uuid_of		# noqa: F401 (pool is a fixture)
-from test_xapi_faults import assert_agreed, move_master
+from test_xapi_faults import assert_agreed, disks, move_master
 from fakexapi import Killed
 
 pytestmark = pytest.mark.slow
@@ -145,9 +145,9 @@ class Fall:
         if host is not self.vm or self.sprung or moment != when or method != wanted or not path.startswith(begins):
             return
         self.sprung = True
+        self.vm.kill()		# before the driver, whose end the scenario waits for
         for pid in list(self.x.processes) if self.driver_too else ():
             os.kill(pid, signal.SIGKILL)
-        self.vm.kill()
 
     def lost(self):
         """What the rest of the pool does about the host: its disks are reset (resetvdis), its PBDs are unplugged."""
@@ -221,4 +221,70 @@ def test_xapi_host_lost_while_it_plugs(pool):		# noqa: F811
         a.lockstep(f'wait-sync {name} --timeout 120', timeout=135)
     for vdi in (snapshot, disk):
         x.vdi_destroy(vdi)
+    x.sr_destroy(sr)
+
+
+def test_xapi_master_lost_in_a_scan(pool):		# noqa: F811
+    """A scan that has records to make and to forget, and wreckage to remove, ends at any of its requests; the next master's does the rest."""
+    x, (a, b, c) = pool, pool.vms
+    alpha, beta = x.host_named('alpha'), x.host_named('beta')
+    sr = x.sr_create('storage', CONFIG)
+    group = x.db['SR'][sr]['uuid']
+    kept = x.vdi_create(sr, 8 * MIB, 'kept')
+    for when in (('GET', '/v1/status', 'answered'), ('DELETE', '/v1/volumes', 'asked'), ('DELETE', '/v1/volumes', 'answered')):
+        before = set(x.vdis(sr))
+        found = x.vdi_create(sr, 8 * MIB, 'found')
+        found_uuid = uuid_of(x, found)
+        del x.db['VDI'][found]		# restored from a backup of xapi's database
+        wreck = '00000000-0000-4000-8000-00000000000' + str(len(before))
+        body = {'name': wreck, 'uuid': wreck, 'size_bytes': 8 * MIB, 'group': group, 'labels': {'xapi.creating': '1'}}
+        assert x.cluster.ask(b, 'POST', '/v1/volumes', json.dumps(body).encode())[0] == 200
+        gone = x.vdi_create(sr, 8 * MIB, 'gone')
+        b.lockstep(f'volume delete {uuid_of(x, gone)}', timeout=90)
+        fall = Fall(x, a, *when)
+        with pytest.raises((Killed, XenError)):
+            x.sr_scan(sr)
+        fall.lost()
+        assert before <= set(x.vdis(sr)), 'a disk was forgotten'
+        move_master(x, beta)
+        wait(lambda: b.lockstep('status --json')['cluster']['quorum'], 60, 'the others to agree without alpha')
+        x.sr_call('sr_attach', sr, beta)
+        x.sr_scan(sr)
+        assert set(x.vdis(sr)) == before | {x.vdi_by(found_uuid)} and wreck not in disks(b)
+        assert_agreed(x, sr, b)
+        fall.back(b, sr)
+        move_master(x, alpha)
+        x.sr_call('sr_attach', sr, alpha)
+        x.sr_scan(sr)
+        assert_agreed(x, sr, a)
+    assert kept in x.vdis(sr)
+    together(x.vdi_destroy, x.vdis(sr))
+    x.sr_destroy(sr)
+
+
+def test_xapi_host_lost_in_sr_create(pool):		# noqa: F811
+    """xapi forgets the SR and its user tries again, when the host is back. What the first tries left is no obstacle."""
+    x, (a, b, c) = pool, pool.vms
+    first, second = sorted((b, c), key=lambda h: x.host_named(h.name))		# the driver's order
+    tries = [
+        (first, 'POST', '/v1/cluster/join', 'asked'), (second, 'POST', '/v1/cluster/join', 'answered'),
+        (second, 'POST', '/v1/pools', 'asked'), (a, 'POST', '/v1/groups', 'asked'), (a, 'POST', '/v1/groups', 'answered'),
+    ]
+    for vm, method, path, moment in tries:
+        fall = Fall(x, vm, method, path, moment, driver_too=vm is a)
+        with pytest.raises((Killed, XenError)):
+            x.sr_create('storage', CONFIG)
+        fall.lost()
+        assert not x.db['SR'] and not x.db['PBD']
+        vm.power_on()
+        wait(lambda: vm.daemon_answers(), 120, f'the daemon of {vm} to answer')
+        wait(lambda: (a.lockstep('status --json')['cluster'] or {}).get('quorum'), 120, 'the cluster to agree')
+    sr = x.sr_create('storage', CONFIG)
+    status = a.lockstep('status --json')
+    assert [g['name'] for g in status['groups']] == [x.db['SR'][sr]['uuid']]
+    assert sorted(h['name'] for h in status['hosts']) == sorted(p['host'] for p in status['pools']) == ['alpha', 'beta', 'gamma']
+    disk = x.vdi_create(sr, 8 * MIB)
+    x.plug(disk, x.host_named('gamma'))
+    x.unplug(disk, x.host_named('gamma'))
+    x.vdi_destroy(disk)
     x.sr_destroy(sr)
