@@ -60,6 +60,7 @@ int run(const std::vector<std::string> &args, Context &context)
 	add_volume(app, context, action);
 	add_status(app, context, action);
 	add_snapshot(app, context, action);
+	add_disk(app, context, action);
 	add_option(app, context, action);
 	add_why(app, context, action);
 	add_md(app, context, action);

@@ -49,6 +49,8 @@ void add_volume_life(CLI::App &volume, Context &context, Action &action);
 void add_volume_diff(CLI::App &volume, Context &context, Action &action);    // diff.cc
 void add_host_life(CLI::App &host, Context &context, Action &action);
 void add_pool_life(CLI::App &pool, Context &context, Action &action);
+void add_disk(CLI::App &app, Context &context, Action &action);                        // disks.cc
+void add_pool_disks(CLI::App &pool, Context &context, Action &action);                 // likewise
 void add_pool_orphans(CLI::App &pool, Context &context, Action &action);    // orphans.cc
 
 // args: without the program's name. Returns the exit status.

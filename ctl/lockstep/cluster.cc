@@ -199,6 +199,7 @@ void add_pool(CLI::App &app, Context &context, Action &action)
 	list->add_flag("--json", o->as_json, "Print JSON");
 	list->callback([=, &context, &action] { action = [=, &context] { return pool_list(context, o->as_json); }; });
 	add_pool_life(*pool, context, action);
+	add_pool_disks(*pool, context, action);
 	add_pool_orphans(*pool, context, action);
 }
 

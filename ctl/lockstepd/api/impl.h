@@ -135,6 +135,11 @@ struct ApiServer::Impl {
 	Result<json> orphan_purge(const httplib::Request &req);
 	Result<json> orphan_adopt(const httplib::Request &req);
 
+	// disks.cc
+	void routes_disks();
+	Result<json> disk_list(const httplib::Request &req);
+	Result<json> disk_change(const httplib::Request &req);
+
 	// life.cc
 	void routes_life();
 	Done wait_created(uint32_t vid, HostId host);

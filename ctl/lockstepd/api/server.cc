@@ -196,6 +196,7 @@ void ApiServer::Impl::routes()
 	routes_volumes();
 	routes_groups();
 	routes_orphans();
+	routes_disks();
 }
 
 Result<HostId> ApiServer::Impl::host_of(const State &s, const std::string &name) const

@@ -14,6 +14,8 @@
 //   POST   /v1/cluster/join      {token, address, port(o)}
 //   POST   /v1/hosts/NAME/net    {verb: "add"|"remove"|"prefer", address}
 //   POST   /v1/pools             {name, vg, thin(o), host(o: name)}
+//   GET    /v1/disks             the disks of all pools
+//   POST   /v1/disks             {host, pool(o), add(o), remove(o)}
 //   GET    /v1/orphans           logical volumes on any host that belong to nothing in the log
 //   POST   /v1/orphans/UUID/purge   {host(o)}
 //   POST   /v1/orphans/UUID/adopt   {name, host(o), redundancy(o), group(o), labels(o)}

@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 
 #include "lockstepd/cluster/option.h"
+#include "lockstepd/host/disks.h"
 #include "lockstepd/host/journal.h"
 #include "lockstepd/host/openers.h"
 #include "lockstepd/host/orphans.h"
@@ -411,6 +412,7 @@ void Daemon::listen_to_links()
 		inspect_pool(body["vg"], body["thin_lv"], std::move(reply));
 	});
 	serve_orphans();
+	serve_disks();
 	serve_diff();
 	links_.on_notice("soft", [this](int host, Json body) { api_->soft(host, body); });
 	links_.on_peer_up([this](int host) {
@@ -644,6 +646,37 @@ void Daemon::serve_orphans()
 		if (!log_)
 			return reply(failed("not ready"));
 		purge_orphans(world(), body.at("uuid").get<std::string>(), std::move(reply));
+	});
+}
+
+void Daemon::serve_disks()
+{
+	auto own_pools = [this] {
+		std::vector<Pool> pools;
+		for (const auto &[key, pool] : state_.pools)
+			if (member_ && pool.host == member_->host_id)
+				pools.push_back(pool);
+		return pools;
+	};
+	auto work = [this](Links::Reply reply, bool change, std::function<Result<Json>()> step) {
+		auto answer = std::make_shared<Result<Json>>(Json());
+		workers_->submit("disks", [answer, step = std::move(step)] { *answer = step(); },
+				 [this, answer, change, reply] {
+					 if (change && reconciler_)
+						 reconciler_->look_at_disks();
+					 reply(std::move(*answer));
+				 });
+	};
+	links_.on_call("disk.list", [this, own_pools, work](int, Json, Links::Reply reply) {
+		work(reply, false, [lvm = lvm_, pools = own_pools(), percent = reconciler_ ? reconciler_->disk_percent() : std::map<std::string, double>()] {
+			return list_disks(lvm, pools, percent);
+		});
+	});
+	links_.on_call("disk.change", [this, own_pools, work](int, Json body, Links::Reply reply) {
+		work(reply, true, [lvm = lvm_, pools = own_pools(), host = config_.name, pool = body.at("pool").get<std::string>(),
+			     add = body.at("add").get<std::string>(), remove = body.at("remove").get<std::string>()] {
+			return change_disks(lvm, pools, host, pool, add, remove);
+		});
 	});
 }
 

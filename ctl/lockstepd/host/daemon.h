@@ -91,6 +91,7 @@ private:
 	void report_soft();
 	void inspect_pool(const std::string &vg, const std::string &thin_lv, JsonReply done);
 	void serve_orphans();                                   // verbs of links
+	void serve_disks();                                     // likewise
 	void serve_diff();                                      // ... diff.cc
 	void propose(Json entry, JsonReply done);               // a refusal of the state machine comes as an Error
 

@@ -120,6 +120,17 @@ void read_group(const Json &part, LvmReport &report)
 	vg.free_bytes = bytes_field(row, "vg_free");
 	vg.extent_bytes = bytes_field(row, "vg_extent_size");
 	vg.incomplete = bytes_field(row, "vg_missing_pv_count") > 0;
+	vg.growing = contains(split(text_field(row, "vg_tags")), GROWING_TAG);
+	for (const Json &pv_row : part.value("pv", Json::array())) {
+		PhysicalVolume pv;
+		pv.vg = vg.name;
+		pv.disk = text_field(pv_row, "pv_name");
+		pv.size_bytes = bytes_field(pv_row, "pv_size");
+		pv.used_bytes = bytes_field(pv_row, "pv_used");
+		pv.missing = !text_field(pv_row, "pv_missing").empty();
+		pv.leaving = contains(split(text_field(pv_row, "pv_tags")), LEAVING_TAG);
+		report.disks.push_back(std::move(pv));
+	}
 	for (const Json &lv_row : part.value("lv", Json::array())) {
 		LogicalVolume lv;
 		lv.vg = vg.name;
@@ -139,6 +150,10 @@ void read_group(const Json &part, LvmReport &report)
 		lv.tags = split(text_field(lv_row, "lv_tags"));
 		report.volumes.push_back(std::move(lv));
 	}
+	for (const Json &segment : part.value("seg", Json::array()))
+		for (LogicalVolume &lv : report.volumes)
+			if (lv.vg == vg.name && lv.is_thin_pool && lv.name == text_field(segment, "lv_name"))
+				lv.chunk_bytes = bytes_field(segment, "chunk_size");
 	report.groups.push_back(std::move(vg));
 }
 
@@ -146,10 +161,10 @@ void read_group(const Json &part, LvmReport &report)
 std::vector<std::string> report_command(const std::string &vg)
 {
 	std::vector<std::string> args = {"fullreport", "--reportformat", "json", "--units", "b", "--nosuffix",
-		"--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_missing_pv_count",
+		"--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_missing_pv_count,vg_tags",
 		"--configreport", "lv", "-o",
 		"lv_name,lv_path,pool_lv,origin,lv_layout,lv_size,data_percent,metadata_percent,lv_metadata_size,lv_tags,lv_active,lv_device_open,lv_health_status",
-		"--configreport", "pv", "-o", "pv_name", "--configreport", "pvseg", "-o", "pv_uuid", "--configreport", "seg", "-o", "lv_uuid"};
+		"--configreport", "pv", "-o", "pv_name,pv_size,pv_used,pv_missing,pv_tags", "--configreport", "pvseg", "-o", "pv_uuid", "--configreport", "seg", "-o", "lv_name,chunk_size"};
 	if (!vg.empty())
 		args.push_back(vg);
 	return args;
@@ -264,6 +279,12 @@ const VolumeGroup *LvmReport::group(std::string_view vg) const
 	return found == groups.end() ? nullptr : &*found;
 }
 
+const PhysicalVolume *LvmReport::disk(std::string_view vg, std::string_view name) const
+{
+	auto found = std::find_if(disks.begin(), disks.end(), [&](auto &d) { return d.vg == vg && d.disk == name; });
+	return found == disks.end() ? nullptr : &*found;
+}
+
 const LogicalVolume *LvmReport::volume(std::string_view vg, std::string_view name) const
 {
 	auto found = std::find_if(volumes.begin(), volumes.end(), [&](auto &v) { return v.vg == vg && v.name == name; });
@@ -293,8 +314,13 @@ Result<PoolSpace> pool_space(const LvmReport &report, const std::string &vg, con
 		return not_found(fmt::format("there is no volume group {}", vg));
 	if (group->incomplete)
 		return failed(fmt::format("volume group {} lacks a physical volume", vg));
-	if (thin_pool.empty())
-		return PoolSpace{group->size_bytes, group->free_bytes, -1};
+	if (thin_pool.empty()) {
+		uint64_t free = group->free_bytes;
+		for (const PhysicalVolume &d : report.disks)
+			if (d.vg == vg && d.leaving)
+				free -= std::min(free, d.size_bytes - d.used_bytes);
+		return PoolSpace{group->size_bytes, free, -1};
+	}
 	const LogicalVolume *pool = report.volume(vg, thin_pool);
 	if (!pool)
 		return not_found(fmt::format("there is no thin pool {}/{}", vg, thin_pool));
@@ -330,6 +356,7 @@ Lvm lvm_tools()
 	lvm.grow_metadata = lvm_grow_metadata;
 	add_snapshot_tools(lvm);
 	add_orphan_tools(lvm);
+	add_disk_tools(lvm);
 	return lvm;
 }
 

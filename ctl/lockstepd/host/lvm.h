@@ -26,6 +26,7 @@ struct VolumeGroup {
 	std::string name;
 	uint64_t size_bytes = 0, free_bytes = 0, extent_bytes = 0;
 	bool incomplete = false;    // a physical volume is missing
+	bool growing = false;       // its thin pool is to take what a new disk brought (lvm_disks.cc)
 	bool operator==(const VolumeGroup &) const = default;
 };
 
@@ -39,10 +40,26 @@ struct LogicalVolume {
 	uint64_t size_bytes = 0;
 	double data_percent = -1;               // thin pools and thin volumes; -1: unknown
 	double metadata_percent = -1;           // thin pools; -1: unknown
-	uint64_t metadata_bytes = 0;            // thin pools
+	uint64_t metadata_bytes = 0, chunk_bytes = 0;    // thin pools
 	std::string health;                     // empty: well
 	std::vector<std::string> tags;
 	bool operator==(const LogicalVolume &) const = default;
+};
+
+// A disk of a volume group.
+struct PhysicalVolume {
+	std::string vg, disk;       // disk: /dev/...
+	uint64_t size_bytes = 0, used_bytes = 0;
+	bool missing = false;       // LVM does not find it
+	bool leaving = false;       // it is being emptied (lvm_disks.cc)
+	bool operator==(const PhysicalVolume &) const = default;
+};
+
+// How far a disk is that is being emptied.
+struct DiskMove {
+	bool gone = false;          // it is in the volume group no more
+	double percent = 0;         // of what is being moved now
+	bool operator==(const DiskMove &) const = default;
 };
 
 // The LV of a replica: where and how large.
@@ -75,7 +92,9 @@ struct OrphanLv {
 struct LvmReport {
 	std::vector<VolumeGroup> groups;
 	std::vector<LogicalVolume> volumes;
+	std::vector<PhysicalVolume> disks;
 
+	const PhysicalVolume *disk(std::string_view vg, std::string_view name) const;
 	const VolumeGroup *group(std::string_view vg) const;
 	const LogicalVolume *volume(std::string_view vg, std::string_view name) const;
 	// The replica's LV: it has the name and the tag. What has only the name is somebody else's, and none of ours is there.
@@ -105,6 +124,10 @@ Result<PoolSpace> pool_space(const LvmReport &report, const std::string &vg, con
 // By how many bytes the thin pool's metadata should grow now; 0: they need not, or it is none. pools.cc.
 uint64_t metadata_growth(const LvmReport &report, const std::string &vg, const std::string &thin_pool);
 
+// By how many bytes the thin pool's data should grow to take what its volume group has free, but for what its metadata may need; 0:
+// not at all, or it is none. lvm_disks.cc.
+uint64_t data_growth(const LvmReport &report, const std::string &vg, const std::string &thin_pool);
+
 // What `lvm fullreport --reportformat json --units b --nosuffix` with our fields says.
 Result<LvmReport> parse_lvm_report(std::string_view json);
 
@@ -121,6 +144,16 @@ struct Lvm {
 	std::function<Done(const ReplicaLv &)> remove;
 	// The thin pool's metadata, by so many bytes, which it may be using. Not idempotent: by what the report has just said.
 	std::function<Done(const std::string &vg, const std::string &thin_pool, uint64_t bytes)> grow_metadata;
+	// Disks of a volume group; lvm_disks.cc. An empty, unused disk becomes part of it; grow: its thin pool is to take the room then.
+	// In it already: done.
+	std::function<Done(const std::string &vg, const std::string &disk, bool grow)> add_disk;
+	// The disk is marked as one to be emptied. LVM remembers that, also over a restart.
+	std::function<Done(const std::string &vg, const std::string &disk)> leave_disk;
+	// The next step of emptying a disk so marked: begins to move what is on it, or looks how far that is, or takes it out. Returns
+	// soon: LVM moves in the background. last: percent of the step before; a move that stands still is set going again.
+	std::function<Result<DiskMove>(const std::string &vg, const std::string &disk, double last)> drain_disk;
+	// The thin pool's data, by so many bytes; then the volume group counts as growing no more.
+	std::function<Done(const std::string &vg, const std::string &thin_pool, uint64_t bytes)> grow_data;
 	// At least lv.size_bytes; never smaller.
 	std::function<Done(const ReplicaLv &)> extend;
 	// Of the replica's LV, which may be in use. One with our tag is taken as it is.
@@ -143,5 +176,9 @@ struct Lvm {
 Lvm lvm_tools();
 void add_snapshot_tools(Lvm &lvm);    // lvm_snapshots.cc: extend, snapshot, remove_snapshot, clone
 void add_orphan_tools(Lvm &lvm);      // lvm_orphans.cc: purge, show, take_over
+void add_disk_tools(Lvm &lvm);        // lvm_disks.cc: add_disk, leave_disk, drain_disk, grow_data
+
+constexpr const char *LEAVING_TAG = "lockstep.leaving";    // of a physical volume
+constexpr const char *GROWING_TAG = "lockstep.growing";    // of a volume group
 
 }    // namespace lockstep

@@ -5,6 +5,8 @@
 // A thin pool whose metadata are full takes no more writes and may need a repair, however much room its data have. So they grow, in
 // steps of a quarter, from METADATA_GROW_PERCENT on, into what the volume group has free: `scripts/install` leaves as much as they
 // have. What LVM keeps as a spare for repairs grows with them. Level-triggered: it is decided by what LVM has just said.
+//
+// So are disks that are to leave a pool, and thin pools that are to take the room of a new one (lvm_disks.cc): each look is a step.
 #include <algorithm>
 #include <cmath>
 
@@ -18,15 +20,39 @@ namespace lockstep {
 namespace {
 
 constexpr double METADATA_GROW_PERCENT = 70;
+constexpr uint64_t DISK_PERIOD_MS = 3000;    // while one is being emptied
+
+struct DiskLook {
+	std::string disk;
+	Result<DiskMove> move = DiskMove{};
+};
 
 // What a worker found and did.
 struct PoolLook {
 	Result<PoolSpace> space = PoolSpace{};
 	uint64_t grow_bytes = 0;    // the metadata were to grow by this
 	Done grown = Nothing{};
+	std::vector<DiskLook> disks;    // that are leaving
+	uint64_t data_bytes = 0;        // the data have taken so much of a new disk
+	Done data = Nothing{};
 };
 
-PoolLook inspect(const Lvm &lvm, const std::string &vg, const std::string &thin_pool)
+void look_at_disks(const Lvm &lvm, const LvmReport &report, const std::string &vg, const std::string &thin_pool,
+		   const std::map<std::string, double> &last, PoolLook &look)
+{
+	for (const PhysicalVolume &d : report.disks)
+		if (d.vg == vg && d.leaving) {
+			const auto before = last.find(d.disk);
+			look.disks.push_back({d.disk, lvm.drain_disk(vg, d.disk, before == last.end() ? -1 : before->second)});
+		}
+	const VolumeGroup *group = report.group(vg);
+	if (!look.disks.empty() || thin_pool.empty() || !group || !group->growing)
+		return;
+	look.data_bytes = data_growth(report, vg, thin_pool);
+	look.data = lvm.grow_data(vg, thin_pool, look.data_bytes);
+}
+
+PoolLook inspect(const Lvm &lvm, const std::string &vg, const std::string &thin_pool, const std::map<std::string, double> &last)
 {
 	PoolLook look;
 	auto report = lvm.report(vg);
@@ -34,6 +60,10 @@ PoolLook inspect(const Lvm &lvm, const std::string &vg, const std::string &thin_
 		look.space = report.error();
 		return look;
 	}
+	look_at_disks(lvm, *report, vg, thin_pool, last, look);
+	if (look.data_bytes)
+		if (auto after = lvm.report(vg); after)
+			report = std::move(after);
 	look.space = pool_space(*report, vg, thin_pool);
 	if (!look.space || !(look.grow_bytes = metadata_growth(*report, vg, thin_pool)))
 		return look;
@@ -72,12 +102,13 @@ void Reconciler::look_at_pools()
 		auto look = std::make_shared<PoolLook>();
 		world_.run(
 			vg_key(pool.vg),
-			[look, lvm = world_.lvm, vg = pool.vg, thin = pool.thin_lv] { *look = inspect(lvm, vg, thin); },
+			[look, lvm = world_.lvm, vg = pool.vg, thin = pool.thin_lv, last = disk_percent_] { *look = inspect(lvm, vg, thin, last); },
 			[this, look, name = pool.name] {
 				const Pool *pool = world_.state().pool(name, self_);
 				if (!pool) {
 					pool_tasks_.erase(name);
 					metadata_tasks_.erase(name);
+					disk_tasks_.erase(name);
 					return;
 				}
 				const std::string object = "pool " + name;
@@ -86,9 +117,34 @@ void Reconciler::look_at_pools()
 							       pool->vg, pool->thin_lv, format_bytes(look->grow_bytes)));
 				if (look->space)
 					finish(metadata_tasks_[name], object, look->grown);
+				Done disks = look->data;
+				if (look->data_bytes && disks)
+					world_.log(fmt::format("{}: thin pool {}/{} has grown by {} into its new disk", object, pool->vg, pool->thin_lv,
+							       format_bytes(look->data_bytes)));
+				for (const DiskLook &d : look->disks) {
+					if (!d.move) {
+						disks = d.move.error();
+					} else if (d.move->gone) {
+						disk_percent_.erase(d.disk);
+						world_.log(fmt::format("{}: disk {} is empty, and out of volume group {}", object, d.disk, pool->vg));
+					} else {
+						disk_percent_[d.disk] = d.move->percent;
+					}
+				}
+				if (!look->disks.empty())
+					pool_seen_ms_[name] = world_.now_ms() - POOL_PERIOD_MS + DISK_PERIOD_MS;
+				if (look->space || !look->disks.empty())
+					finish(disk_tasks_[name], object, disks);
 				report_pool(*pool, look->space);
 			});
 	}
+}
+
+void Reconciler::look_at_disks()
+{
+	for (auto &[pool, seen_ms] : pool_seen_ms_)
+		seen_ms = world_.now_ms() - POOL_PERIOD_MS;
+	look();
 }
 
 // A volume came or went. Not at once: LVM has just been busy, and others may come.

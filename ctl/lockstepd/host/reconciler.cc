@@ -754,7 +754,7 @@ std::vector<Problem> Reconciler::problems() const
 	add(0, leave_task_);
 	for (const auto &[host, task] : peer_tasks_)
 		add(0, task);
-	for (const auto *tasks : {&pool_tasks_, &metadata_tasks_})
+	for (const auto *tasks : {&pool_tasks_, &metadata_tasks_, &disk_tasks_})
 		for (const auto &[pool, task] : *tasks)
 			add(0, task);
 	for (const auto &[vid, w] : works_)

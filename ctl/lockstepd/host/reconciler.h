@@ -107,6 +107,9 @@ public:
 	// Compares the members' blocks with the primary's, which is on this host. begun_ms names this verify: reports tell how far it is
 	// under this name, never what an earlier one found.
 	void verify(uint32_t vid, bool start, bool repair, uint64_t begun_ms, std::function<void(Done)> done);
+	// A disk is to leave a pool here, or has come into one.
+	void look_at_disks();
+	const std::map<std::string, double> &disk_percent() const { return disk_percent_; }
 	// Fails what waits on this host.
 	void abort_waiting(uint32_t vid, std::function<void(Done)> done);
 
@@ -245,6 +248,8 @@ private:
 	Task kernel_task_, sync_task_, leave_task_;
 	std::map<HostId, Task> peer_tasks_;
 	std::map<std::string, Task> pool_tasks_;
+	std::map<std::string, Task> disk_tasks_;        // of disks that come and go, by pool
+	std::map<std::string, double> disk_percent_;    // of disks that are being emptied, as LVM said last
 	std::map<std::string, Task> metadata_tasks_;    // of the growth of thin pools' metadata, by pool
 	std::map<std::string, uint64_t> pool_seen_ms_;
 	std::map<uint32_t, VolumeWork> works_;

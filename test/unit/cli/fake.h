@@ -51,6 +51,7 @@ public:
 	std::set<HostId> unreachable;           // by ask_host
 	std::vector<HostId> diff_asked;         // in order
 	std::map<HostId, nlohmann::json> orphans;    // answers to orphan.list
+	std::map<HostId, nlohmann::json> disks;      // answers to disk.list; each answer brings a disk that is leaving 60 % further
 	nlohmann::json orphans_kept = nlohmann::json::array();
 	unsigned rounds = 0;                    // Context::rounds
 	unsigned broken_holds = 0;              // so many attempts at a snapshot fail
@@ -366,6 +367,21 @@ private:
 			if (unreachable.contains(host))
 				return failed("it cannot be reached");
 			asked_ = "host " + std::to_string(host) + " " + verb + " " + body.dump();
+			if (verb == "disk.list") {
+				const nlohmann::json list = disks.contains(host) ? disks[host] : nlohmann::json::array();
+				nlohmann::json next = nlohmann::json::array();
+				for (nlohmann::json d : list)
+					if (d["leaving"] == false || (d["percent"] = d["percent"].get<double>() + 60) < 100)
+						next.push_back(d);
+				disks[host] = next;
+				return list;
+			}
+			if (verb == "disk.change") {
+				for (nlohmann::json &d : disks[host])
+					if (d["disk"] == body["remove"])
+						d["leaving"] = true;
+				return nlohmann::json{{"pool", "default"}, {"vg", "lockstep_group"}, {"add", body["add"]}, {"remove", body["remove"]}, {"changed", true}};
+			}
 			if (verb == "orphan.list" || verb == "orphan.purge") {
 				nlohmann::json list = nlohmann::json::array();
 				for (const nlohmann::json &o : orphans[host])

@@ -243,6 +243,12 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	http.ask("delete", "/groups/{name}", "/groups/sr", {}, 409);
 	const json content = {{"vid", 7}, {"host", 1}, {"size_bytes", GIB}, {"block_size", 16384}, {"md_offset", GIB}, {"version", 5}, {"term", 3},
 			      {"clean", true}, {"absent", {2}}};
+	d.disks[1] = json{{{"pool", "default"}, {"vg", "lockstep_group"}, {"disk", "/dev/sdb"}, {"size_bytes", GIB}, {"used_bytes", 0}, {"missing", false},
+			   {"leaving", true}, {"percent", 7.5}}};
+	http.ask("get", "/disks", "/disks");
+	http.ask("post", "/disks", "/disks", {{"host", "alpha"}, {"pool", "default"}, {"add", "/dev/sdc"}});
+	http.ask("post", "/disks", "/disks", {{"host", "alpha"}, {"add", "/dev/sdc"}}, 400);
+	http.ask("post", "/disks", "/disks", {{"host", "alpha"}, {"remove", "sdc"}}, 400);
 	d.orphans[1] = json{{{"vg", "lockstep_group"}, {"lv", "lockstep.7"}, {"kind", "replica"}, {"uuid", uuid(77)}, {"lv_bytes", 2 * GIB},
 			     {"thin_pool", "thin_device"}, {"active", true}, {"open", false}, {"content", content}}};
 	http.ask("get", "/orphans", "/orphans");

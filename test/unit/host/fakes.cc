@@ -500,7 +500,41 @@ Lvm FakeWorld::lvm()
 		r.groups.push_back(groups[vg]);
 		for (const auto &[path, lv] : lvs)
 			r.volumes.push_back(lv.lv);
+		for (const auto &[path, disk] : disks)
+			r.disks.push_back(disk);
 		return r;
+	};
+	l.add_disk = [this](const std::string &vg, const std::string &disk, bool grow) {
+		return effect<Done>("add_disk " + disk, [=, this]() -> Done {
+			disks.try_emplace(disk, PhysicalVolume{.vg = vg, .disk = disk, .size_bytes = 20 * GIB});
+			groups[vg].growing |= grow;
+			return Nothing{};
+		});
+	};
+	l.leave_disk = [this](const std::string &, const std::string &disk) {
+		return effect<Done>("leave_disk " + disk, [=, this]() -> Done {
+			disks.at(disk).leaving = true;
+			return Nothing{};
+		});
+	};
+	l.drain_disk = [this](const std::string &, const std::string &disk, double last) {
+		return effect<Result<DiskMove>>("drain_disk " + disk, [=, this]() -> Result<DiskMove> {
+			if (!disks.contains(disk) || !disks.at(disk).used_bytes) {
+				disks.erase(disk);
+				return DiskMove{.gone = true};
+			}
+			if (last >= 50)
+				disks.at(disk).used_bytes = 0;
+			return DiskMove{.percent = last < 0 ? 0 : last < 50 ? 50.0 : 100.0};
+		});
+	};
+	l.grow_data = [this](const std::string &vg, const std::string &thin_pool, uint64_t bytes) {
+		return effect<Done>("grow_data " + std::to_string(bytes >> 20), [=, this]() -> Done {
+			lvs["/dev/" + vg + "/" + thin_pool].lv.size_bytes += bytes;
+			groups[vg].free_bytes -= bytes;
+			groups[vg].growing = false;
+			return Nothing{};
+		});
 	};
 	l.create = [this](const ReplicaLv &lv) {
 		return effect<Done>("lv_create " + std::to_string(lv.vid), [=, this]() -> Done {
@@ -603,6 +637,8 @@ Lvm FakeWorld::lvm()
 			r.groups.push_back(group);
 		for (const auto &[path, lv] : lvs)
 			r.volumes.push_back(lv.lv);
+		for (const auto &[path, disk] : disks)
+			r.disks.push_back(disk);
 		return r;
 	};
 	l.show = [this](const OrphanLv &lv) {

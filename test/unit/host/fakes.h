@@ -89,6 +89,7 @@ public:
 	uint64_t seq = 0;
 	std::map<std::string, VolumeGroup> groups;
 	std::map<std::string, FakeLv> lvs;              // by path
+	std::map<std::string, PhysicalVolume> disks;    // by path; a move takes all at once, but 50 % of a step of its own
 	std::set<std::pair<uint32_t, uint64_t>> quiesced;    // vid and hold of which EV_QUIESCED was given
 	std::map<uint32_t, VolumeTune> tuned;
 	bool drains = true;                             // what is in flight ends: EV_QUIESCED, handover, moves

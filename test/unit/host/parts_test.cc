@@ -164,11 +164,11 @@ static const char *REPORT = R"(  {
       "report": [
           {
               "vg": [
-                  {"vg_name":"lockstep_group", "vg_size":"310378496", "vg_free":"301989888", "vg_extent_size":"4194304", "vg_missing_pv_count":"0"}
+                  {"vg_name":"lockstep_group", "vg_size":"310378496", "vg_free":"301989888", "vg_extent_size":"4194304", "vg_missing_pv_count":"0", "vg_tags":"lockstep,lockstep.growing"}
               ]
               ,
               "pv": [
-                  {"pv_name":"/dev/loop0"}
+                  {"pv_name":"/dev/loop0", "pv_size":"310378496", "pv_used":"8388608", "pv_missing":"", "pv_tags":"other,lockstep.leaving"}
               ]
               ,
               "lv": [
@@ -183,7 +183,8 @@ static const char *REPORT = R"(  {
               ]
               ,
               "seg": [
-                  {"lv_uuid":"UcQb81-EzWv-qDZg-yYli-Y5V1-OhRf-T1QzPS"}
+                  {"lv_name":"lockstep.7", "chunk_size":"0"},
+                  {"lv_name":"thin_device", "chunk_size":"65536"}
               ]
           }
       ]
@@ -196,7 +197,9 @@ TEST_CASE("LVM's report is read")
 	REQUIRE(report);
 	const VolumeGroup *vg = report->group("lockstep_group");
 	REQUIRE(vg);
-	CHECK(*vg == VolumeGroup{"lockstep_group", 310378496, 301989888, 4194304, false});
+	CHECK(*vg == VolumeGroup{"lockstep_group", 310378496, 301989888, 4194304, false, true});
+	REQUIRE(report->disk("lockstep_group", "/dev/loop0"));
+	CHECK(*report->disk("lockstep_group", "/dev/loop0") == PhysicalVolume{"lockstep_group", "/dev/loop0", 310378496, 8388608, false, true});
 	const LogicalVolume *replica = report->volume("lockstep_group", "lockstep.7");
 	REQUIRE(replica);
 	CHECK(replica->path == "/dev/lockstep_group/lockstep.7");
@@ -210,6 +213,7 @@ TEST_CASE("LVM's report is read")
 	CHECK(pool->data_percent == 25.0);
 	CHECK(pool->metadata_percent == 10.94);
 	CHECK(pool->metadata_bytes == 4194304);
+	CHECK(pool->chunk_bytes == 65536);
 	CHECK(report->volume("lockstep_group", "lockstep.8")->pool == "thin_device");
 	CHECK(!report->volume("lockstep_group", "lockstep.8")->is_thin_pool);
 	CHECK(!report->volume("other", "lockstep.8"));
@@ -226,7 +230,9 @@ TEST_CASE("a pool's space, and what is no pool")
 	REQUIRE(report);
 	auto thick = pool_space(*report, "lockstep_group", "");
 	REQUIRE(thick);
-	CHECK(thick->free_bytes == 301989888);
+	CHECK(thick->free_bytes == 0);    // all of it is on a disk that is leaving
+	report->disks[0].leaving = false;
+	CHECK(pool_space(*report, "lockstep_group", "")->free_bytes == 301989888);
 	auto thin = pool_space(*report, "lockstep_group", "thin_device");
 	REQUIRE(thin);
 	CHECK(thin->size_bytes == 104857600);

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The API's handlers for the disks under pools. Each host knows its own (host/disks.h).
+#include "lockstepd/api/impl.h"
+
+namespace lockstep {
+
+using nlohmann::json;
+
+void ApiServer::Impl::routes_disks()
+{
+	http.Get("/v1/disks", route(&Impl::disk_list));
+	http.Post("/v1/disks", route(&Impl::disk_change));
+}
+
+Result<json> ApiServer::Impl::disk_list(const httplib::Request &)
+{
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	const std::shared_ptr<const State> s = backend.state();
+	json disks = json::array(), unreachable = json::array();
+	for (const auto &[id, h] : s->hosts) {
+		if (h.witness)
+			continue;
+		Result<json> list = h.online ? backend.ask_host(id, "disk.list", json::object()) : Result<json>(failed("host " + h.name + " is offline"));
+		if (!list || !list->is_array()) {
+			unreachable.push_back({{"host", h.name}, {"message", list ? "host " + h.name + " did not understand the question" : list.error().message}});
+			continue;
+		}
+		for (json &d : *list) {
+			d["host"] = h.name;
+			disks.push_back(std::move(d));
+		}
+	}
+	return json{{"disks", std::move(disks)}, {"unreachable", std::move(unreachable)}};
+}
+
+Result<json> ApiServer::Impl::disk_change(const httplib::Request &req)
+{
+	const json body = body_of(req);
+	const std::string pool = text_of(body, "pool", ""), add = text_of(body, "add", ""), remove = text_of(body, "remove", "");
+	if (add.empty() && remove.empty())
+		return usage_error("name a disk to add, or one to remove");
+	if (pool.empty() && remove.empty())
+		return usage_error("name the pool that " + add + " is for");
+	for (const std::string &disk : {add, remove})
+		if (!disk.empty() && (!disk.starts_with("/dev/") || disk.find("..") != std::string::npos))
+			return usage_error("\"" + disk + "\" is no disk: give its path, such as /dev/sdb");
+	if (add == remove)
+		return usage_error(add + " cannot replace itself");
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	const std::shared_ptr<const State> s = backend.state();
+	Result<HostId> host = host_of(*s, text_of(body, "host"));
+	if (!host)
+		return host.error();
+	if (!s->online(*host))
+		return coded("host-offline", forbidden("host " + s->host_name(*host) + " is offline: only it can change its disks"));
+	Result<json> answer = backend.ask_host(*host, "disk.change", {{"pool", pool}, {"add", add}, {"remove", remove}});
+	if (answer)
+		(*answer)["host"] = s->host_name(*host);
+	return answer;
+}
+
+}    // namespace lockstep

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// Disks that come into a volume group and leave it, while it is in use.
+//
+// What is wanted stands where it matters: as tags in LVM's own metadata on the disks themselves. A disk with LEAVING_TAG is emptied by
+// whatever daemon finds it, after a restart of the daemon or of the host as before: LVM moves in the background, keeps its
+// place, and a disk that is empty leaves the group. So there is no list of steps that could be half done.
+//
+// LVM is never told --yes where that would mean to wipe: it refuses disks that are in use, partitioned or carry a signature.
+#include "lockstepd/host/lvm.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+namespace lockstep {
+
+namespace {
+
+constexpr uint64_t METADATA_BYTES_PER_CHUNK = 128;    // as scripts/install has it
+
+Done lvm_run(std::vector<std::string> args, const std::string &what)
+{
+	auto out = run_lvm(std::move(args), what);
+	if (!out)
+		return out.error();
+	return Nothing{};
+}
+
+Result<LvmReport> report_of(const std::string &vg) { return lvm_tools().report(vg); }
+
+Done add_disk(const std::string &vg, const std::string &disk, bool grow)
+{
+	auto report = report_of(vg);
+	if (!report)
+		return report.error();
+	if (report->disk(vg, disk))
+		return Nothing{};
+	const std::string what = fmt::format("cannot add {} to volume group {}", disk, vg);
+	if (grow)
+		if (Done tagged = lvm_run({"vgchange", "--addtag", GROWING_TAG, vg}, what); !tagged)
+			return tagged;
+	return lvm_run({"vgextend", vg, disk}, what);
+}
+
+Done leave_disk(const std::string &vg, const std::string &disk)
+{
+	const std::string what = fmt::format("cannot take {} out of volume group {}", disk, vg);
+	if (Done tagged = lvm_run({"pvchange", "--addtag", LEAVING_TAG, disk}, what); !tagged)
+		return tagged;
+	return lvm_run({"pvchange", "--allocatable", "n", disk}, what);
+}
+
+// Percent of what LVM is moving in the group; -1: nothing.
+Result<double> moving(const std::string &vg)
+{
+	auto out = run_lvm({"lvs", "--all", "--reportformat", "json", "-o", "lv_name,copy_percent", vg}, fmt::format("cannot inspect volume group {}", vg));
+	if (!out)
+		return out.error();
+	try {
+		const nlohmann::json parsed = nlohmann::json::parse(*out);
+		for (const auto &part : parsed.at("report"))
+			for (const auto &row : part.at("lv"))
+				if (const std::string name = row.at("lv_name"); name.find("pvmove") != std::string::npos) {
+					const std::string percent = row.at("copy_percent");
+					return percent.empty() ? 0 : std::stod(percent);
+				}
+	} catch (const std::exception &e) {
+		return failed(fmt::format("LVM's report of volume group {} is not understood: {}", vg, e.what()));
+	}
+	return -1.0;
+}
+
+Result<DiskMove> drain_disk(const std::string &vg, const std::string &disk, double last)
+{
+	auto report = report_of(vg);
+	if (!report)
+		return report.error();
+	const PhysicalVolume *pv = report->disk(vg, disk);
+	if (!pv)
+		return DiskMove{.gone = true};
+	if (pv->missing)
+		return failed(fmt::format("disk {} of volume group {} is missing: what is on it cannot be moved", disk, vg));
+	const std::string what = fmt::format("cannot take {} out of volume group {}", disk, vg);
+	if (!pv->used_bytes) {
+		if (Done reduced = lvm_run({"vgreduce", vg, disk}, what); !reduced)
+			return reduced.error();
+		if (Done removed = lvm_run({"pvremove", disk}, fmt::format("{} is out of volume group {}, but LVM's label on it stays", disk, vg)); !removed)
+			return removed.error();
+		return DiskMove{.gone = true};
+	}
+	auto percent = moving(vg);
+	if (!percent)
+		return percent.error();
+	const std::string move = fmt::format("cannot move what is on {} to other disks of volume group {}", disk, vg);
+	// A move whose process was killed, or that a reboot broke off, goes on from where it was.
+	Done going = *percent < 0 ? lvm_run({"pvmove", "--background", disk}, move)
+		   : *percent == last ? lvm_run({"pvmove", "--background"}, move) : Done(Nothing{});
+	if (!going)
+		return going.error();
+	return DiskMove{.percent = std::max(*percent, 0.0)};
+}
+
+Done grow_data(const std::string &vg, const std::string &thin_pool, uint64_t bytes)
+{
+	const std::string what = fmt::format("thin pool {}/{} cannot grow into its new disk", vg, thin_pool);
+	if (bytes)
+		if (Done grown = lvm_run({"lvextend", "--yes", "--size", fmt::format("+{}b", bytes), vg + "/" + thin_pool}, what); !grown)
+			return grown;
+	return lvm_run({"vgchange", "--deltag", GROWING_TAG, vg}, what);
+}
+
+}    // namespace
+
+// What is left free is what scripts/install leaves: metadata for a pool of this size, its spare, and as much again.
+uint64_t data_growth(const LvmReport &report, const std::string &vg, const std::string &thin_pool)
+{
+	const VolumeGroup *group = report.group(vg);
+	const LogicalVolume *pool = thin_pool.empty() ? nullptr : report.volume(vg, thin_pool);
+	if (!group || !pool || !group->extent_bytes || !pool->chunk_bytes)
+		return 0;
+	const uint64_t wanted = group->size_bytes / pool->chunk_bytes * METADATA_BYTES_PER_CHUNK;
+	const uint64_t there = pool->metadata_bytes;
+	const uint64_t reserve = wanted > there ? 3 * wanted - 2 * there : there;
+	return group->free_bytes > reserve ? (group->free_bytes - reserve) / group->extent_bytes * group->extent_bytes : 0;
+}
+
+void add_disk_tools(Lvm &lvm)
+{
+	lvm.add_disk = add_disk;
+	lvm.leave_disk = leave_disk;
+	lvm.drain_disk = drain_disk;
+	lvm.grow_data = grow_data;
+}
+
+}    // namespace lockstep
