@@ -147,7 +147,11 @@ struct ConsensusLog::Impl : std::enable_shared_from_this<ConsensusLog::Impl> {
 	std::map<uint64_t, std::unique_ptr<Request>> requests;
 	std::map<uint64_t, LocalProposal> locals;      // by token
 	std::map<uint64_t, uint64_t> token_at;         // index in the log -> token
-	std::map<uint64_t, std::vector<OutcomeFn>> barriers;    // by token
+	struct Barrier {
+		uint64_t before;    // last index when it began
+		std::vector<OutcomeFn> waiting;
+	};
+	std::map<uint64_t, Barrier> barriers;    // by token
 	bool barrier_running = false;
 	std::vector<OutcomeFn> barrier_next;
 
@@ -476,29 +480,30 @@ void ConsensusLog::Impl::barrier_here(OutcomeFn done)
 
 void ConsensusLog::Impl::start_barrier(std::vector<OutcomeFn> waiting)
 {
-	const uint64_t token = next_id++;
+	const uint64_t token = next_id++, before = ready ? lks_raft_last(raft) : 0;
 	if (!ready || lks_raft_barrier(raft, reinterpret_cast<void *>(uintptr_t(token))) != 0) {
 		for (const auto &done : waiting)
 			done({});
 		return;
 	}
 	barrier_running = true;
-	barriers[token] = std::move(waiting);
+	barriers[token] = {before, std::move(waiting)};
 }
 
 void ConsensusLog::Impl::barrier_done(uint64_t token, int status)
 {
 	const auto it = barriers.find(token);
-	const auto waiting = std::move(it->second);
+	const Barrier barrier = std::move(it->second);
 	barriers.erase(it);
 	barrier_running = false;
 	auto next = std::move(barrier_next);
 	barrier_next.clear();
 	if (!next.empty())
 		start_barrier(std::move(next));
-	const uint64_t index = lks_raft_applied(raft);
-	for (const auto &done : waiting)
-		done(status == 0 ? Outcome{Outcome::committed, index, nullptr, ""} : Outcome{});
+	// What was there before it is what whoever asked has to see, not the barrier: another host hears that this is committed with the next
+	// heartbeat only.
+	for (const auto &done : barrier.waiting)
+		done(status == 0 ? Outcome{Outcome::committed, barrier.before, nullptr, ""} : Outcome{});
 }
 
 // --- requests -----------------------------------------------------------------------------------------------------------------

@@ -772,6 +772,11 @@ uint64_t lks_raft_term(struct lks_raft *r)
 	return raft_current_term(&r->raft);
 }
 
+uint64_t lks_raft_last(struct lks_raft *r)
+{
+	return raft_last_index(&r->raft);
+}
+
 uint64_t lks_raft_applied(struct lks_raft *r)
 {
 	return raft_last_applied(&r->raft);

@@ -103,6 +103,7 @@ bool lks_raft_change_pending(const struct lks_raft *r);
 bool lks_raft_is_leader(struct lks_raft *r);
 uint64_t lks_raft_leader(struct lks_raft *r);	/* 0: unknown */
 uint64_t lks_raft_term(struct lks_raft *r);
+uint64_t lks_raft_last(struct lks_raft *r);	/* index of the last entry it has, committed or not */
 uint64_t lks_raft_applied(struct lks_raft *r);
 size_t lks_raft_members(const struct lks_raft *r);
 void lks_raft_member(const struct lks_raft *r, size_t i, uint64_t *id, const char **address, enum lks_raft_role *role);

@@ -167,7 +167,7 @@ TEST_CASE("three hosts apply the same entries in the same order, whoever propose
 	CHECK((*refused).at("ok") == false);
 }
 
-TEST_CASE("all hosts apply an entry soon after its commit, not with the leader's next heartbeat")
+TEST_CASE("all hosts apply an entry soon after its commit, and pass a barrier, not with the leader's next heartbeat")
 {
 	Cluster c(3, [](ConsensusOptions &o) {
 		o.heartbeat_ms = 20'000;
@@ -177,6 +177,12 @@ TEST_CASE("all hosts apply an entry soon after its commit, not with the leader's
 	for (const int proposer : {1, 2, 1, 3, 1}) {
 		c.propose_ok(proposer, put_entry("x"));
 		REQUIRE(c.wait([&] { return c.all_equal(); }, 10'000));
+	}
+	for (const int asked : {2, 3, 1}) {
+		std::optional<bool> passed;    // false after 10 s
+		c.node(asked).log->barrier([&](Done done) { passed = bool(done); });
+		REQUIRE(c.wait([&] { return passed.has_value(); }, 15'000));
+		CHECK(*passed);
 	}
 }
 
