@@ -671,7 +671,7 @@ static int dump_peers(struct sk_buff *skb, struct netlink_callback *cb)
 
 static int get(struct sk_buff *skb, struct netlink_callback *cb)
 {
-	struct nlattr *vid = lks_dump_attr(cb, LKS_A_VID);
+	struct nlattr *vid = lks_dump_u32(cb, LKS_A_VID);
 	struct dump *d = lks_dump_state(cb);
 	int err;
 

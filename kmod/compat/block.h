@@ -67,13 +67,18 @@ static inline void bio_end_io_acct(struct bio *bio, unsigned long start)
 #endif
 
 /* The control group that a bio's I/O is accounted to, with a reference; NULL if this kernel does not say. */
-#if defined(CONFIG_BLK_CGROUP) && defined(LKS_HAVE_blkcg_css)
+#if defined(CONFIG_BLK_CGROUP) && (defined(LKS_HAVE_blkcg_css) || defined(LKS_HAVE_bio_blkcg))
 #include <linux/cgroup.h>
 #include <linux/blk-cgroup.h>
 
 static inline struct cgroup_subsys_state *lks_bio_css(struct bio *bio)
 {
+#ifdef LKS_HAVE_blkcg_css
 	struct cgroup_subsys_state *css = bio_blkcg_css(bio);
+#else
+	struct blkcg *blkcg = bio_blkcg(bio);
+	struct cgroup_subsys_state *css = blkcg ? &blkcg->css : NULL;
+#endif
 
 	if (css)
 		css_get(css);

@@ -127,12 +127,12 @@ static struct gendisk *lks_disk_alloc(void)
 
 	if (!disk)
 		return ERR_PTR(-ENOMEM);
-#ifdef LKS_HAVE_queue_alloc
-	disk->queue = blk_alloc_queue(NUMA_NO_NODE);
-#else
+#ifdef LKS_HAVE_queue_make_request
 	disk->queue = blk_alloc_queue(GFP_KERNEL);
 	if (disk->queue)
 		blk_queue_make_request(disk->queue, lks_disk_make_request);
+#else
+	disk->queue = blk_alloc_queue(NUMA_NO_NODE);
 #endif
 	if (!disk->queue) {
 		put_disk(disk);
@@ -162,8 +162,9 @@ static int lks_disk_register(struct gendisk *disk, const struct attribute_group 
 	device_add_disk(NULL, disk, groups);
 	return 0;
 #else
+	disk_to_dev(disk)->groups = groups;	/* there with the disk: udev does not have to wait for them */
 	device_add_disk(NULL, disk);
-	return sysfs_create_groups(&disk_to_dev(disk)->kobj, groups);
+	return 0;
 #endif
 }
 

@@ -18,7 +18,7 @@
 #define ITER_DEST READ
 #endif
 
-#ifndef LKS_HAVE_netlink_ctx	/* as old as that: the direction says the kind of iterator, too */
+#ifndef LKS_HAVE_iter_discard	/* the direction says the kind of iterator, too: without it, a BUG() */
 #define iov_iter_kvec(iter, direction, ...) iov_iter_kvec(iter, ITER_KVEC | (direction), __VA_ARGS__)
 #define iov_iter_bvec(iter, direction, ...) iov_iter_bvec(iter, ITER_BVEC | (direction), __VA_ARGS__)
 #endif
@@ -137,15 +137,17 @@ static inline u8 lks_tls_type(const struct msghdr *msg, const struct lks_tls_con
 #endif
 #endif
 
-/* One attribute of a dump request, NULL if it is not there. */
-static inline struct nlattr *lks_dump_attr(struct netlink_callback *cb, int attr)
+/* One attribute of a dump request, a u32; NULL if it is not there. */
+static inline struct nlattr *lks_dump_u32(struct netlink_callback *cb, int attr)
 {
 #if defined(LKS_HAVE_genl_info_dump) || defined(LKS_HAVE_genl_dumpit_info)
 	struct nlattr **attrs = genl_info_dump(cb)->attrs;
 
 	return attrs ? attrs[attr] : NULL;
 #else
-	return nlmsg_find_attr(cb->nlh, GENL_HDRLEN, attr);
+	struct nlattr *found = nlmsg_find_attr(cb->nlh, GENL_HDRLEN, attr);
+
+	return found && nla_len(found) >= (int)sizeof(u32) ? found : NULL;	/* nobody has held it to the policy */
 #endif
 }
 

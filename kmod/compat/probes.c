@@ -141,15 +141,15 @@ struct gendisk *probe(void)
 	return blk_alloc_disk(NUMA_NO_NODE);
 }
 
-#elif defined(PROBE_queue_alloc)
+#elif defined(PROBE_queue_make_request)
 
-/* 5.9: blk_alloc_queue() takes a node; before, flags, or a make_request_fn */
+/* until 5.6: a queue is told its make_request_fn, and allocated with flags: no compiler tells these from a node */
 #include <linux/blkdev.h>
 
-struct request_queue *probe(void);
-struct request_queue *probe(void)
+void probe(struct request_queue *q, make_request_fn *f);
+void probe(struct request_queue *q, make_request_fn *f)
 {
-	return blk_alloc_queue(NUMA_NO_NODE);
+	blk_queue_make_request(q, f);
 }
 
 #elif defined(PROBE_disk_add_int)
@@ -316,6 +316,18 @@ void probe(struct bio *from, struct bio *to)
 	bio_associate_blkg_from_css(to, bio_blkcg_css(from));
 }
 
+#elif defined(PROBE_bio_blkcg)
+
+/* 5.1 .. 5.18: the same */
+#include <linux/blk-cgroup.h>
+#include <linux/bio.h>
+
+void probe(struct bio *from, struct bio *to);
+void probe(struct bio *from, struct bio *to)
+{
+	bio_associate_blkg_from_css(to, &bio_blkcg(from)->css);
+}
+
 #elif defined(PROBE_memcpy_page)
 
 /* 5.13 */
@@ -375,6 +387,17 @@ void probe(struct sock *sk)
 
 extern int probe;
 int probe = ITER_SOURCE | ITER_DEST;
+
+#elif defined(PROBE_iter_discard)
+
+/* 4.20: the kind of an iov_iter is not part of its direction; the same release brought this kind */
+#include <linux/uio.h>
+
+void probe(struct iov_iter *iter);
+void probe(struct iov_iter *iter)
+{
+	iov_iter_discard(iter, 0, 1);
+}
 
 #elif defined(PROBE_msg_control)
 

@@ -354,7 +354,8 @@ Done give_keys_to_kernel(int fd, int direction, const TrafficKeys &keys)
 	const int error = errno;
 	OPENSSL_cleanse(&info, sizeof info);
 	if (result != 0)
-		return failed(std::string("this host's kernel cannot encrypt lanes with TLS 1.3 and AES-GCM: ") + strerror(error));
+		return failed("this host's kernel does not encrypt lanes with TLS 1.3 and AES-GCM (error " + std::to_string(error) +
+			      "): that takes Linux 5.1 or newer; without: `lockstep option set lane-encryption off`");
 	return Nothing{};
 }
 
