@@ -21,6 +21,7 @@
 #include "compat/block.h"
 #include "device.h"
 #include "trace.h"
+#include "trail.h"
 
 #define REQUESTS_RESERVED 64
 #define SPLITS_RESERVED 16
@@ -115,8 +116,16 @@ static void end_request(struct lks_bio *r)
 	bio_endio(bio);
 }
 
+/* Of what is written: a read or a flush changes nothing. */
+static bool leaves_trail(const struct lks_bio *r)
+{
+	return r->v->trail && r->req.op != LKS_OP_READ && r->req.op != LKS_OP_FLUSH;
+}
+
 void lks_device_ended(struct lks_bio *r, int err)
 {
+	if (err && leaves_trail(r))
+		lks_trail_lose(r->v, "a write failed");
 	r->err = err;
 	list_move_tail(&r->link, &r->v->done);
 }
@@ -194,10 +203,13 @@ void lks_device_start(struct lks_bio *r)
 	trace_lockstep_request(v->vid, r->req.op, r->req.flags, r->req.offset, r->req.length);
 	list_add_tail(&r->link, &v->requests);
 	err = may_start(r);
-	if (err)
+	if (err) {
 		lks_device_ended(r, min(err, 0));
-	else
-		lks_vol_submit(v->core, &r->req, v->now_ms);
+		return;
+	}
+	if (leaves_trail(r))
+		lks_trail_note(v, r->req.offset, r->req.length, r->bio->bi_opf & REQ_NOWAIT);
+	lks_vol_submit(v->core, &r->req, v->now_ms);
 }
 
 /* Sectors of a bio that one request may have. */
@@ -316,6 +328,7 @@ int lks_device_init(void)
 	struct sysinfo memory;
 	int err;
 
+	lks_trail_init();
 	si_meminfo(&memory);
 	if (!max_request_mib)
 		max_request_mib = clamp_t(u64, (u64)memory.totalram * memory.mem_unit / MEMORY_PARTS >> 20, 16, 256);

@@ -16,6 +16,7 @@
 #include "event.h"
 #include "netlink.h"
 #include "host.h"
+#include "trail.h"
 #include "volume.h"
 
 #define PATH_BYTES_MAX 1024	/* so that a VOLUME message fits into one page with the rest */
@@ -56,6 +57,8 @@ static const struct nla_policy policy[LKS_A_MAX + 1] = {
 	[LKS_A_SYNC_RATE] = { .type = NLA_U32 },
 	[LKS_A_SYNC_FLOOR] = { .type = NLA_U32 },
 	[LKS_A_SYNC_TARGET_MS] = { .type = NLA_U32 },
+	[LKS_A_AT] = { .type = NLA_U64 },
+	[LKS_A_TRAIL] = { .type = NLA_U64 },
 };
 
 /* Of a number; of binary data: its length. max 0: any. */
@@ -75,6 +78,8 @@ static const struct { u64 min, max; } ranges[LKS_A_MAX + 1] = {
 	[LKS_A_LEASE_MS] = { LEASE_MS_MIN, LEASE_MS_MAX },
 	[LKS_A_HOLD] = { 1, U64_MAX },
 	[LKS_A_TIMEOUT_MS] = { 1, TIMEOUT_MS_MAX },
+	[LKS_A_AT] = { 0, SIZE_BYTES_MAX },
+	[LKS_A_TRAIL] = { 1, U64_MAX },
 };
 
 static bool within_range(const struct nlattr *a, int type)
@@ -376,6 +381,44 @@ static int do_abort(struct lks_volume *v, struct genl_info *info)
 	return 0;
 }
 
+static int put_trail(struct sk_buff *skb, struct genl_info *info, u64 number, u64 at, const u8 *bitmap)
+{
+	void *head = genlmsg_put_reply(skb, info, &lks_netlink_family, 0, info->genlhdr->cmd);
+
+	if (!head || nla_put_u64_64bit(skb, LKS_A_TRAIL, number, LKS_A_PAD) ||
+	    (bitmap && (nla_put_u64_64bit(skb, LKS_A_AT, at, LKS_A_PAD) || nla_put(skb, LKS_A_BITMAP, LKS_TRAIL_BITMAP, bitmap))))
+		return -EMSGSIZE;
+	genlmsg_end(skb, head);
+	return 0;
+}
+
+/* TRAIL_BEGIN and TRAIL. What a message is made and sent with is allocated without the lock, which I/O may need. */
+static int do_trail(struct lks_volume *v, struct genl_info *info)
+{
+	struct nlattr **a = info->attrs;
+	struct sk_buff *skb = genlmsg_new(NLMSG_DEFAULT_SIZE, GFP_KERNEL);
+	u64 number = 0, at = 0;
+	const u8 *bitmap = NULL;
+	int err;
+
+	if (!skb)
+		return -ENOMEM;
+	lks_volume_lock(v);
+	if (info->genlhdr->cmd == LKS_CMD_TRAIL_BEGIN) {
+		err = lks_trail_begin(v, &number, info->extack);
+	} else {
+		number = nla_get_u64(a[LKS_A_TRAIL]);
+		at = nla_get_u64(a[LKS_A_AT]);
+		err = lks_trail_next(v, number, &at, &bitmap, info->extack);
+	}
+	err = err ?: put_trail(skb, info, number, at, bitmap);
+	lks_volume_unlock(v, true);
+	if (!err)
+		return genlmsg_reply(skb, info);
+	nlmsg_free(skb);
+	return err;
+}
+
 /* ---- the table of commands ---- */
 
 static const struct command {
@@ -407,6 +450,8 @@ static const struct command {
 	[LKS_CMD_VERIFY] = { { LKS_A_VID, LKS_A_MODE }, NULL, do_verify, LOCKED },
 	[LKS_CMD_VOLUME_TUNE] = { { LKS_A_VID }, NULL, do_volume_tune, LOCKED },
 	[LKS_CMD_ABORT] = { { LKS_A_VID }, NULL, do_abort, FREE },
+	[LKS_CMD_TRAIL_BEGIN] = { { LKS_A_VID }, NULL, do_trail, FREE },
+	[LKS_CMD_TRAIL] = { { LKS_A_VID, LKS_A_TRAIL, LKS_A_AT }, NULL, do_trail, FREE },
 };
 
 static int check_attributes(const struct command *c, struct genl_info *info)
@@ -699,6 +744,7 @@ static const struct genl_small_ops ops[] = {
 	COMMAND(VOLUME_ADD), COMMAND(VOLUME_DEL), COMMAND(REPLICA_ATTACH), COMMAND(REPLICA_DETACH), COMMAND(CONFIG_SET),
 	COMMAND(OPEN_REFUSE), COMMAND(DEVICE_ADD), COMMAND(DEVICE_DEL), COMMAND(HANDOVER), COMMAND(QUIESCE), COMMAND(RESUME),
 	COMMAND(META_MOVE), COMMAND(META_MOVED), COMMAND(RESIZE), COMMAND(VERIFY), COMMAND(VOLUME_TUNE), COMMAND(ABORT),
+	COMMAND(TRAIL_BEGIN), COMMAND(TRAIL),
 	{ .cmd = LKS_CMD_GET, .flags = GENL_ADMIN_PERM, LKS_COMMAND_POLICY(policy) .dumpit = get },
 };
 

@@ -10,6 +10,7 @@
 #include <linux/slab.h>
 #include "event.h"
 #include "host.h"
+#include "trail.h"
 #include "volume.h"
 
 #define NEWS_MAX 256
@@ -98,6 +99,8 @@ void lks_notify(struct lks_volume *v, const struct lks_event_info *info)
 		return;
 	case LKS_EV_FENCED:
 		v->fenced = v->writers > 0;
+		if (v->fenced)
+			lks_trail_lose(v, "another host has taken the volume over");
 		v->open_news++;
 		wake_up_all(&v->wait);
 		fallthrough;

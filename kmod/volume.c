@@ -23,6 +23,7 @@
 
 #define CREATE_TRACE_POINTS
 #include "trace.h"
+#include "trail.h"
 
 #define UNUSED_SESSION_MS 2000
 #define FULL_TOLD_MS 5000		/* what waits for room is tried again each second */
@@ -43,6 +44,7 @@ static void release(struct kref *ref)
 	if (v->syncing)
 		atomic_dec(&syncing);
 	lks_notify_purge(v);
+	lks_trail_end(v);
 	WARN(v->allocated, "lockstep: volume %s: %zu bytes leaked\n", v->name, v->allocated);
 	kfree_rcu(v, rcu);
 }

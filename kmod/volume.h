@@ -39,6 +39,7 @@ struct dentry;
 struct gendisk;
 struct lks_backing;
 struct lks_link;
+struct lks_trail;
 struct netlink_ext_ack;
 
 struct lks_volume {
@@ -94,6 +95,7 @@ struct lks_volume {
 	u64 unused_ms;			/* since when a session is granted that nobody wants, 0: none */
 	u32 refusals;			/* OPEN_REFUSEs and ABORTs so far */
 	int refused;			/* error of the last one */
+	struct lks_trail *trail;	/* NULL: nobody asked for one; trail.h */
 	u64 holder_told;		/* session of another host that the log has been told of, as what keeps us from opening */
 
 	atomic_long_t request_bytes;	/* room that the requests under way have taken; device.c */

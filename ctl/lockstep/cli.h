@@ -47,6 +47,7 @@ void add_help(CLI::App &app, Context &context, Action &action);         // compl
 // Further verbs of these command groups (life.cc).
 void add_volume_life(CLI::App &volume, Context &context, Action &action);
 void add_volume_diff(CLI::App &volume, Context &context, Action &action);    // diff.cc
+void add_volume_overlay(CLI::App &volume, Context &context, Action &action);    // overlay.cc
 void add_host_life(CLI::App &host, Context &context, Action &action);
 void add_pool_life(CLI::App &pool, Context &context, Action &action);
 void add_disk(CLI::App &app, Context &context, Action &action);                        // disks.cc

@@ -128,6 +128,7 @@ void add_volume(CLI::App &app, Context &context, Action &action)
 	delete_command->callback([=, &context, &action] { action = [=, &context] { return remove(context, o->name, o->force); }; });
 	add_volume_life(*volume, context, action);
 	add_volume_diff(*volume, context, action);
+	add_volume_overlay(*volume, context, action);
 }
 
 }    // namespace lockstep::cli

@@ -69,6 +69,16 @@
  *                                                                    may take before it slows down
  *  ABORT           VID                                               all requests that wait for a primary fail with EIO now,
  *                                                                    and whoever waits in open() too
+ *  TRAIL_BEGIN     VID                                               remember from now on which sectors are written, zeroed
+ *                                                                    or discarded through the device here. Answer: TRAIL, its
+ *                                                                    number; the same as before while it is empty. It is gone
+ *                                                                    with the volume. EBUSY: open for writing, or written to
+ *                                                                    since one began
+ *  TRAIL           VID TRAIL AT                                      the first extent at or behind byte AT with such sectors.
+ *                                                                    Answer: AT and BITMAP, or neither: there is none.
+ *                                                                    ESTALE: no trail of this number. EBUSY: open for writing.
+ *                                                                    ENODATA: something is missing from it, see the kernel's
+ *                                                                    log (memory, a failed write, a take-over, lost caches)
  *  DEVICE_ADD      VID                                               create the block device (fixed MINOR, name by udev)
  *  DEVICE_DEL      VID                                               EBUSY: open
  *  GET             VID(o)                                            dump: one VOLUME message a volume, one PEER message
@@ -115,6 +125,7 @@
 #define LKS_MAX_MINORS 65536	/* minors are 0..65535 */
 #define LKS_SECTOR 512		/* bytes; sizes and alignments of requests */
 #define LKS_EXTENT_BYTES (4u << 20)
+#define LKS_TRAIL_BITMAP 1024	/* bytes: an extent's */
 #define LKS_BLOCK_DEFAULT 16384	/* bytes of a volume a dirty bit stands for; 4 KiB .. 1 MiB, a power of two */
 #define LKS_BLOCK_MIN 4096
 #define LKS_BLOCK_MAX (1u << 20)
@@ -161,6 +172,9 @@ enum lks_cmd {
 	LKS_CMD_EV_META_MOVED,
 	LKS_CMD_EV_MISMATCH,
 	LKS_CMD_EV_VERIFIED,
+	/* by the daemon */
+	LKS_CMD_TRAIL_BEGIN,
+	LKS_CMD_TRAIL,
 	LKS_CMD_COUNT,
 };
 
@@ -237,6 +251,8 @@ enum lks_attr {
 	LKS_A_SYNC_FLOOR,	/* u32: KiB a second that resync of this volume may read at least, 0: 16 MiB */
 	LKS_A_SYNC_TARGET_MS,	/* u32: reads and writes that take longer on average slow resync down to its floor, 0: 50 */
 	LKS_A_FULL,		/* flag: the replica's pool has no room; what it did not take waits, and is tried again */
+	LKS_A_TRAIL,		/* u64: number of a trail, not 0 */
+	LKS_A_BITMAP,		/* binary, LKS_TRAIL_BITMAP: a bit a sector of 512 bytes, bit 0 of byte 0 is the first one's */
 	LKS_A_COUNT,
 };
 #define LKS_A_MAX (LKS_A_COUNT - 1)

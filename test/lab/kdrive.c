@@ -15,6 +15,7 @@
  *   kdrive handover VID HOST           quiesce VID HOLD TIMEOUT_MS                        resume VID HOLD
  *   kdrive meta-move VID OFFSET SIZE   meta-moved VID OFFSET   resize VID SIZE
  *   kdrive verify VID MODE             volume-tune VID FREEZE_MS [SYNC_RATE [SYNC_FLOOR [SYNC_TARGET_MS]]]
+ *   kdrive trail-begin VID             trail VID NUMBER        prints the written sectors as FIRST+COUNT
  *   kdrive get [VID]                   the dump                events [SECONDS]         what the kernel tells
  *   kdrive auto VID REPLICAS           decides alone, until killed: grants opens to the first replica's host, where it must
  *                                      run and which it makes the primary, and commits what the primary proposes
@@ -586,6 +587,63 @@ static void decide_alone(uint32_t vid, char *replicas)
 	events(0, decide, &r);
 }
 
+/* ---- trails ---- */
+
+static struct { bool more; uint64_t number, at, first, end; } trail;	/* first, end: a run of sectors not printed yet */
+
+static void print_run(void)
+{
+	if (trail.end > trail.first)
+		printf("%llu+%llu\n", (unsigned long long)trail.first, (unsigned long long)(trail.end - trail.first));
+}
+
+static void follow(const struct nlmsghdr *h)
+{
+	struct attrs a;
+	const uint8_t *bitmap;
+
+	parse_message(h, &a);
+	trail.number = number(a.a[LKS_A_TRAIL]);
+	trail.more = a.a[LKS_A_BITMAP];
+	if (!trail.more)
+		return;
+	bitmap = data_of(a.a[LKS_A_BITMAP]);
+	for (unsigned int i = 0; i < LKS_TRAIL_BITMAP * 8; i++) {
+		uint64_t sector = number(a.a[LKS_A_AT]) / LKS_SECTOR + i;
+
+		if (!(bitmap[i / 8] >> i % 8 & 1))
+			continue;
+		if (sector != trail.end) {
+			print_run();
+			trail.first = sector;
+		}
+		trail.end = sector + 1;
+	}
+	trail.at = number(a.a[LKS_A_AT]) + LKS_EXTENT_BYTES;
+}
+
+static void show_trail(uint32_t vid, uint64_t number)
+{
+	do {
+		struct nlmsghdr *h = command(LKS_CMD_TRAIL);
+
+		put_u32(h, LKS_A_VID, vid);
+		put_u64(h, LKS_A_TRAIL, number);
+		put_u64(h, LKS_A_AT, trail.at);
+		call(follow);
+	} while (trail.more);
+	print_run();
+}
+
+static void begin_trail(uint32_t vid)
+{
+	struct nlmsghdr *h = command(LKS_CMD_TRAIL_BEGIN);
+
+	put_u32(h, LKS_A_VID, vid);
+	call(follow);
+	printf("%llu\n", (unsigned long long)trail.number);
+}
+
 static int usage(void)
 {
 	fprintf(stderr, "kdrive: wrong arguments; see the top of test/lab/kdrive.c\n");
@@ -650,6 +708,10 @@ int main(int argc, char **argv)
 		call(show);
 	} else if (!strcmp(c, "events") && n <= 1) {
 		events(n ? atoi(a[0]) : 0, show_event, NULL);
+	} else if (!strcmp(c, "trail-begin") && n == 1) {
+		begin_trail((uint32_t)strtoul(a[0], NULL, 0));
+	} else if (!strcmp(c, "trail") && n == 2) {
+		show_trail((uint32_t)strtoul(a[0], NULL, 0), strtoull(a[1], NULL, 0));
 	} else if (!strcmp(c, "auto") && n == 2) {
 		decide_alone((uint32_t)strtoul(a[0], NULL, 0), a[1]);
 	} else if (!strcmp(c, "listen") && n >= 3 && n <= 5) {

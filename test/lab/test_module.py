@@ -302,6 +302,74 @@ def test_module_sectors(lab):
         assert digest(a) == digest(b, '/dev/loop0'), f'term {term}'
 
 
+def sectors(text):
+    """Of lines FIRST+COUNT."""
+    return {s for first, count in re.findall(r'(\d+)\+(\d+)', text) for s in range(int(first), int(first) + int(count))}
+
+
+def test_module_trail(lab):
+    """Which sectors were written: exactly those that a thousand overlapping requests named, or that it is not known."""
+    a, = lab.boot(1)
+    start(a, 1)
+    kdrive(a, 'device-add 1')
+    decider = auto(a, '1:insync')
+    closed = lambda: wait(lambda: volume(a)['writers'] == '0', 20, 'the device to be closed')
+    number = kdrive(a, 'trail-begin 1').strip()
+    assert number == kdrive(a, 'trail-begin 1').strip() != '0'
+    assert kdrive(a, f'trail 1 {number}') == ''
+    dd = 'dd if=/dev/urandom of=/dev/lockstep/v1 bs=512 conv=notrunc,fsync'
+    a.run(f"""set -e; {dd} seek=3 count=1 oflag=direct; {dd} seek=8 count=8 oflag=direct; {dd} seek=10 count=10 oflag=direct
+        {dd} seek=8191 count=2 oflag=direct; {dd} seek=50000 count=1   # a page: that is what the device gets
+        blkdiscard -o $((20000 * 512)) -l 4096 /dev/lockstep/v1; blkdiscard -z -o $((30000 * 512)) -l 1536 /dev/lockstep/v1
+        dd if=/dev/lockstep/v1 bs=1M count=8 iflag=direct of=/dev/null""")
+    closed()
+    written = sectors('3+1 8+12 8191+2 50000+8 20000+8 30000+3')
+    assert sectors(kdrive(a, f'trail 1 {number}')) == written
+
+    a.run('fio --name=t --filename=/dev/lockstep/v1 --size=64M --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --norandommap '
+          '--bsrange=512-64k --blockalign=512 --io_size=16M --randseed=7 --write_iolog=/tmp/iolog', timeout=200)
+    closed()
+    log = re.findall(r' write (\d+) (\d+)$', a.out('cat /tmp/iolog'), re.M)
+    assert len(log) > 100 and any(int(n) % 4096 for line in log for n in line), log[:5]
+    written |= {s for at, length in log for s in range(int(at) // 512, (int(at) + int(length)) // 512)}
+    assert len(written) < SIZE // 512 * 3 // 4
+    assert sectors(kdrive(a, f'trail 1 {number}')) == written
+
+    refused(a, 'trail-begin 1', 'busy')
+    refused(a, f'trail 1 {int(number) ^ 2}', 'Stale')
+    holding = a.start('/lab/blockio hold /dev/lockstep/v1 w')
+    wait(lambda: b'open' in bytes(holding.out), 20, 'the device to be open')
+    refused(a, f'trail 1 {number}', 'busy')
+    # another host takes it over: what that one writes is in no trail here
+    decider.stop()
+    now = volume(a)
+    version, term, session = (int(now[k]) for k in ('noted', 'term', 'session'))
+    kdrive(a, f'config 1 {version + 1} {term} 1 {session + 1} 1:insync 2:{session + 1}')
+    holding.close_input()
+    holding.wait(20)
+    closed()
+    refused(a, f'trail 1 {number}', 'No data')
+    stop(a)
+
+    # no memory for it: the writes go on, and it is known not to be whole
+    start(a, 1)
+    kdrive(a, 'device-add 1')
+    decider = auto(a, '1:insync')
+    refused(a, f'trail 1 {number}', 'Stale')
+    number = kdrive(a, 'trail-begin 1').strip()
+    a.run(f'{dd} seek=3 count=1 oflag=direct && echo 0 >/sys/module/lockstep/parameters/max_trail_mib && {dd} seek=4 count=1 oflag=direct')
+    closed()
+    assert sectors(kdrive(a, f'trail 1 {number}')) == {3, 4}
+    a.run(f'{dd} seek=8192 count=1 oflag=direct')
+    closed()
+    refused(a, f'trail 1 {number}', 'No data')
+    a.run('echo 16 >/sys/module/lockstep/parameters/max_trail_mib')
+    again = kdrive(a, 'trail-begin 1').strip()
+    assert again != number and kdrive(a, f'trail 1 {again}') == ''
+    decider.stop()
+    stop(a)
+
+
 def test_module_thin(lab):
     """A replica on a thin volume: what is discarded goes back to the pool, and trimming what is free takes nothing from it."""
     a, = lab.boot(1)

@@ -124,9 +124,16 @@ struct ApiServer::Impl {
 	Result<json> snapshot_patch(const httplib::Request &req);
 	Result<json> snapshot_delete(const httplib::Request &req);
 	Result<json> snapshot_restore(const httplib::Request &req);
+	Result<json> finish_revert(const Result<json> &begun, const std::string &volume);    // its answer: vid
 	Result<json> snapshot_revert(const httplib::Request &req);
 	Result<json> snapshot_diff(const httplib::Request &req);
 	Result<json> volume_clone(const httplib::Request &req);
+
+	// trails.cc
+	void routes_trails();
+	Result<json> trail_begin(const httplib::Request &req);
+	Result<json> trail_get(const httplib::Request &req);
+	Result<json> volume_replace(const httplib::Request &req);
 
 	// orphans.cc
 	void routes_orphans();

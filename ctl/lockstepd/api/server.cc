@@ -193,6 +193,7 @@ void ApiServer::Impl::routes()
 	routes_watch();
 	routes_serving();
 	routes_snapshots();
+	routes_trails();
 	routes_volumes();
 	routes_groups();
 	routes_orphans();

@@ -185,7 +185,14 @@ Result<json> ApiServer::Impl::snapshot_revert(const httplib::Request &req)
 	std::string volume = req.matches[1], name = req.matches[2];
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
-	Result<json> begun = propose_unused({{"op", "snapshot.revert"}, {"volume", volume}, {"name", name}}, volume);
+	Result<json> done = finish_revert(propose_unused({{"op", "snapshot.revert"}, {"volume", volume}, {"name", name}}, volume), volume);
+	if (!done)
+		return done;
+	return json{{"name", volume}, {"vid", done->at("vid")}, {"snapshot", name}};
+}
+
+Result<json> ApiServer::Impl::finish_revert(const Result<json> &begun, const std::string &volume)
+{
 	if (!begun)
 		return begun;
 	const uint32_t vid = begun->at("vid");
@@ -203,7 +210,7 @@ Result<json> ApiServer::Impl::snapshot_revert(const httplib::Request &req)
 	if (!wait_for(reverted, options.effect_timeout_ms))
 		return failed("volume " + volume + " is being reverted, but host " + host_names(*backend.state(), behind) +
 			      " has not finished yet; it goes on by itself, see `lockstep status " + volume + "`");
-	return json{{"name", volume}, {"vid", vid}, {"snapshot", name}};
+	return json{{"vid", vid}};
 }
 
 namespace {

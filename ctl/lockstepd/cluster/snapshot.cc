@@ -398,6 +398,8 @@ uint32_t level_of(const json &entry)
 		return 2;
 	if (*op == "replica.invalidate")
 		return 4;
+	if (*op == "snapshot.revert" && entry.contains("onto"))
+		return 5;
 	if (*op == "volume.adopt" || (*op == "option.set" && entry.contains("name") && entry["name"].is_string() &&
 				      entry["name"].get<std::string>().starts_with("resync-")))
 		return 3;

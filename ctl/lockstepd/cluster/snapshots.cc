@@ -29,8 +29,9 @@
 //  snapshot.delete    sid | volume name                        sid. Any order. Idempotent
 //  snapshot.restore   sid | volume name(o: of the snapshot);   vid minor hosts. A new volume with the snapshot's content, created
 //                     new uuid group(o) labels(o)              like an empty one (phase creating with a source)
-//  snapshot.revert    sid                                      vid. The volume, not open, gets the snapshot's content: it is back in
-//                                                              phase creating with a source until all replicas have it
+//  snapshot.revert    sid onto(o: vid)                         vid. The volume, not open, gets the snapshot's content: it is back in
+//                                                              phase creating with a source until all replicas have it. onto:
+//                                                              another volume than the one it was taken of (level 5)
 #include "lockstepd/cluster/internal.h"
 
 #include "lib/units.h"
@@ -441,9 +442,11 @@ json revert(State &state, const Fields &f)
 {
 	const Snapshot s = named(state, f);
 	refuse_unready(state, s);
-	const Volume *v = state.volume(s.vid);
+	const Volume *v = state.volume(uint32_t(f.number_or("onto", s.vid, UINT32_MAX)));
 	if (!v || v->phase == Phase::deleting)
 		refuse(not_found(title(s) + ": that volume is gone; restore the snapshot as a new one"));
+	if (v->vid != s.vid && (v->block_size != s.block_size || v->cls != LKS_EXCLUSIVE))
+		refuse(forbidden("volume " + v->name + " cannot get the content of " + title(s) + ": it is shared, or its blocks have another size"));
 	json answer = done(false);
 	answer["vid"] = v->vid;
 	if (v->phase == Phase::creating && v->source == s.sid)
@@ -454,7 +457,7 @@ json revert(State &state, const Fields &f)
 	if (!v->openers.empty())
 		refuse(coded("volume-open", forbidden("volume " + v->name + " is open on host " + state.host_name(v->openers[0].host) + ": close it there before reverting it")));
 	if (v->size_bytes != s.size_bytes)
-		refuse(forbidden("volume " + v->name + " has grown since " + title(s) + " was taken: restore that as a new volume"));
+		refuse(forbidden("volume " + v->name + " has another size than " + title(s) + ": restore that as a new volume"));
 	bool served = false;
 	for (const Replica &r : v->replicas) {
 		// There a snapshot goes with what it was taken of.

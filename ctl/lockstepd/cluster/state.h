@@ -127,8 +127,8 @@ using HostId = uint8_t;    // 1..64; 0: none
 // Hosts of neighbouring versions work together while they are updated one by one: an entry says which feature level it needs, and one
 // that needs more than the lowest of all hosts is not proposed (level_obstacle()). What is new in a level is a new operation or a new
 // field, never another meaning of what there was. 2: cluster.recover, host.rejoin, witnesses.
-// 3: volume.adopt. 4: replica.invalidate.
-constexpr uint32_t LEVEL = 4;                           // highest feature level of entries that this program understands
+// 3: volume.adopt. 4: replica.invalidate. 5: snapshot.revert onto another volume.
+constexpr uint32_t LEVEL = 5;                           // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;

@@ -414,6 +414,7 @@ void Daemon::listen_to_links()
 	serve_orphans();
 	serve_disks();
 	serve_diff();
+	serve_trails();
 	links_.on_notice("soft", [this](int host, Json body) { api_->soft(host, body); });
 	links_.on_peer_up([this](int host) {
 		if (!soft_said_.is_null())

@@ -93,6 +93,7 @@ private:
 	void serve_orphans();                                   // verbs of links
 	void serve_disks();                                     // likewise
 	void serve_diff();                                      // ... diff.cc
+	void serve_trails();                                    // ... trails.cc
 	void propose(Json entry, JsonReply done);               // a refusal of the state machine comes as an Error
 
 	// membership.cc

@@ -459,6 +459,45 @@ Done verify(const Client &client, uint32_t vid, bool start, bool repair)
 	});
 }
 
+Result<uint64_t> begin_trail(const Client &client, uint32_t vid)
+{
+	uint64_t found = 0;
+	Done done = client->run(
+		LKS_CMD_TRAIL_BEGIN, fmt::format("cannot begin the trail of volume {}", vid), 0,
+		[&](nl_msg *m) { return nla_put_u32(m, LKS_A_VID, vid); }, [&](uint8_t, Attributes a) { found = number(a[LKS_A_TRAIL]); });
+	if (!done)
+		return done.error();
+	if (!found)
+		return failed(fmt::format("the kernel began the trail of volume {} but did not say which", vid));
+	return found;
+}
+
+Result<std::optional<TrailPart>> read_trail(const Client &client, uint32_t vid, uint64_t trail, uint64_t at)
+{
+	std::optional<TrailPart> found;
+	bool answered = false;
+	Done done = client->run(
+		LKS_CMD_TRAIL, fmt::format("cannot read the trail of volume {}", vid), 0,
+		[&](nl_msg *m) {
+			NLA_PUT_U32(m, LKS_A_VID, vid);
+			NLA_PUT_U64(m, LKS_A_TRAIL, trail);
+			NLA_PUT_U64(m, LKS_A_AT, at);
+			return 0;
+		nla_put_failure:
+			return -1;
+		},
+		[&](uint8_t, Attributes a) {
+			answered = number(a[LKS_A_TRAIL]) == trail;
+			if (a[LKS_A_BITMAP] && nla_len(a[LKS_A_BITMAP]) == LKS_TRAIL_BITMAP)
+				found = TrailPart{number(a[LKS_A_AT]), {static_cast<const char *>(nla_data(a[LKS_A_BITMAP])), LKS_TRAIL_BITMAP}};
+		});
+	if (!done)
+		return done.error();
+	if (!answered)
+		return failed(fmt::format("the kernel did not answer what the trail of volume {} holds", vid));
+	return found;
+}
+
 Result<KernelDump> take_dump(const Client &client)
 {
 	KernelDump dump;
@@ -533,6 +572,8 @@ Kernel kernel_over_netlink(const std::string &host_name)
 	k.abort = [c](uint32_t vid) { return with_vid(c, LKS_CMD_ABORT, "abort the waiting requests of", vid); };
 	k.device_add = [c](uint32_t vid) { return with_vid(c, LKS_CMD_DEVICE_ADD, "create the device of", vid); };
 	k.device_del = [c](uint32_t vid) { return with_vid(c, LKS_CMD_DEVICE_DEL, "remove the device of", vid); };
+	k.trail_begin = [c](uint32_t vid) { return begin_trail(c, vid); };
+	k.trail = [c](uint32_t vid, uint64_t number, uint64_t at) { return read_trail(c, vid, number, at); };
 	k.dump = [c] { return take_dump(c); };
 	return k;
 }

@@ -117,6 +117,12 @@ struct AttachAnswer {
 	uint64_t disk_version = 0, disk_term = 0;
 };
 
+// A part of a volume's trail: which sectors of one extent have been written through the device here.
+struct TrailPart {
+	uint64_t at = 0;        // byte of the volume
+	std::string bitmap;     // LKS_TRAIL_BITMAP bytes, as in uapi/lockstep.h
+};
+
 struct Kernel {
 	std::function<Done(uint8_t host)> host_set;
 	std::function<Done(uint8_t host)> peer_set;
@@ -140,6 +146,9 @@ struct Kernel {
 	std::function<Done(uint32_t vid)> abort;
 	std::function<Done(uint32_t vid)> device_add;
 	std::function<Done(uint32_t vid)> device_del;
+	// A trail's number; its first part at or behind this byte, if there is one.
+	std::function<Result<uint64_t>(uint32_t vid)> trail_begin;
+	std::function<Result<std::optional<TrailPart>>(uint32_t vid, uint64_t number, uint64_t at)> trail;
 	std::function<Result<KernelDump>()> dump;
 };
 

@@ -50,6 +50,8 @@ public:
 	bool quorum = true;
 	std::set<HostId> unreachable;           // by ask_host
 	std::vector<HostId> diff_asked;         // in order
+	std::vector<std::pair<HostId, nlohmann::json>> trail_asked;    // in order
+	nlohmann::json trail = {{"extents", nlohmann::json::array()}, {"next", nullptr}};
 	std::map<HostId, nlohmann::json> orphans;    // answers to orphan.list
 	std::map<HostId, nlohmann::json> disks;      // answers to disk.list; each answer brings a disk that is leaving 60 % further
 	nlohmann::json orphans_kept = nlohmann::json::array();
@@ -395,6 +397,12 @@ private:
 			if (verb == "volume.diff") {
 				diff_asked.push_back(host);
 				return nlohmann::json{{"block_bytes", 65536}, {"blocks", 16384}, {"changed_blocks", 34}, {"bitmap", "MEw="}};
+			}
+			if (verb == "volume.trail-begin")
+				return nlohmann::json{{"trail", "00000000000000a7"}};
+			if (verb == "volume.trail") {
+				trail_asked.push_back({host, body});
+				return trail;
 			}
 			if (verb == "volume.openers")
 				return nlohmann::json{{{"pid", 77}, {"command", "tapdisk"}}};

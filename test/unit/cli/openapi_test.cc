@@ -215,6 +215,14 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	http.ask("post", "/volumes/{name}/snapshots/{snapshot}/revert", "/volumes/b/snapshots/s/revert");
 	http.ask("get", "/volumes/{name}/snapshots/{snapshot}/diff", "/volumes/a/snapshots/s/diff");
 	http.ask("get", "/volumes/{name}/snapshots/{snapshot}/diff", "/volumes/a/snapshots/s/diff?to=t");
+	http.ask("post", "/volumes/{name}/replace", "/volumes/k/replace", {{"source", "b"}});
+	http.ask("post", "/volumes/{name}/replace", "/volumes/k/replace", {{"source", "k"}}, 400);
+	http.ask("post", "/volumes/{name}/trail", "/volumes/b/trail", {{"host", "beta"}});
+	d.trail = {{"extents", {{{"at", 4 << 20}, {"bitmap", std::string(2048, '8')}}}}, {"next", 8 << 20}};
+	http.ask("get", "/volumes/{name}/trail", "/volumes/b/trail?host=beta&trail=a7&at=4096");
+	CHECK(d.trail_asked.back() == std::pair<HostId, json>(2, {{"vid", 2}, {"trail", 0xa7}, {"at", 4096}}));
+	for (const char *wrong : {"", "0", "a7x", "-1", "12345678901234567"})
+		http.ask("get", "/volumes/{name}/trail", std::string("/volumes/b/trail?trail=") + wrong, {}, 400);
 	http.ask("get", "/snapshots", "/snapshots?volume=a");
 	d.idle = {2};
 	d.good({{"op", "volume.resize"}, {"name", "b"}, {"size_bytes", 2 * GIB}});    // half done, for the status

@@ -168,7 +168,12 @@ struct History {
 			return {{"op", "snapshot.restore"}, {"sid", sid}, {"new", "v" + std::to_string(pick(12))}, {"uuid", uuid(7000 + ++c.serial)}};
 		case 5:
 		case 6:
-		case 7: return {{"op", "snapshot.revert"}, {"sid", sid}};
+		case 7: {
+			json revert = {{"op", "snapshot.revert"}, {"sid", sid}};
+			if (chance(30))
+				revert["onto"] = vid();
+			return revert;
+		}
 		default: break;
 		}
 		entry["op"] = std::string("snapshot.") + (chance(95) ? op : "taken");

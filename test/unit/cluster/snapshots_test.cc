@@ -222,6 +222,63 @@ TEST_CASE("a volume is reverted: its replicas are made anew from the copies, oth
 	CHECK(w.snap(sid).phase == SnapshotPhase::ready);
 }
 
+TEST_CASE("a volume gets the content of another one, by a snapshot of that")
+{
+	World w;
+	const uint32_t sid = w.take(w.a), b = w.b;
+	const Snapshot &s = w.snap(sid);
+	json onto = {{"op", "snapshot.revert"}, {"sid", sid}, {"onto", b}};
+	CHECK(json::from_cbor(encode(onto))["level"] == 5);
+	CHECK(json::from_cbor(encode({{"op", "snapshot.revert"}, {"sid", sid}}))["level"] == 1);
+	CHECK(has(w.bad(3, {{"op", "snapshot.revert"}, {"sid", sid}, {"onto", 99}}), "is gone"));
+	for (const Opener &o : std::vector<Opener>(w.vol(b).openers)) {
+		CHECK(has(w.bad(5, onto), "is open on host"));
+		w.good({{"op", "record.close"}, {"vid", b}, {"host", o.host}, {"session", o.session}});
+	}
+	const std::vector<Opener> others = w.vol(w.a).openers;
+	const uint64_t version = w.vol(b).version;
+	CHECK(w.good(onto)["changed"] == true);
+	CHECK(w.good(onto)["changed"] == false);
+	CHECK(w.vol(b).version == version + 1);
+	CHECK(w.vol(b).source == sid);
+	CHECK(w.vol(b).reverting);
+	// The one it was taken of is as it was.
+	CHECK(w.vol(w.a).phase == Phase::ready);
+	CHECK(w.vol(w.a).openers.size() == others.size());
+	for (const Replica &r : w.vol(b).replicas) {
+		CHECK(r.state == (s.copy(r.host) ? ReplicaState::insync : ReplicaState::stale));
+		w.good({{"op", "replica.created"}, {"vid", b}, {"host", r.host}});
+	}
+	CHECK(w.vol(b).phase == Phase::ready);
+}
+
+TEST_CASE("another volume gets no content that does not fit it")
+{
+	Cluster c;
+	c.form();
+	auto make = [&](const char *name, json fields) {
+		json entry = c.create_entry(name, 4 * GIB);
+		entry["hosts"] = {1, 2};
+		entry.update(fields);
+		const uint32_t vid = c.good(entry)["vid"];
+		for (const Replica &r : std::vector<Replica>(c.state.volume(vid)->replicas))
+			c.good({{"op", "replica.created"}, {"vid", vid}, {"host", r.host}});
+		return vid;
+	};
+	const uint32_t a = make("a", json::object()), larger = make("larger", {{"size_bytes", 5 * GIB}}), shared = make("shared", {{"class", "shared"}}),
+		       apart = make("apart", {{"hosts", {3}}, {"redundancy", 1}});
+	const uint32_t sid = c.good({{"op", "snapshot.create"}, {"name", "s"}, {"vids", {a}}, {"uuids", {uuid(900)}}, {"now_ms", 1}})["sids"][0];
+	auto onto = [&](uint32_t vid) { return json{{"op", "snapshot.revert"}, {"sid", sid}, {"onto", vid}}; };
+	CHECK(has(c.bad(5, onto(larger)), "is quiescing"));
+	Snapshot &s = c.state.snapshots.at(sid);    // taken, as if its hosts had said so
+	s.phase = SnapshotPhase::ready;
+	s.resumed = true;
+	s.copies = {{1, "default", 4 * GIB, true}, {2, "default", 4 * GIB, true}};
+	CHECK(has(c.bad(5, onto(larger)), "has another size"));
+	CHECK(has(c.bad(5, onto(shared)), "is shared"));
+	CHECK(has(c.bad(5, onto(apart)), "has no replica on a host that has a copy"));
+}
+
 TEST_CASE("thick pools: room is reserved, and snapshots do not outlive their volume")
 {
 	Cluster c;

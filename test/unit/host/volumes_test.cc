@@ -292,7 +292,7 @@ TEST_CASE("LVM's words are the reason for a snapshot that cannot be taken")
 	CHECK(r.kernel().hold == 0);
 }
 
-TEST_CASE("a volume is restored, and another is reverted: killed or failing at any step, it converges")
+TEST_CASE("a volume is restored, another is reverted, the first gets its content: killed or failing at any step, it converges")
 {
 	const Fault fault = GENERATE(Fault::fails, Fault::killed_before, Fault::killed_after);
 	uint64_t last = 1;
@@ -330,6 +330,14 @@ TEST_CASE("a volume is restored, and another is reverted: killed or failing at a
 		beta_created(r.w, r.vid);
 		REQUIRE(r.w.run_until([&] { return serving(r.w, r.vid); }));
 		CHECK(r.w.lvs.at("/dev/vg/lockstep.1").content == content);
+
+		// The other one gets it once more, in its own place.
+		tell(r.w, {{"op", "snapshot.revert"}, {"sid", sid}, {"onto", copy}});
+		const std::string twice = std::string(UUID3) + "." + std::to_string(r.w.state.volume(copy)->version);
+		CHECK(twice != std::string(UUID3) + ".1");
+		beta_created(r.w, copy);
+		REQUIRE(r.w.run_until([&] { return serving(r.w, copy); }));
+		CHECK(r.w.lvs.at(replica_lv_path("vg", copy)).content == twice);
 		r.w.run_for(60'000);
 		CHECK(quiet(r.w));
 		if (k == 0)

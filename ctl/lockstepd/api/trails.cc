@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The API's handlers for trails (host/trails.cc), and for the content of one volume put in the place of another's: the two halves of
+// what a storage migration that comes in needs of the daemon.
+#include "lockstepd/api/impl.h"
+
+#include <charconv>
+
+namespace lockstep {
+
+using nlohmann::json;
+
+void ApiServer::Impl::routes_trails()
+{
+	http.Post("/v1/volumes/([^/]+)/trail", route(&Impl::trail_begin));
+	http.Get("/v1/volumes/([^/]+)/trail", route(&Impl::trail_get));
+	http.Post("/v1/volumes/([^/]+)/replace", route(&Impl::volume_replace));
+}
+
+Result<json> ApiServer::Impl::trail_begin(const httplib::Request &req)
+{
+	const std::string name = req.matches[1];
+	Result<uint32_t> vid = vid_of(name);
+	if (!vid)
+		return vid.error();
+	Result<HostId> host = host_or_self(body_of(req));
+	if (!host)
+		return host.error();
+	Result<json> begun = backend.ask_host(*host, "volume.trail-begin", {{"vid", *vid}});
+	if (!begun)
+		return begun;
+	return json{{"name", name}, {"host", backend.state()->host_name(*host)}, {"trail", begun->at("trail")}};
+}
+
+Result<json> ApiServer::Impl::trail_get(const httplib::Request &req)
+{
+	const std::string name = req.matches[1], trail = req.get_param_value("trail"), on = req.get_param_value("host");
+	uint64_t number = 0;
+	const auto [end, wrong] = std::from_chars(trail.data(), trail.data() + trail.size(), number, 16);
+	if (wrong != std::errc() || end != trail.data() + trail.size() || !number)
+		return usage_error("the parameter \"trail\" is not the number of a trail");
+	Result<uint32_t> vid = vid_of(name);
+	if (!vid)
+		return vid.error();
+	Result<HostId> host = on.empty() ? Result<HostId>(HostId(backend.local().host)) : host_of(*backend.state(), on);
+	if (!host)
+		return host.error();
+	Result<json> found = backend.ask_host(*host, "volume.trail", {{"vid", *vid}, {"trail", number}, {"at", parameter(req, "at", 0)}});
+	if (!found)
+		return found;
+	return json{{"name", name}, {"host", backend.state()->host_name(*host)}, {"extents", found->at("extents")}, {"next", found->at("next")}};
+}
+
+// By a snapshot of the source that goes again; if this host dies in between the leader removes it.
+Result<json> ApiServer::Impl::volume_replace(const httplib::Request &req)
+{
+	const std::string name = req.matches[1], source = text_of(body_of(req), "source");
+	Result<uint32_t> vid = vid_of(name);
+	if (!vid)
+		return vid.error();
+	if (name == source)
+		return usage_error("volume " + name + " cannot be replaced by itself");
+	Result<json> made = take_snapshots({{"name", "replace-" + make_uuid()}, {"temporary", true}}, {source}, "");
+	if (!made)
+		return made;
+	const json sid = made->at(0)["sid"];
+	Result<json> result = finish_revert(propose_unused({{"op", "snapshot.revert"}, {"sid", sid}, {"onto", *vid}}, name), name);
+	Result<json> removed = delete_snapshot({{"op", "snapshot.delete"}, {"sid", sid}});
+	if (!result)
+		return result;
+	json answer = {{"name", name}, {"vid", *vid}, {"source", source}};
+	if (!removed)
+		answer["warning"] = removed.error().message;
+	return answer;
+}
+
+}    // namespace lockstep
