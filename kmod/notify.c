@@ -156,7 +156,6 @@ static void send(struct lks_volume *v, const struct lks_event_info *info)
 void lks_notify_work(struct work_struct *work)
 {
 	struct lks_volume *v = container_of(work, struct lks_volume, news_work);
-	struct lks_record proposal;
 	bool lost, state, propose;
 	struct news *n, *next;
 	LIST_HEAD(news);
@@ -171,11 +170,11 @@ void lks_notify_work(struct work_struct *work)
 	propose = v->proposal_news;
 	v->proposal_news = false;
 	if (propose)
-		proposal = v->proposal;
+		v->proposing = v->proposal;
 	spin_unlock_irq(&v->queue_lock);
 
 	if (propose)
-		lks_event_propose(v->vid, &proposal);
+		lks_event_propose(v->vid, &v->proposing);
 	list_for_each_entry_safe(n, next, &news, link) {
 		list_del(&n->link);
 		send(v, &n->info);

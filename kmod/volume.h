@@ -116,6 +116,7 @@ struct lks_volume {
 	bool state_news;		/* EV_STATE is to be sent */
 	bool proposal_news;		/* EV_PROPOSE is, with: */
 	struct lks_record proposal;
+	struct lks_record proposing;	/* of news_work alone: the one that it sends */
 
 	struct work_struct submit_work;		/* submits ios for those who may not wait for a disk */
 	struct tasklet_struct complete;		/* completed -> core */

@@ -309,6 +309,7 @@ struct lks_vol {
 	u8 join_stage;
 	u64 proposed_ms, proposed_version, proposed_set;
 	u8 proposed_primary;
+	struct lks_record proposal;	/* of lks_propose(): too large for some kernels' stacks (4.19: 1 KiB a function) */
 	u8 heir;		/* DRAINING: host that is to be primary (M1) */
 	u64 hold;		/* of a quiesce, 0: none */
 	u64 hold_until_ms;

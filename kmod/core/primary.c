@@ -706,31 +706,32 @@ void lks_primary_link_lost(struct lks_vol *v, u8 host)
 /* Asks the daemon for the record with this in-sync set and primary. Once a while for the same one. */
 void lks_propose(struct lks_vol *v, u64 insync, u8 heir)
 {
-	struct lks_record r = v->cfg;
-	struct lks_event_info info = { .event = LKS_EV_PROPOSE, .record = &r };
+	struct lks_record *r = &v->proposal;
+	struct lks_event_info info = { .event = LKS_EV_PROPOSE, .record = r };
 
-	if (v->proposed_version == r.version + 1 && v->proposed_set == insync && v->proposed_primary == heir &&
+	if (v->proposed_version == v->cfg.version + 1 && v->proposed_set == insync && v->proposed_primary == heir &&
 	    v->now < v->proposed_ms + PROPOSE_EVERY_MS)
 		return;
-	r.version++;
-	for (u32 i = 0; i < r.nreplicas; i++) {
-		struct lks_record_replica *p = &r.replicas[i];
+	*r = v->cfg;
+	r->version++;
+	for (u32 i = 0; i < r->nreplicas; i++) {
+		struct lks_record_replica *p = &r->replicas[i];
 		bool was = lks_insync(&v->cfg) & LKS_BIT(p->host), is = insync & LKS_BIT(p->host);
 
 		if (was && !is) {
 			p->state = LKS_REPLICA_STALE;
-			p->since = r.version;
+			p->since = r->version;
 		} else if (is && !was) {
 			p->state = LKS_REPLICA_INSYNC;
 		}
 	}
-	v->proposed_version = r.version;
+	v->proposed_version = r->version;
 	v->proposed_set = insync;
 	v->proposed_primary = heir;
 	if (heir) {		/* M1 */
-		r.term++;
-		r.primary = heir;
-		r.flags |= LKS_RECORD_DRAINED;
+		r->term++;
+		r->primary = heir;
+		r->flags |= LKS_RECORD_DRAINED;
 	}
 	v->proposed_ms = v->now;
 	v->ops->event(v->ctx, &info);
