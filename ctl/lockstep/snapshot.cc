@@ -47,6 +47,15 @@ Done create(Context &context, const Options &o)
 	return Nothing{};
 }
 
+// "alpha, beta; copying to gamma (43 %)"
+std::string copies_of(const json &s)
+{
+	std::string text = joined(s["hosts"]);
+	for (const json &a : s.value("arriving", json::array()))
+		text += fmt::format("{}copying to {}{}", text.empty() ? "" : "; ", shown(a["host"]), a["percent"].is_number() ? fmt::format(" ({} %)", a["percent"].get<unsigned>()) : "");
+	return text;
+}
+
 Done list(Context &context, const Options &o)
 {
 	Result<json> answer = context.client().get("/v1/snapshots" + (o.volume.empty() ? "" : "?volume=" + url_encode(o.volume)));
@@ -61,7 +70,7 @@ Done list(Context &context, const Options &o)
 	for (const json &s : *answer) {
 		uint64_t now_ms = context.now_ms(), created_ms = s["created_ms"];
 		table.row({shown(s["volume"]), shown(s["name"]), format_bytes(s["size_bytes"]),
-			   format_seconds(now_ms > created_ms ? (now_ms - created_ms) / 1000 : 0), shown(s["phase"]), joined(s["hosts"])});
+			   format_seconds(now_ms > created_ms ? (now_ms - created_ms) / 1000 : 0), shown(s["phase"]), copies_of(s)});
 	}
 	context.out << (table.empty() ? "no snapshots: take one with `lockstep snapshot create VOLUME NAME`\n" : table.text());
 	return Nothing{};

@@ -212,6 +212,8 @@ Result<json> ApiServer::Impl::host_verb(const httplib::Request &req)
 	json entry = {{"op", "host." + verb}, {"host", *host}};
 	if (verb == "lost")
 		entry["force"] = flag_of(body_of(req), "force");
+	if (verb == "lost" && all_understand(*backend.state(), 5))
+		entry["snapshots"] = true;
 	Result<json> result = backend.propose(entry);
 	if (!result)
 		return result;

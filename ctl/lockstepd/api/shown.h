@@ -13,6 +13,6 @@ namespace lockstep {
 // What is known of a volume in use: class, openers, devices, growth, quiesce, verify, what hosts complain of. self: this host.
 void show_use(const State &s, const Volume &v, HostId self, const Reports &soft, nlohmann::json &j);
 
-nlohmann::json snapshots_json(const State &s);
+nlohmann::json snapshots_json(const State &s, const Reports &soft);
 
 }    // namespace lockstep

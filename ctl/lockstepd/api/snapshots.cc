@@ -54,6 +54,8 @@ Result<json> ApiServer::Impl::take_snapshots(json entry, const std::vector<std::
 	entry["vids"] = vids;
 	entry["uuids"] = uuids;
 	entry["now_ms"] = api_now_ms();
+	if (all_understand(*backend.state(), 5))
+		entry["keep"] = true;
 	Result<json> begun = backend.propose(entry);
 	if (!begun)
 		return begun;
@@ -176,7 +178,15 @@ Result<json> ApiServer::Impl::snapshot_restore(const httplib::Request &req)
 			entry[field] = body[field];
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
-	return finish_create(backend.propose(entry), entry["new"], entry["uuid"]);
+	Result<json> made = finish_create(backend.propose(entry), entry["new"], entry["uuid"]);
+	// Not all copies could be used: what is missing is added.
+	const std::shared_ptr<const State> s = backend.state();
+	const Snapshot *x = s->snapshot_named(volume, name);
+	const Volume *v = s->volume_named(text_of(body, "name"));
+	if (made && x && v && v->uuid == entry["uuid"] && v->redundancy < x->redundancy)
+		if (Result<json> more = backend.propose({{"op", "volume.redundancy"}, {"vid", v->vid}, {"redundancy", x->redundancy}}); !more)
+			(*made)["warning"] = "it has " + std::to_string(v->redundancy) + " replicas only: " + more.error().message;
+	return made;
 }
 
 // The volume keeps its name, id and device; its device is away meanwhile.

@@ -312,7 +312,7 @@ std::string volumes_text(const State &s, Show show)
 }
 
 // All but the volumes.
-json status_head(const State &s, const LocalFacts &local)
+json status_head(const State &s, const LocalFacts &local, const Reports &soft)
 {
 	json j = {{"applied", s.applied},          {"this_host", local.host_name},  {"module_error", local.module_error}, {"cluster", nullptr},
 		  {"hosts", json::array()}, {"pools", json::array()}, {"groups", json::array()}, {"volumes", json::array()},
@@ -362,7 +362,7 @@ json status_head(const State &s, const LocalFacts &local)
 				      {"alarm", pool_alarm(p)}});
 	for (const auto &[name, g] : s.groups)
 		j["groups"].push_back({{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"labels", g.labels}});
-	j["snapshots"] = snapshots_json(s);
+	j["snapshots"] = snapshots_json(s, soft);
 	return j;
 }
 
@@ -372,7 +372,7 @@ bool shows_volumes(const State &s, const LocalFacts &local) { return local.host 
 
 json status_json(const State &s, const LocalFacts &local, const Reports &soft, const std::string *only, bool brief)
 {
-	json j = status_head(s, local);
+	json j = status_head(s, local, soft);
 	if (shows_volumes(s, local))
 		for (const Volume *v : shown_volumes(s, only))
 			j["volumes"].push_back(brief ? brief_json(*v) : volume_json(s, *v, local.host, soft));
@@ -381,7 +381,7 @@ json status_json(const State &s, const LocalFacts &local, const Reports &soft, c
 
 std::string status_text(const State &s, const LocalFacts &local, const Reports &soft, bool brief, bool consistent)
 {
-	json head = status_head(s, local);
+	json head = status_head(s, local, soft);
 	if (consistent)
 		head["consistent"] = true;
 	if (!shows_volumes(s, local))

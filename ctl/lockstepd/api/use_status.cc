@@ -85,13 +85,32 @@ void show_use(const State &s, const Volume &v, HostId self, const Reports &soft,
 			       {"begun_ms", soft_number(verify, "begun_ms")}};
 }
 
-json snapshots_json(const State &s)
+namespace {
+
+// Copies that are on their way, and how far they are as their hosts have said.
+json arriving_json(const State &s, const Snapshot &x, const Reports &soft)
+{
+	json list = json::array();
+	for (const SnapshotCopy &c : x.arriving) {
+		const json &copies = soft_object(soft.of(c.host, x.vid), "copies");
+		const std::string sid = std::to_string(x.sid);
+		list.push_back({{"host", s.host_name(c.host)}, {"percent", soft_has_number(copies, sid.c_str()) ? json(soft_number(copies, sid.c_str())) : json(nullptr)}});
+	}
+	return list;
+}
+
+}    // namespace
+
+json snapshots_json(const State &s, const Reports &soft)
 {
 	json list = json::array();
 	for (const auto &[sid, x] : s.snapshots) {
 		json hosts = json::array();
 		for (const SnapshotCopy &c : x.copies)
 			hosts.push_back(s.host_name(c.host));
+		json going = json::array();
+		for (const SnapshotCopy &c : x.going)
+			going.push_back(s.host_name(c.host));
 		list.push_back({{"name", x.name},
 				{"uuid", x.uuid},
 				{"sid", x.sid},
@@ -104,7 +123,9 @@ json snapshots_json(const State &s)
 				{"created_ms", x.created_ms},
 				{"phase", to_string(x.phase)},
 				{"temporary", x.temporary},
-				{"hosts", hosts}});
+				{"hosts", hosts},
+				{"arriving", arriving_json(s, x, soft)},
+				{"going", going}});
 	}
 	return list;
 }

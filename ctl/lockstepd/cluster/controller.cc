@@ -131,6 +131,9 @@ std::vector<json> decide(const State &state, const std::map<HostId, Liveness> &l
 		apply(expected, expected.applied + 1, entry);
 		decisions.push_back(std::move(entry));
 	}
+	if (decisions.size() < MAX_DECISIONS)
+		for (json &entry : cluster::decide_copies(expected, MAX_DECISIONS - decisions.size()))
+			decisions.push_back(std::move(entry));
 	std::set<uint32_t> sets;
 	for (const auto &[sid, x] : state.snapshots)
 		if (json entry = sets.contains(x.set) ? json() : decide_snapshot(expected, x, now_ms); !entry.is_null()) {

@@ -114,6 +114,13 @@ json host_lost(State &state, const Fields &f)
 	if (!stale.empty())
 		refuse(forbidden("host " + h.name + " has the only good copy of volume " + listed(stale) + ", others are older: bring the host back, "
 				 "or delete the volume"));
+	std::vector<std::string> snapshots;
+	for (const auto &[sid, s] : f.has("snapshots") && f.flag("snapshots") ? state.snapshots : std::map<uint32_t, Snapshot>())
+		if (s.phase == SnapshotPhase::ready && s.copies.size() == 1 && s.copy(h.id) && !s.temporary)
+			snapshots.push_back(s.name + " of volume " + s.volume);
+	if (ended.empty() && !snapshots.empty() && !force)
+		refuse(forbidden("host " + h.name + " has the only copy of snapshot " + listed(snapshots) + ": bring the host back, or give it up with "
+				 "--force"));
 	if (!ended.empty() && !force)
 		refuse(forbidden("host " + h.name + " has the only copy of volume " + listed(ended) + ": bring the host back, or give up the data "
 				 "with --force"));
@@ -150,8 +157,9 @@ std::string held_by(const State &state, HostId host)
 	}
 	const std::string name = state.host_name(host);
 	for (const auto &[sid, s] : state.snapshots)
-		if (s.copy(host))
-			return "it has a copy of snapshot " + s.name + " of volume " + s.volume + ": delete that first";
+		if (s.trace(host))
+			return "it has a copy of snapshot " + s.name + " of volume " + s.volume + ": move it away with `lockstep host evacuate " + name +
+			       "`, or delete the snapshot";
 	if (!open.empty())
 		return "volume " + listed(open) + " is open there: close it first";
 	if (!replicas.empty())

@@ -108,6 +108,19 @@ void refuse_snapshots_in_the_way(const State &state, const Volume &v);    // of 
 std::string check_snapshots(const State &state);
 void forget_copies(State &state, HostId host);                            // that host is lost, and its copies of snapshots with it
 
+// snapshot_copies.cc
+nlohmann::json snapshot_copy(State &state, const Fields &f);
+nlohmann::json snapshot_copied(State &state, const Fields &f);
+nlohmann::json snapshot_drop(State &state, const Fields &f);
+void all_copies_go(Snapshot &s);                                          // it is to be removed, wherever anything of it may be
+std::string check_copies(const State &state, const Snapshot &s);
+// Entries that bring copies of snapshots to where they are missing, and take superfluous ones away.
+std::vector<nlohmann::json> decide_copies(const State &state, size_t most);
+
+// snapshots.cc, for snapshot_copies.cc
+std::string title(const Snapshot &s);
+Snapshot &snapshot_of(State &state, const Fields &f);                     // by "sid"; refuses (3)
+
 // hosts.cc: all of it, replicas included; at once
 void forget_host(State &state, HostId host);
 

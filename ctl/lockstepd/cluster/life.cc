@@ -135,7 +135,7 @@ std::string bound(const State &state, const Volume &v, HostId host)
 			continue;
 		if (s.in_progress())
 			return "snapshot " + s.name + " is being taken";
-		const SnapshotCopy *c = s.copy(host);
+		const SnapshotCopy *c = s.trace(host);
 		const Pool *pool = c ? state.pool(c->pool, c->host) : nullptr;
 		if (pool && pool->kind == PoolKind::thick)
 			return "snapshot " + s.name + " in a thick pool cannot outlive it: delete that first";

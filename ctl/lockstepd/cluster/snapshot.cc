@@ -177,11 +177,22 @@ SnapshotPhase snapshot_phase_from(const std::string &text)
 	throw std::runtime_error("unknown phase of a snapshot: " + text);
 }
 
+json copies_json(const std::vector<SnapshotCopy> &copies)
+{
+	json list = json::array();
+	for (const SnapshotCopy &c : copies)
+		list.push_back({{"host", c.host}, {"pool", c.pool}, {"md_offset", c.md_offset}, {"taken", c.taken}, {"added", c.added}});
+	return list;
+}
+
+void copies_from(const json &list, std::vector<SnapshotCopy> &copies)
+{
+	for (const json &c : list)
+		copies.push_back({c.at("host"), c.at("pool"), c.at("md_offset"), c.at("taken"), c.value("added", uint64_t(0))});
+}
+
 json snapshot_json(const Snapshot &s)
 {
-	json copies = json::array();
-	for (const SnapshotCopy &c : s.copies)
-		copies.push_back({{"host", c.host}, {"pool", c.pool}, {"md_offset", c.md_offset}, {"taken", c.taken}});
 	return {{"sid", s.sid},
 		{"set", s.set},
 		{"uuid", s.uuid},
@@ -204,7 +215,10 @@ json snapshot_json(const Snapshot &s)
 		{"failure", s.failure},
 		{"last_try", s.last_try},
 		{"temporary", s.temporary},
-		{"copies", copies}};
+		{"redundancy", s.redundancy},
+		{"copies", copies_json(s.copies)},
+		{"arriving", copies_json(s.arriving)},
+		{"going", copies_json(s.going)}};
 }
 
 Snapshot snapshot_from(const json &j)
@@ -232,8 +246,10 @@ Snapshot snapshot_from(const json &j)
 	j.at("failure").get_to(s.failure);
 	j.at("last_try").get_to(s.last_try);
 	s.temporary = j.value("temporary", false);
-	for (const json &c : j.at("copies"))
-		s.copies.push_back({c.at("host"), c.at("pool"), c.at("md_offset"), c.at("taken")});
+	newer(j, "redundancy", s.redundancy);
+	copies_from(j.at("copies"), s.copies);
+	copies_from(j.value("arriving", json::array()), s.arriving);
+	copies_from(j.value("going", json::array()), s.going);
 	return s;
 }
 
@@ -396,6 +412,9 @@ uint32_t level_of(const json &entry)
 		return 1;
 	if (*op == "cluster.recover" || *op == "host.rejoin")
 		return 2;
+	if (*op == "snapshot.copy" || *op == "snapshot.copied" || *op == "snapshot.drop" || (*op == "snapshot.create" && entry.contains("keep")) ||
+	    (*op == "host.lost" && entry.contains("snapshots")))
+		return 5;
 	if (*op == "replica.invalidate")
 		return 4;
 	if (*op == "snapshot.revert" && entry.contains("onto"))
@@ -408,6 +427,11 @@ uint32_t level_of(const json &entry)
 	if ((*op == "host.add" && witness(entry)) || (*op == "cluster.init" && entry.contains("host") && witness(entry["host"])))
 		return 2;
 	return 1;
+}
+
+bool all_understand(const State &state, uint32_t level)
+{
+	return std::ranges::all_of(state.hosts, [&](const auto &h) { return h.second.level >= level; });
 }
 
 std::string level_obstacle(const State &state, const json &entry)

@@ -18,7 +18,8 @@
 //  op                 fields (o: optional)                     answer beside ok; meaning
 //  -----------------  ---------------------------------------  ------------------------------------------------------------
 //  snapshot.create    name vids[] uuids[] now_ms reserve(o)    set sids[]. labels of each. reserve: percent of the size that a copy in a thick pool
-//                     labels(o) temporary(o)                   may come to differ by, 1..100, default 20
+//                     labels(o) temporary(o) keep(o)           may come to differ by, 1..100, default 20. keep: as many copies as the volume is to
+//                                                              have, for ever; without it two
 //  snapshot.label     sid | volume name; labels                changed
 //  snapshot.deadline  set at_ms                                the leader's: until when it may take. Idempotent
 //  snapshot.held      sid host attempt hold                    the primary's host
@@ -29,6 +30,7 @@
 //  snapshot.delete    sid | volume name                        sid. Any order. Idempotent
 //  snapshot.restore   sid | volume name(o: of the snapshot);   vid minor hosts. A new volume with the snapshot's content, created
 //                     new uuid group(o) labels(o)              like an empty one (phase creating with a source)
+//  snapshot.copy|copied|drop                                   see snapshot_copies.cc
 //  snapshot.revert    sid onto(o: vid)                         vid. The volume, not open, gets the snapshot's content: it is back in
 //                                                              phase creating with a source until all replicas have it. onto:
 //                                                              another volume than the one it was taken of (level 5)
@@ -47,6 +49,8 @@ namespace {
 constexpr unsigned TRIES = 2, MAX_SET = 64, RESERVE_PERCENT = 20;
 constexpr uint64_t LVM_EXTENT = 4ull << 20;
 
+}    // namespace
+
 std::string title(const Snapshot &s) { return "snapshot " + s.name + " of volume " + s.volume; }
 
 Snapshot &snapshot_of(State &state, const Fields &f)
@@ -57,6 +61,8 @@ Snapshot &snapshot_of(State &state, const Fields &f)
 		refuse(coded("no-such-snapshot", not_found("there is no snapshot with id " + std::to_string(sid))));
 	return it->second;
 }
+
+namespace {
 
 Snapshot &named(State &state, const Fields &f)
 {
@@ -159,6 +165,8 @@ json create(State &state, const Fields &f)
 		made.back().uuid = uuids[i];
 		made.back().labels = labels;
 		made.back().temporary = f.has("temporary") && f.flag("temporary");
+		if (f.has("keep") && f.flag("keep"))
+			made.back().redundancy = v->redundancy;
 		for (const auto &[sid, s] : state.snapshots)
 			if (s.uuid == uuids[i])
 				refuse(forbidden("snapshot " + name + ": its UUID belongs to " + title(s)));
@@ -278,7 +286,7 @@ void forget_copies(State &state, HostId host)
 {
 	std::set<uint32_t> sets, gone;
 	for (auto &[sid, s] : state.snapshots) {
-		if (!s.copy(host) && !(s.in_progress() && s.holder == host))
+		if (!s.trace(host) && !(s.in_progress() && s.holder == host))
 			continue;
 		sets.insert(s.set);
 		if (s.in_progress())
@@ -287,7 +295,10 @@ void forget_copies(State &state, HostId host)
 				x->last_try = true;
 				x->failure = title(*x) + " was given up: host " + state.host_name(host) + " is lost";
 			}
-		std::erase_if(s.copies, [&](const SnapshotCopy &c) { return c.host == host; });
+		for (auto *list : {&s.copies, &s.arriving, &s.going})
+			std::erase_if(*list, [&](const SnapshotCopy &c) { return c.host == host; });
+		if (s.copies.empty() && s.phase == SnapshotPhase::ready)
+			all_copies_go(s);    // what is half copied is worth nothing now
 		if (s.copies.empty() && s.phase != SnapshotPhase::discarding)
 			gone.insert(sid);
 	}
@@ -338,9 +349,12 @@ json removed(State &state, const Fields &f)
 	if (it == state.snapshots.end())
 		return done(false);
 	Snapshot &s = it->second;
+	const auto there = [&](const SnapshotCopy &c) { return c.host == host; };
+	if (s.phase == SnapshotPhase::ready && (std::ranges::any_of(s.going, there) || !s.trace(host)))
+		return done(std::erase_if(s.going, there) > 0);
 	if (s.phase != SnapshotPhase::discarding && s.phase != SnapshotPhase::deleting)
 		refuse(forbidden(title(s) + " is not being removed"));
-	bool changed = std::erase_if(s.copies, [&](const SnapshotCopy &c) { return c.host == host; }) > 0;
+	bool changed = std::erase_if(s.copies, there) > 0;
 	if (!s.copies.empty())
 		return done(changed);
 	if (s.phase == SnapshotPhase::deleting)
@@ -368,7 +382,7 @@ json remove(State &state, const Fields &f)
 	for (const auto &[vid, v] : state.volumes)
 		if (v.source == s.sid && v.phase == Phase::creating)
 			refuse(forbidden(title(s) + ": volume " + v.name + " is just being made from it: wait for that"));
-	s.phase = SnapshotPhase::deleting;
+	all_copies_go(s);
 	return answer;
 }
 
@@ -500,10 +514,11 @@ void refuse_snapshots_in_the_way(const State &state, const Volume &v)
 			continue;
 		if (s.in_progress() || s.phase == SnapshotPhase::discarding)
 			refuse(forbidden("volume " + v.name + ": a snapshot of it is being taken, " + s.name + ": wait for that"));
-		for (const SnapshotCopy &c : s.copies)
-			if (const Pool *pool = state.pool(c.pool, c.host); pool && pool->kind == PoolKind::thick)
-				refuse(forbidden("volume " + v.name + " has snapshots in a thick pool, which cannot outlive it: delete them first, such as " +
-						 s.name));
+		for (const auto *list : {&s.copies, &s.arriving, &s.going})
+			for (const SnapshotCopy &c : *list)
+				if (const Pool *pool = state.pool(c.pool, c.host); pool && pool->kind == PoolKind::thick)
+					refuse(forbidden("volume " + v.name + " has snapshots in a thick pool, which cannot outlive it: delete them first, "
+							 "such as " + s.name));
 	}
 }
 
@@ -516,12 +531,8 @@ std::string check_snapshots(const State &state)
 			return "snapshot id out of range";
 		if (!uuids.insert(s.uuid).second || (s.phase != SnapshotPhase::deleting && !names.insert({s.volume, s.name}).second))
 			return title(s) + ": twice";
-		HostId last = 0;
-		for (const SnapshotCopy &c : s.copies) {
-			if (c.host <= last || !state.host(c.host))
-				return title(s) + ": its copies are not in ascending order of known hosts";
-			last = c.host;
-		}
+		if (std::string wrong = check_copies(state, s); !wrong.empty())
+			return title(s) + ": " + wrong;
 		if (s.phase == SnapshotPhase::ready && (!s.resumed || std::any_of(s.copies.begin(), s.copies.end(), [](auto &c) { return !c.taken; })))
 			return title(s) + ": ready without all copies, or after a hold that was broken";
 		if (s.phase != SnapshotPhase::quiescing && s.phase != SnapshotPhase::discarding && s.copies.empty())
@@ -542,6 +553,7 @@ json apply_snapshot(State &state, const std::string &op, const Fields &f)
 		{"snapshot.create", create},   {"snapshot.held", held},       {"snapshot.taken", taken},   {"snapshot.resumed", resumed},
 		{"snapshot.broken", broken},   {"snapshot.removed", removed}, {"snapshot.delete", remove}, {"snapshot.restore", restore},
 		{"snapshot.revert", revert},   {"snapshot.label", label},     {"snapshot.deadline", deadline},
+		{"snapshot.copy", snapshot_copy}, {"snapshot.copied", snapshot_copied}, {"snapshot.drop", snapshot_drop},
 	};
 	auto it = commands.find(op);
 	if (it == commands.end())

@@ -107,6 +107,14 @@ std::set<HostId> Volume::hosts_with_something() const
 
 const SnapshotCopy *Snapshot::copy(HostId host) const { return with_host(copies, host); }
 
+const SnapshotCopy *Snapshot::trace(HostId host) const
+{
+	for (const auto *list : {&copies, &arriving, &going})
+		if (const SnapshotCopy *c = with_host(*list, host))
+			return c;
+	return nullptr;
+}
+
 const Host *State::host(HostId id) const { return find_in(hosts, id); }
 const Volume *State::volume(uint32_t vid) const { return find_in(volumes, vid); }
 const Pool *State::pool(const std::string &name, HostId host) const { return find_in(pools, std::pair(name, host)); }
@@ -205,9 +213,10 @@ Reservations::Reservations(const State &state) : state_(state)
 	}
 	// Copies in a thin pool share their blocks with the replica; what they come to hold shows in the pool's own figures.
 	for (const auto &[sid, s] : state.snapshots)
-		for (const SnapshotCopy &c : s.copies)
-			if (const Pool *pool = state.pool(c.pool, c.host); pool && pool->kind == PoolKind::thick)
-				add(c.pool, c.host, s.reserve_bytes, c.taken);
+		for (const auto *list : {&s.copies, &s.arriving, &s.going})
+			for (const SnapshotCopy &c : *list)
+				if (const Pool *pool = state.pool(c.pool, c.host); pool && pool->kind == PoolKind::thick)
+					add(c.pool, c.host, s.reserve_bytes, c.taken);
 }
 
 void Reservations::add(const std::string &pool, HostId host, uint64_t bytes, bool created)

@@ -79,7 +79,8 @@
 //                                                                   and while too many hosts are away. Idempotent
 //  host.evacuate    host                                            the same for a host that may be online. Idempotent
 //  host.restore     host                                            neither evicted, nor evacuated, nor removed. Idempotent
-//  host.lost        host force(o)                                   it never comes back: all of it is forgotten at once
+//  host.lost        host force(o) snapshots(o)                      it never comes back: all of it is forgotten at once. snapshots: the last copy
+//                                                                   of one needs force as well
 //  host.remove      host                                            an empty host takes its devices down, then says
 //  host.gone        host                                            this. Forgotten
 //  option.set       name value host(o)                              see option.h. value "default": no longer set here
@@ -127,7 +128,7 @@ using HostId = uint8_t;    // 1..64; 0: none
 // Hosts of neighbouring versions work together while they are updated one by one: an entry says which feature level it needs, and one
 // that needs more than the lowest of all hosts is not proposed (level_obstacle()). What is new in a level is a new operation or a new
 // field, never another meaning of what there was. 2: cluster.recover, host.rejoin, witnesses.
-// 3: volume.adopt. 4: replica.invalidate. 5: snapshot.revert onto another volume.
+// 3: volume.adopt. 4: replica.invalidate. 5: snapshot.revert onto another volume; snapshot.copy, .copied and .drop, what they need.
 constexpr uint32_t LEVEL = 5;                           // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
@@ -278,6 +279,7 @@ struct SnapshotCopy {                                   // one host's LV
 	std::string pool;
 	uint64_t md_offset = 0;                         // of the replica when it was taken
 	bool taken = false;
+	uint64_t added = 0;                             // entry that had it copied here; 0: none, it was taken here
 	bool operator==(const SnapshotCopy &) const = default;
 };
 
@@ -301,11 +303,15 @@ struct Snapshot {
 	std::string failure;                            // why it is being discarded
 	bool last_try = false;
 	bool temporary = false;                         // made for a clone: goes when nobody needs it after its deadline
+	unsigned redundancy = DEFAULT_REDUNDANCY;       // the volume's then: so many copies there should be, also when the volume is gone
 	uint64_t deadline_ms = 0;                       // Unix time of the leader; 0: not set yet
-	std::vector<SnapshotCopy> copies;               // ascending host
+	std::vector<SnapshotCopy> copies;               // ascending host, as the other two. Ready: each one is whole
+	std::vector<SnapshotCopy> arriving;             // being copied to that host: they count for nothing yet (snapshot_copies.cc)
+	std::vector<SnapshotCopy> going;                // given up: that host has to remove it
 	bool operator==(const Snapshot &) const = default;
 
 	const SnapshotCopy *copy(HostId host) const;
+	const SnapshotCopy *trace(HostId host) const;   // of any of the three: an LV may be there
 	bool in_progress() const { return phase <= SnapshotPhase::resuming; }
 };
 
@@ -367,6 +373,7 @@ nlohmann::json apply_bytes(State &state, uint64_t index, std::span<const uint8_t
 uint32_t level_of(const nlohmann::json &entry);                        // that it needs
 // Why the entry cannot be proposed yet: a host runs a program that would not understand it. Empty: it can.
 std::string level_obstacle(const State &state, const nlohmann::json &entry);
+bool all_understand(const State &state, uint32_t level);               // ... all hosts' programs
 std::vector<uint8_t> encode(const nlohmann::json &entry);              // CBOR; adds "level" if there is none
 std::vector<uint8_t> snapshot(const State &state);
 Result<State> restore(std::span<const uint8_t> bytes);                 // failed if damaged or of a newer format

@@ -92,6 +92,8 @@ Daemon::~Daemon()
 	if (api_stopper_.joinable())
 		api_stopper_.join();
 	signals_.clear();
+	if (reconciler_)
+		reconciler_->stop_copies();
 	workers_.reset();
 	events_.reset();
 }
@@ -283,6 +285,12 @@ void Daemon::wire_reconciler()
 	world.kernel = kernel_;
 	world.lvm = lvm_;
 	world.metadata = metadata_tools();
+	world.copy_snapshot = [this, lvm = lvm_](const CopyTask &task, CopyProgress &progress) {
+		auto ask = [this](HostId host, const std::string &verb, Json body, uint64_t timeout_ms, const std::atomic<bool> &stop) {
+			return ask_of_worker(host, verb, std::move(body), timeout_ms, stop);
+		};
+		return copy_snapshot(lvm, ask, task, progress);
+	};
 	world.run = [this](const std::string &key, std::function<void()> work, std::function<void()> done) {
 		workers_->submit(key, std::move(work), std::move(done));
 	};
@@ -415,6 +423,7 @@ void Daemon::listen_to_links()
 	serve_disks();
 	serve_diff();
 	serve_trails();
+	serve_copies();
 	links_.on_notice("soft", [this](int host, Json body) { api_->soft(host, body); });
 	links_.on_peer_up([this](int host) {
 		if (!soft_said_.is_null())

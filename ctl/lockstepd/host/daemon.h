@@ -94,6 +94,8 @@ private:
 	void serve_disks();                                     // likewise
 	void serve_diff();                                      // ... diff.cc
 	void serve_trails();                                    // ... trails.cc
+	void serve_copies();                                    // ... diff.cc, too
+	Result<Json> ask_of_worker(HostId host, const std::string &verb, Json body, uint64_t timeout_ms, const std::atomic<bool> &stop);
 	void propose(Json entry, JsonReply done);               // a refusal of the state machine comes as an Error
 
 	// membership.cc

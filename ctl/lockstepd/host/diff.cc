@@ -2,9 +2,11 @@
 #include "lockstepd/host/diff.h"
 
 #include <openssl/evp.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <charconv>
+#include <future>
 #include <optional>
 
 #include <fmt/format.h>
@@ -212,7 +214,7 @@ Result<ThinPair> thin_pair(const Lvm &lvm, const DiffPlace &p)
 }
 
 // The ids are looked up again: one that was deleted meanwhile might have been given out anew.
-Result<nlohmann::json> diff_of(const Lvm &lvm, const DiffPlace &p)
+Result<ChangedBlocks> changed_between(const Lvm &lvm, const DiffPlace &p)
 {
 	auto before = thin_pair(lvm, p);
 	if (!before)
@@ -225,11 +227,117 @@ Result<nlohmann::json> diff_of(const Lvm &lvm, const DiffPlace &p)
 		return after.error();
 	if (after->from != before->from || after->to != before->to)
 		return failed("the logical volumes were replaced meanwhile: repeat the command");
+	return changed;
+}
+
+Result<nlohmann::json> diff_of(const Lvm &lvm, const DiffPlace &p)
+{
+	auto changed = changed_between(lvm, p);
+	if (!changed)
+		return changed.error();
 	return nlohmann::json{{"block_bytes", DIFF_BLOCK_BYTES}, {"blocks", changed->blocks}, {"changed_blocks", changed->changed},
 			      {"bitmap", base64(changed->bitmap)}};
 }
 
 }    // namespace
+
+// ---- copies of snapshots for other hosts (snapshot_copy.h) ----
+
+namespace {
+
+struct SourcePlace {
+	SnapshotLv lv;
+	CopySource source;
+	std::optional<DiffPlace> diff;    // from the base that was named
+};
+
+// Only of a copy that counts, and nothing of it ever changes, so this host's own state is new enough.
+Result<SourcePlace> source_place(const State &state, HostId self, uint32_t sid, uint32_t base)
+{
+	const Snapshot *s = state.snapshot(sid);
+	const SnapshotCopy *copy = s && s->phase == SnapshotPhase::ready ? s->copy(self) : nullptr;
+	const Pool *pool = copy ? state.pool(copy->pool, self) : nullptr;
+	if (!pool)
+		return not_found("host " + state.host_name(self) + " has no whole copy of that snapshot");
+	SourcePlace p;
+	p.lv = {pool->vg, pool->kind == PoolKind::thin, s->vid, s->sid, s->attempt, s->uuid, 0};
+	p.source = {snapshot_lv_path(p.lv), copy->md_offset, s->size_bytes, s->block_size};
+	if (const Snapshot *b = state.snapshot(base); base && b && b->phase == SnapshotPhase::ready && std::max(s->size_bytes, b->size_bytes) <= DIFF_MAX_BYTES)
+		if (auto diff = diff_place(state, self, base, sid))
+			p.diff = *diff;
+	return p;
+}
+
+Done show_source(const Lvm &lvm, const SnapshotLv &lv)
+{
+	struct stat node;
+	if (stat(snapshot_lv_path(lv).c_str(), &node) == 0)
+		return Nothing{};
+	return lvm.show({lv.vg, snapshot_lv_name(lv), snapshot_lv_tag(lv.uuid)});
+}
+
+Result<nlohmann::json> map_of(const Lvm &lvm, const SourcePlace &p)
+{
+	if (Done shown = show_source(lvm, p.lv); !shown)
+		return shown.error();
+	auto changed = p.diff ? changed_between(lvm, *p.diff) : Result<ChangedBlocks>(not_found("not asked"));
+	if (changed)
+		return nlohmann::json{{"changed", nlohmann::json::binary(std::move(changed->bitmap))}};
+	return source_map(p.source);    // more is compared, nothing is missed
+}
+
+}    // namespace
+
+void Daemon::serve_copies()
+{
+	auto serve = [this](const char *verb, std::function<Result<Json>(const Lvm &, const SourcePlace &, const Json &)> answer_of) {
+		links_.on_call(verb, [this, answer_of](int, Json body, Links::Reply reply) {
+			if (!member_)
+				return reply(failed("not ready"));
+			const uint32_t sid = body.at("sid").get<uint32_t>();
+			auto place = source_place(state_, member_->host_id, sid, body.value("base", 0u));
+			if (!place)
+				return reply(place.error());
+			auto answer = std::make_shared<Result<Json>>(Json());
+			auto work = [answer, answer_of, lvm = lvm_, place = *place, body = std::move(body)] {
+				try {
+					*answer = answer_of(lvm, place, body);
+				} catch (const Json::exception &) {
+					*answer = usage_error("malformed request");
+				}
+			};
+			// thin_delta takes one question of a pool at a time.
+			workers_->submit(place->diff ? "diff:" + place->lv.vg : fmt::format("copy-of:{}", sid), std::move(work), [answer, reply] { reply(std::move(*answer)); });
+		});
+	};
+	serve("snapshot.map", [](const Lvm &lvm, const SourcePlace &p, const Json &) { return map_of(lvm, p); });
+	serve("snapshot.blocks", [](const Lvm &lvm, const SourcePlace &p, const Json &body) -> Result<Json> {
+		if (Done shown = show_source(lvm, p.lv); !shown)
+			return shown.error();
+		return source_blocks(p.source, body);
+	});
+	serve("snapshot.end", [](const Lvm &lvm, const SourcePlace &p, const Json &) -> Result<Json> {
+		if (Done done = lvm.end_copy(p.lv, 0); !done)
+			return done.error();
+		return Json::object();
+	});
+}
+
+// Called on worker threads. The loop may end meanwhile, and then nobody answers: hence it looks itself whether to go on.
+Result<nlohmann::json> Daemon::ask_of_worker(HostId host, const std::string &verb, Json body, uint64_t timeout_ms, const std::atomic<bool> &stop)
+{
+	auto promise = std::make_shared<std::promise<Result<Json>>>();
+	auto future = promise->get_future();
+	if (stop)
+		return failed("called off");
+	loop_.post([this, host, verb, body = std::move(body), timeout_ms, promise]() mutable {
+		links_.call(host, verb, std::move(body), timeout_ms, [promise](Result<Json> answer) { promise->set_value(std::move(answer)); });
+	});
+	while (future.wait_for(std::chrono::milliseconds(50)) != std::future_status::ready)
+		if (stop)
+			return failed("called off");
+	return future.get();
+}
 
 void Daemon::serve_diff()
 {

@@ -159,6 +159,13 @@ struct Lvm {
 	// Of the replica's LV, which may be in use. One with our tag is taken as it is.
 	std::function<Done(const SnapshotLv &)> snapshot;
 	std::function<Done(const SnapshotLv &)> remove_snapshot;
+	// The LV of a copy of a snapshot that is made here (snapshot_copy.h), active: an LV snapshot of `base`, or if that has no name a new one
+	// of so many bytes in the thin pool. What has its name and tag already was half made and is removed first. not_found: no such base.
+	// One that end_copy() has called whole is left alone: the offset of its metadata, else 0.
+	std::function<Result<uint64_t>(const SnapshotLv &, const OrphanLv &base, const std::string &thin_pool, uint64_t bytes)> begin_copy;
+	// As LVs of snapshots are: a thin one is not active, and does not become so by itself. md_offset: it is whole, with its metadata there; 0: it
+	// was only read, after `show`.
+	std::function<Done(const SnapshotLv &, uint64_t md_offset)> end_copy;
 	// Makes the LV of a replica out of a snapshot's, and activates it. Thin: it shares the blocks. Thick: it is a new one, and
 	// what the snapshot has is to be copied; the snapshot is readable afterwards. content: a text that names what it is made
 	// from; an LV of the replica that was made from the same is taken as it is, another one is replaced (thin) or refused.

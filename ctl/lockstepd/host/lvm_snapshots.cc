@@ -7,6 +7,7 @@
 // A command is tried first and LVM is asked only when it has failed: it is slow to start, and while a snapshot is taken a guest
 // waits.
 #include <algorithm>
+#include <charconv>
 
 #include <fmt/format.h>
 
@@ -70,6 +71,74 @@ Done remove_snapshot(const Lvm &lvm, const SnapshotLv &lv)
 	return removed ? failed(fmt::format("logical volume {} is still there after its removal", full_name(lv))) : removed.error();
 }
 
+constexpr std::string_view WHOLE_TAG = "lockstep.whole=";    // and where its metadata are
+
+// 0: it is not there, or not whole.
+Result<uint64_t> whole_at(const Lvm &lvm, const SnapshotLv &lv)
+{
+	auto report = lvm.report(lv.vg);
+	if (!report)
+		return report.error();
+	const LogicalVolume *found = report->volume(lv.vg, snapshot_lv_name(lv));
+	uint64_t offset = 0;
+	for (const std::string &tag : found && has_tag(*found, snapshot_lv_tag(lv.uuid)) ? found->tags : std::vector<std::string>())
+		if (tag.starts_with(WHOLE_TAG))
+			std::from_chars(tag.data() + WHOLE_TAG.size(), tag.data() + tag.size(), offset);
+	return offset;
+}
+
+Result<uint64_t> begin_copy(const Lvm &lvm, const SnapshotLv &lv, const OrphanLv &base, const std::string &thin_pool, uint64_t bytes)
+{
+	auto whole = whole_at(lvm, lv);
+	if (!whole || *whole)
+		return whole;
+	if (Done gone = remove_snapshot(lvm, lv); !gone)
+		return gone.error();
+	const std::string what = fmt::format("cannot create logical volume {}", full_name(lv));
+	std::vector<std::string> args = {"lvcreate", "--yes", "--name", snapshot_lv_name(lv), "--addtag", snapshot_lv_tag(lv.uuid)};
+	if (base.name.empty()) {
+		args.insert(args.end(), {"--thin", "--virtualsize", fmt::format("{}b", bytes), lv.vg + "/" + thin_pool});
+	} else {
+		auto report = lvm.report(lv.vg);
+		if (!report)
+			return report.error();
+		const LogicalVolume *found = report->volume(base.vg, base.name);
+		if (!found || !has_tag(*found, base.tag))
+			return not_found(fmt::format("{}: logical volume {}/{} is not there", what, base.vg, base.name));
+		args.push_back("--snapshot");
+		if (lv.thin)
+			args.insert(args.end(), {"--setactivationskip", "n"});
+		else
+			args.insert(args.end(), {"--size", fmt::format("{}b", lv.reserve_bytes)});
+		args.push_back(base.vg + "/" + base.name);
+	}
+	auto made = run_lvm(args, what);
+	if (!made)
+		return made.error();
+	return 0;
+}
+
+// LVM's tag is what makes it whole: it is there, on the disks, or it is not.
+Done end_copy(const SnapshotLv &lv, uint64_t md_offset)
+{
+	std::vector<std::string> changes;
+	if (lv.thin)
+		changes.insert(changes.end(), {"--setactivationskip", "y"});
+	if (md_offset)
+		changes.insert(changes.end(), {"--addtag", fmt::format("{}{}", WHOLE_TAG, md_offset)});
+	const std::string what = fmt::format("cannot finish logical volume {}", full_name(lv));
+	std::vector<std::string> args = {"lvchange", "--yes"};
+	args.insert(args.end(), changes.begin(), changes.end());
+	args.push_back(full_name(lv));
+	if (!changes.empty())
+		if (auto out = run_lvm(args, what); !out)
+			return out.error();
+	if (lv.thin)
+		if (auto out = run_lvm({"lvchange", "--yes", "--activate", "n", full_name(lv)}, what); !out)
+			return out.error();
+	return Nothing{};
+}
+
 std::string content_tag(const std::string &content) { return "lockstep.content=" + content; }
 
 Done clone(const Lvm &lvm, const SnapshotLv &from, const ReplicaLv &to, const std::string &content)
@@ -110,6 +179,10 @@ void add_snapshot_tools(Lvm &lvm)
 	lvm.extend = [basic](const ReplicaLv &lv) { return extend(basic, lv); };
 	lvm.snapshot = [basic](const SnapshotLv &lv) { return snapshot(basic, lv); };
 	lvm.remove_snapshot = [basic](const SnapshotLv &lv) { return remove_snapshot(basic, lv); };
+	lvm.begin_copy = [basic](const SnapshotLv &lv, const OrphanLv &base, const std::string &thin_pool, uint64_t bytes) {
+		return begin_copy(basic, lv, base, thin_pool, bytes);
+	};
+	lvm.end_copy = end_copy;
 	lvm.clone = [basic](const SnapshotLv &from, const ReplicaLv &to, const std::string &content) { return clone(basic, from, to, content); };
 }
 

@@ -173,6 +173,20 @@ Done format_replica(const ReplicaMetadata &replica)
 	return file->flush();
 }
 
+namespace {
+
+// Both superblocks invalid.
+Done clear_superblocks(MetadataFile &file)
+{
+	memset(file.unit(), 0, LKS_META_UNIT);
+	for (uint64_t at : {0, LKS_META_UNIT})
+		if (Done done = file.write_unit(at); !done)
+			return done;
+	return file.flush();
+}
+
+}    // namespace
+
 Done wipe_replica(const std::string &path, uint64_t offset)
 {
 	auto file = MetadataFile::open(path, offset, O_RDWR);
@@ -183,11 +197,7 @@ Done wipe_replica(const std::string &path, uint64_t offset)
 		return found.error();
 	if (!*found)
 		return Nothing{};
-	memset(file->unit(), 0, LKS_META_UNIT);
-	for (uint64_t at : {0, LKS_META_UNIT})
-		if (Done done = file->write_unit(at); !done)
-			return done.error();
-	return file->flush();
+	return clear_superblocks(*file);
 }
 
 Result<nlohmann::json> dump_replica(const std::string &path, uint64_t offset)
@@ -349,6 +359,77 @@ Done adopt_replica(const ReplicaMetadata &replica)
 			return done;
 	}
 	return Nothing{};
+}
+
+Result<std::vector<bool>> written_extents(const std::string &path, uint64_t offset, uint64_t first, uint64_t end)
+{
+	auto file = MetadataFile::open(path, offset, O_RDONLY);
+	if (!file)
+		return file.error();
+	auto found = read_superblock(*file);
+	if (!found)
+		return found.error();
+	if (!*found)
+		return failed(fmt::format("{} has no valid superblock at byte {}", path, offset));
+	lks_layout layout;
+	lks_layout_of((*found)->size, (*found)->block_size, &layout);
+	end = std::min<uint64_t>(end, std::max<uint64_t>(first, layout.extents));
+	std::vector<bool> written(end - first);
+	const uint64_t tag = extent_tag(**found);
+	for (uint64_t unit = first / LKS_EXTENTS_PER_UNIT; unit * LKS_EXTENTS_PER_UNIT < end; unit++) {
+		if (Done done = file->read_unit(layout.table_offset + unit * LKS_META_UNIT); !done)
+			return done.error();
+		const auto *records = static_cast<const lks_extent_record *>(file->unit());
+		for (uint64_t r = 0; r < LKS_RECORDS_PER_UNIT; r++) {
+			const uint64_t index = unit * LKS_RECORDS_PER_UNIT + r;
+			const bool valid = lks_extent_record_valid(&records[r], uint32_t(index), tag);
+			for (uint64_t i = 0; i < LKS_EXTENTS_PER_RECORD; i++)
+				if (const uint64_t extent = index * LKS_EXTENTS_PER_RECORD + i; extent >= first && extent < end)
+					written[extent - first] = !valid || (records[r].bits[i / 4] >> (i % 4 * 2) & LKS_EXTENT_WRITTEN);
+		}
+	}
+	return written;
+}
+
+Done stamp_replica(const ReplicaMetadata &replica, const std::vector<bool> &written)
+{
+	auto uuid = uuid_bytes(replica.uuid);
+	if (!uuid)
+		return failed(fmt::format("volume {}: '{}' is no UUID", replica.vid, replica.uuid));
+	auto file = MetadataFile::open(replica.path, replica.offset, O_RDWR);
+	if (!file)
+		return file.error();
+	lks_superblock sb = {};
+	sb.vid = replica.vid;
+	memcpy(sb.uuid, uuid->data(), 16);
+	sb.size = replica.size_bytes;
+	sb.block_size = replica.block_size;
+	sb.host = replica.host;
+	sb.version = replica.version;
+	sb.term = replica.term;
+	lks_layout layout;
+	lks_layout_of(replica.size_bytes, replica.block_size, &layout);
+	if (Done done = clear_superblocks(*file); !done)
+		return done;
+	for (uint64_t at = 0; at < layout.table_bytes; at += LKS_META_UNIT) {
+		lks_format_unit(&sb, layout.table_offset + at, file->unit());
+		auto *records = static_cast<lks_extent_record *>(file->unit());
+		for (uint64_t r = 0; r < LKS_RECORDS_PER_UNIT; r++) {
+			const uint64_t index = at / LKS_META_UNIT * LKS_RECORDS_PER_UNIT + r;
+			for (uint64_t i = 0; i < LKS_EXTENTS_PER_RECORD; i++)
+				if (const uint64_t extent = index * LKS_EXTENTS_PER_RECORD + i; extent < written.size() && written[extent])
+					records[r].bits[i / 4] |= uint8_t(LKS_EXTENT_WRITTEN << (i % 4 * 2));
+			lks_extent_record_seal(&records[r]);
+		}
+		if (Done done = file->write_unit(layout.table_offset + at); !done)
+			return done;
+	}
+	if (Done done = file->flush(); !done)
+		return done;
+	lks_format_unit(&sb, 0, file->unit());
+	if (Done done = file->write_unit(0); !done)
+		return done;
+	return file->flush();
 }
 
 Done copy_replica(const std::string &from, const ReplicaMetadata &to)

@@ -10,6 +10,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -52,6 +53,13 @@ Done adopt_replica(const ReplicaMetadata &replica);
 
 // Copies what was written from the LV of a snapshot to another LV, data and metadata; then adopt_replica() can follow.
 Done copy_replica(const std::string &from, const ReplicaMetadata &to);
+
+// Of each extent, from the first to before the end, whether it was ever written; a damaged record counts as written. The volume's size is
+// the superblock's; what lies behind it was not written.
+Result<std::vector<bool>> written_extents(const std::string &path, uint64_t offset, uint64_t first = 0, uint64_t end = UINT64_MAX);
+
+// Makes the metadata of a replica with content: these extents were written. Whatever stood there is overwritten. Its superblock comes last.
+Done stamp_replica(const ReplicaMetadata &replica, const std::vector<bool> &written);
 
 // For people and `lockstep recover`.
 Result<nlohmann::json> dump_replica(const std::string &path, uint64_t offset);

@@ -49,7 +49,7 @@ bool log_wants(const State &state, HostId self, const LogicalVolume &lv)
 			return true;
 	}
 	for (const auto &[sid, s] : state.snapshots) {
-		const SnapshotCopy *copy = s.copy(self);
+		const SnapshotCopy *copy = s.trace(self);
 		// Of whichever attempt.
 		if (copy && tag == snapshot_lv_tag(s.uuid) && lv.name.starts_with(fmt::format("{}.s{}.", replica_lv_name(s.vid), sid)) &&
 		    in_pool(state, self, copy->pool, lv.vg))

@@ -59,6 +59,7 @@ std::string replica_key(uint32_t vid) { return fmt::format("replica:{}", vid); }
 std::string serve_key(uint32_t vid) { return fmt::format("serve:{}", vid); }
 
 Reconciler::Reconciler(HostId self, ReconcilerWorld world) : self_(self), world_(std::move(world)) {}
+Reconciler::~Reconciler() { stop_copies(); }
 
 // ---- steps ----
 
@@ -800,6 +801,11 @@ nlohmann::json Reconciler::soft_report() const
 		v["peers"] = peers;
 		volumes[std::to_string(vid)] = std::move(v);
 	}
+	for (const auto &[sid, w] : snapshot_works_)
+		if (const Snapshot *s = world_.state().snapshot(sid); s && w.copy && w.task.busy) {
+			const uint64_t total = w.copy->total_blocks;
+			volumes[std::to_string(s->vid)]["copies"][std::to_string(sid)] = total ? w.copy->done_blocks * 100 / total : 0;
+		}
 	for (const Problem &p : problems())
 		if (p.vid)
 			volumes[std::to_string(p.vid)]["problem"] = p.message;

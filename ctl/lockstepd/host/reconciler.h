@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -33,6 +34,7 @@
 #include "lockstepd/host/kernel.h"
 #include "lockstepd/host/lvm.h"
 #include "lockstepd/host/metadata.h"
+#include "lockstepd/host/snapshot_copy.h"
 
 namespace lockstep {
 
@@ -57,6 +59,7 @@ struct ReconcilerWorld {
 	Kernel kernel;                // called on worker threads
 	Lvm lvm;                      // called on worker threads
 	MetadataTools metadata;       // called on worker threads
+	std::function<Result<uint64_t>(const CopyTask &task, CopyProgress &progress)> copy_snapshot;    // called on worker threads
 	// Work of one key runs in order, work of different keys side by side; done is called on the loop thread (Workers::submit).
 	std::function<void(const std::string &key, std::function<void()> work, std::function<void()> done)> run;
 	std::function<const State &()> state;
@@ -82,6 +85,7 @@ struct Problem {
 class Reconciler {
 public:
 	Reconciler(HostId self, ReconcilerWorld world);
+	~Reconciler();
 	Reconciler(const Reconciler &) = delete;
 	Reconciler &operator=(const Reconciler &) = delete;
 
@@ -112,6 +116,8 @@ public:
 	const std::map<std::string, double> &disk_percent() const { return disk_percent_; }
 	// Fails what waits on this host.
 	void abort_waiting(uint32_t vid, std::function<void(Done)> done);
+	// Copies of snapshots that are being made are broken off: the daemon ends.
+	void stop_copies();
 
 private:
 	using Json = nlohmann::json;
@@ -154,6 +160,8 @@ private:
 		uint64_t hold = 0;                     // begun by this daemon for this attempt
 		bool quiesced = false;                 // ... and nothing is in flight
 		bool over = false;                     // ... and it has ended
+		std::shared_ptr<CopyProgress> copy;    // of the one that is made here
+		uint64_t added = 0, md_offset = 0;     // the one of this entry is there, with metadata there; 0: it is not
 	};
 
 	bool may(const Task &task) const;
@@ -214,6 +222,8 @@ private:
 	void hold_still(const Snapshot &s, SnapshotWork &w);
 	void take_snapshot(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &w);
 	void let_go(const Snapshot &s, SnapshotWork &w);
+	void look_at_copy(const Snapshot &s);
+	void copy_here(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &w);
 	void remove_snapshot(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &w);
 	void make_from_snapshot(const Volume &v, const Replica &r, const ReplicaLv &lv, VolumeWork &w);
 	void snapshot_event(const KernelEvent &event);

@@ -66,9 +66,13 @@ void Reconciler::look_at_snapshots()
 
 void Reconciler::look_at_snapshot(const Snapshot &s)
 {
-	if (s.phase == SnapshotPhase::ready)
+	if (s.phase == SnapshotPhase::ready) {
+		look_at_copy(s);
 		return;
+	}
 	SnapshotWork &w = snapshot_works_[s.sid];
+	if (w.copy)
+		w.copy->stop = true;    // it is being deleted
 	if (!may(w.task))
 		return;
 	if (w.attempt != s.attempt) {
@@ -207,6 +211,69 @@ void Reconciler::remove_snapshot(const Snapshot &s, const SnapshotCopy &copy, Sn
 		       if (done)
 			       ask_on(sid, {{"op", "snapshot.removed"}});
 	       });
+}
+
+// ---- a copy that comes here although it was taken elsewhere, or goes (cluster/snapshot_copies.cc) ----
+
+void Reconciler::look_at_copy(const Snapshot &s)
+{
+	const auto mine = [&](const std::vector<SnapshotCopy> &list) {
+		auto it = std::find_if(list.begin(), list.end(), [&](const SnapshotCopy &c) { return c.host == self_; });
+		return it == list.end() ? nullptr : &*it;
+	};
+	const SnapshotCopy *arriving = mine(s.arriving), *going = mine(s.going);
+	if (!arriving && !going && !snapshot_works_.contains(s.sid))
+		return;
+	SnapshotWork &w = snapshot_works_[s.sid];
+	if (w.copy && !arriving)
+		w.copy->stop = true;
+	if (!may(w.task))
+		return;
+	if (!arriving && !going) {
+		snapshot_works_.erase(s.sid);
+		return;
+	}
+	if (going)
+		remove_snapshot(s, *going, w);
+	else if (w.md_offset && w.added == arriving->added)
+		ask_on(s.sid, {{"op", "snapshot.copied"}, {"added", w.added}, {"md_offset", w.md_offset}});
+	else
+		copy_here(s, *arriving, w);
+}
+
+// One at a time of a volume group: they would only slow each other down.
+void Reconciler::copy_here(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &w)
+{
+	auto task = copy_task(world_.state(), self_, s, copy, w.task.failures);
+	if (!task) {
+		finish(w.task, title(s), task.error());
+		return;
+	}
+	w.copy = std::make_shared<CopyProgress>();
+	auto offset = std::make_shared<uint64_t>(0);
+	act_on(s.sid, "copy:" + task->lv.vg,
+	       [make = world_.copy_snapshot, task = *task, progress = w.copy, offset]() -> Done {
+		       auto made = make(task, *progress);
+		       if (!made)
+			       return made.error();
+		       *offset = *made;
+		       return Nothing{};
+	       },
+	       [this, sid = s.sid, added = copy.added, offset](const Done &done) {
+		       SnapshotWork &w = snapshot_works_[sid];
+		       look_at_pools_soon();
+		       if (done && !w.copy->stop)
+			       w.md_offset = *offset;
+		       w.added = added;
+		       w.copy.reset();
+	       });
+}
+
+void Reconciler::stop_copies()
+{
+	for (auto &[sid, w] : snapshot_works_)
+		if (w.copy)
+			w.copy->stop = true;
 }
 
 bool Reconciler::hold_is_wanted(uint32_t vid, uint64_t hold) const

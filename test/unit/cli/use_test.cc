@@ -182,6 +182,34 @@ TEST_CASE("snapshots: taken, listed, restored, cloned, deleted")
 	CHECK(d.run({"snapshot", "delete", "b", "before"}).status == 3);
 }
 
+TEST_CASE("a copy of a snapshot that is on its way is listed apart, and is used for nothing")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "a", "1GiB", "--on", "alpha,beta"}).status == 0);
+	REQUIRE(d.run({"snapshot", "create", "a", "before"}).status == 0);
+	for (HostId h : {1, 2, 3})
+		d.good({{"op", "host.set"}, {"host", h}, {"addresses", d.state()->host(h)->addresses}, {"host_level", LEVEL}});
+	d.good({{"op", "snapshot.copy"}, {"sid", 1}, {"host", 3}, {"pool", "default"}});
+	CHECK(has(d.run({"snapshot", "list"}).out, "alpha, beta; copying to gamma\n"));
+	d.server().soft(3, {{"volumes", {{"1", {{"copies", {{"1", 43}}}}}}}});
+	CHECK(has(d.run({"snapshot", "list"}).out, "alpha, beta; copying to gamma (43 %)\n"));
+	json s = d.json_of({"snapshot", "list", "--json"})[0];
+	CHECK(s["hosts"] == json({"alpha", "beta"}));
+	CHECK(s["arriving"] == json({{{"host", "gamma"}, {"percent", 43}}}));
+	CHECK(d.run({"snapshot", "restore", "a", "before", "a2"}).out == "volume a2 is there on alpha, beta, device /dev/lockstep/a2\n");
+	d.good({{"op", "snapshot.copied"}, {"sid", 1}, {"host", 3}, {"added", d.state()->snapshot(1)->arriving[0].added}, {"md_offset", 1ull << 30}});
+	d.good({{"op", "snapshot.drop"}, {"sid", 1}, {"host", 1}});
+	s = d.json_of({"snapshot", "list", "--json"})[0];
+	CHECK(s["hosts"] == json({"beta", "gamma"}));
+	CHECK(s["arriving"] == json::array());
+	CHECK(s["going"] == json({"alpha"}));
+	// A volume that had more replicas than there are copies left gets them all the same.
+	d.online(2, false);
+	REQUIRE(d.run({"snapshot", "restore", "a", "before", "a3"}).status == 0);
+	CHECK(d.state()->volume_named("a3")->redundancy == 2);
+	d.online(2, true);
+}
+
 TEST_CASE("a snapshot whose hold breaks is tried once more, then the reason is told")
 {
 	FakeDaemon d;

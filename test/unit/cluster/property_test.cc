@@ -127,6 +127,20 @@ struct History {
 		}
 	}
 
+	// What leader and hosts do of a snapshot's copies, and what they would not.
+	json copies(const Snapshot &s)
+	{
+		const SnapshotCopy *arriving = s.arriving.empty() ? nullptr : &s.arriving[pick(unsigned(s.arriving.size()))];
+		switch (pick(4)) {
+		case 0: return {{"op", "snapshot.copy"}, {"sid", s.sid}, {"host", host()}, {"pool", "default"}};
+		case 1: return {{"op", "snapshot.drop"}, {"sid", s.sid}, {"host", host()}};
+		case 2: return {{"op", "snapshot.removed"}, {"sid", s.sid}, {"host", s.going.empty() ? host() : s.going[0].host}};
+		default:
+			return {{"op", "snapshot.copied"}, {"sid", s.sid}, {"host", arriving && chance(90) ? arriving->host : host()},
+				{"added", arriving ? arriving->added : 1}, {"md_offset", s.size_bytes + 4096 * pick(3)}};
+		}
+	}
+
 	json snapshots(uint32_t id)
 	{
 		uint32_t sid = c.state.next_sid;
@@ -150,6 +164,8 @@ struct History {
 			for (const SnapshotCopy &copy : s->copies)
 				if (s->phase != SnapshotPhase::resuming && !(s->in_progress() && copy.taken) && chance(70))
 					entry["host"] = copy.host;
+		if (s && s->phase == SnapshotPhase::ready && chance(40))
+			return copies(*s);
 		switch (pick(18)) {
 		case 0:
 		case 1: {
@@ -414,6 +430,10 @@ struct History {
 				if (x.phase == SnapshotPhase::discarding || x.phase == SnapshotPhase::deleting)
 					for (const SnapshotCopy &copy : x.copies)
 						entries.push_back({{"op", "snapshot.removed"}, {"sid", sid}, {"host", copy.host}});
+				for (const SnapshotCopy &copy : x.going)
+					entries.push_back({{"op", "snapshot.removed"}, {"sid", sid}, {"host", copy.host}});
+				for (const SnapshotCopy &copy : x.arriving)
+					entries.push_back({{"op", "snapshot.copied"}, {"sid", sid}, {"host", copy.host}, {"added", copy.added}, {"md_offset", x.size_bytes}});
 			}
 			for (const json &e : entries) {
 				json answer = step(e);
@@ -454,7 +474,7 @@ TEST_CASE("random histories give identical states that keep every invariant")
 			       "device.ready", "host.status", "host.add", "pool.report", "record.propose", "record.suspect", "record.resign",
 			       "volume.primary", "volume.set", "volume.resize", "replica.moved", "replica.grown", "volume.grown", "snapshot.create",
 			       "snapshot.held", "snapshot.taken", "snapshot.resumed", "snapshot.broken", "snapshot.removed", "snapshot.delete",
-			       "snapshot.restore", "snapshot.revert", "record.failed", "record.repaired", "record.failover", "record.open", "record.close",
+			       "snapshot.restore", "snapshot.revert", "snapshot.copy", "snapshot.copied", "snapshot.drop", "record.failed", "record.repaired", "record.failover", "record.open", "record.close",
 			       "replica.add", "replica.invalidate", "replica.move", "replica.leave", "replica.remove", "replica.purged", "replica.stay", "volume.redundancy",
 			       "host.evacuate", "host.restore", "host.evict", "host.lost", "life.elapsed", "option.set", "group.create",
 			       "group.delete", "group.label", "volume.label"}) {

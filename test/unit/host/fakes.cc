@@ -139,12 +139,32 @@ bool FakeWorld::run_until(const std::function<bool()> &done, uint64_t ms)
 	}
 }
 
+namespace {
+
+std::string path_of(const Snapshot &s) { return snapshot_lv_path({"vg", true, s.vid, s.sid, s.attempt, s.uuid, 0}); }
+
+}    // namespace
+
 ReconcilerWorld FakeWorld::world()
 {
 	ReconcilerWorld w;
 	w.kernel = kernel();
 	w.lvm = lvm();
 	w.metadata = metadata();
+	w.copy_snapshot = [this](const CopyTask &task, CopyProgress &) {
+		return effect<Result<uint64_t>>("copy_snapshot " + std::to_string(task.lv.sid), [&]() -> Result<uint64_t> {
+			const Snapshot *s = state.snapshot(task.lv.sid);
+			if (s && s->copy(1))
+				violations.push_back("a whole copy of a snapshot was overwritten");
+			FakeLv &f = lvs[task.path];
+			f.lv.vg = task.lv.vg;
+			f.lv.name = snapshot_lv_name(task.lv);
+			f.lv.path = task.path;
+			f.lv.tags = {snapshot_lv_tag(task.lv.uuid)};
+			f.content = task.base ? "over " + task.base->lv.name : "alone";
+			return task.metadata.offset;
+		});
+	};
 	std::weak_ptr<int> life = life_;
 	w.run = [this, life](const std::string &, std::function<void()> work, std::function<void()> done) {
 		queue_.push_back([this, life, work, done] {
@@ -165,6 +185,10 @@ ReconcilerWorld FakeWorld::world()
 			const std::string op = entry["op"];
 			const uint32_t vid = entry.value("vid", 0u);
 			proposals.push_back(op);
+			if (op == "snapshot.copied")
+				for (const auto &[sid, s] : state.snapshots)
+					if (sid == entry["sid"] && !lvs.contains(path_of(s)))
+						violations.push_back("snapshot.copied without a copy");
 			if (op == "replica.created") {
 				auto lv = lvs.find(replica_lv_path("vg", vid));
 				if (lv == lvs.end() || !lv->second.formatted)
