@@ -7,6 +7,8 @@
  *                                      page; at the end all of the device is read and compared. Prints what it did
  *   blockio hold PATH r|w              opens, prints "open", closes when standard input ends
  *   blockio shared PATH SECTOR N       writes N times a numbered 4 KiB sector at SECTOR and reads it back, printing nothing
+ *   blockio ahead PATH BYTES           asks for readahead of the first BYTES and for nothing else
+ *   blockio disk PATH                  asks what tools ask of an ATA or SCSI disk: prints the error of each
  *
  * Exit status: 0, 1 failed or different, 2 usage.
  */
@@ -14,6 +16,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/hdreg.h>
+#include <scsi/sg.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -201,6 +205,35 @@ static int share(const char *path, uint64_t sector, int times)
 	return 0;
 }
 
+static int ahead(const char *path, off_t bytes)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int err = fd < 0 ? errno : posix_fadvise(fd, 0, bytes, POSIX_FADV_WILLNEED);
+
+	if (err)
+		die("%s: %s", path, strerror(err));
+	return close(fd);
+}
+
+static int ask(const char *path)
+{
+	static uint8_t room[512];
+	uint8_t inquiry[6] = { 0x12, 0, 0, 0, 96, 0 };
+	struct sg_io_hdr scsi = { .interface_id = 'S', .dxfer_direction = SG_DXFER_FROM_DEV, .cmd_len = sizeof(inquiry),
+				  .cmdp = inquiry, .dxferp = room, .dxfer_len = 96, .timeout = 5000 };
+	const struct { const char *name; unsigned long code; void *to; } questions[] = {
+		{ "identify", HDIO_GET_IDENTITY, room }, { "command", HDIO_DRIVE_CMD, room }, { "inquiry", SG_IO, &scsi },
+		{ "geometry", HDIO_GETGEO, room },
+	};
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		die("%s: %s", path, strerror(errno));
+	for (size_t i = 0; i < sizeof(questions) / sizeof(questions[0]); i++)
+		printf("%s: %s\n", questions[i].name, ioctl(fd, questions[i].code, questions[i].to) ? strerror(errno) : "done");
+	return close(fd);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 5 && !strcmp(argv[1], "random"))
@@ -209,6 +242,10 @@ int main(int argc, char **argv)
 		return hold(argv[2], *argv[3] == 'w');
 	if (argc == 5 && !strcmp(argv[1], "shared"))
 		return share(argv[2], strtoull(argv[3], NULL, 0), atoi(argv[4]));
+	if (argc == 4 && !strcmp(argv[1], "ahead"))
+		return ahead(argv[2], atoll(argv[3]));
+	if (argc == 3 && !strcmp(argv[1], "disk"))
+		return ask(argv[2]);
 	fprintf(stderr, "blockio: wrong arguments; see the top of test/lab/blockio.c\n");
 	return 2;
 }

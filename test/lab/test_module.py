@@ -132,6 +132,18 @@ def test_module_alone(lab):
     a.run(f'echo 1500 >{timeout}')
     assert 'timed out' in a.run('dd if=/dev/null of=/dev/lockstep/v1', check=False).err
 
+    # Another host holds it: EBUSY, and the log names the host, once.
+    state = volume(a)
+    session = int(state['session-ended']) + 1
+    kdrive(a, f'config 1 {int(state["noted"]) + 1} {state["term"]} 1 {session} 1:insync 2:{session}')
+    a.run(f'echo 20000 >{timeout}')
+    for _ in range(2):
+        waiting = a.start('dd if=/dev/null of=/dev/lockstep/v1')
+        wait(lambda: volume(a)['waiters'] == '1', 20, 'the open to wait')
+        kdrive(a, 'refuse 1 16')
+        assert 'busy' in waiting.wait(10).err
+    assert a.out('dmesg | grep -c "v1: cannot be opened for writing: host 2 has it open"') == '1'
+
     # A clean end leaves nothing hot.
     for verb in ('device-del', 'device-del', 'detach', 'detach', 'volume-del', 'volume-del'):
         kdrive(a, f'{verb} 1')
@@ -193,8 +205,11 @@ def test_module_pair(lab):
     writing = a.start('dd if=/dev/zero of=/dev/lockstep/v1 bs=4096 count=4 oflag=direct conv=notrunc')
     wait(lambda: int(volume(a).get('pending', 0)) > 0, 20, 'a write to wait for beta')
     refused(a, 'device-del 1', 'Device or resource busy')
+    inflight = lambda: a.out('cat /sys/block/lockstep0/inflight').split()
+    assert inflight() == ['0', '1']
     kdrive(a, 'abort 1')
     assert 'Input/output error' in writing.wait(20).err
+    assert inflight() == ['0', '0']
     reading = a.start('dd if=/dev/lockstep/v1 of=/dev/null bs=4096 count=1 skip=64 iflag=direct')
     assert reading.wait(20).status, 'from now on whatever would wait fails, until somebody opens the device again'
     holding.close_input()
@@ -223,6 +238,16 @@ def pair(lab, size=SIZE, shared='', tls='', lease_ms=3000, **options):
     return a, b
 
 
+def charged(host, program, disk):
+    """Runs program in a control group of its own; the bytes that disk has written for this group."""
+    group = '/sys/fs/cgroup/writer'
+    host.run('grep -q " /sys/fs/cgroup " /proc/mounts || mount -t cgroup2 none /sys/fs/cgroup')
+    host.run(f'echo +io >/sys/fs/cgroup/cgroup.subtree_control; mkdir -p {group}')
+    host.run(f'echo $$ >{group}/cgroup.procs; exec {program}')
+    number = host.out(f'cat /sys/block/{disk}/dev')
+    return sum(int(n) for n in re.findall(rf'^{number} .*wbytes=(\d+)', host.out(f'cat {group}/io.stat'), re.M))
+
+
 def test_module_io(lab):
     """Requests of all kinds, sizes and alignments, on disks with small and with large sectors; and what the host says of them."""
     a, = lab.boot(1)
@@ -238,6 +263,12 @@ def test_module_io(lab):
             'discard_granularity discard_zeroes_data rotational; do echo $f $(cat $f); done').splitlines())
         assert queue['logical_block_size'] == '512' and queue['physical_block_size'] == '4096', queue
         assert queue['max_hw_sectors_kb'] == '1024' and queue['fua'] == '1' and queue['rotational'] == '0', queue
+        assert a.out('blockdev --getss --getpbsz --getsize64 --getro --getalignoff /dev/lockstep/v1') == f'512\n4096\n{SIZE}\n0\n0'
+        a.run('blockdev --flushbufs --setra 512 /dev/lockstep/v1')
+        assert set(re.findall(r': (.*)', a.out('/lab/blockio disk /dev/lockstep/v1'))) == {'Inappropriate ioctl for device'}
+        if disk == '/dev/vdb':      # a loop device's own thread writes for itself
+            dd = 'dd if=/dev/urandom of=/dev/lockstep/v1 bs=64k count=256 oflag=direct conv=notrunc'
+            assert charged(a, dd, 'vdb') == 256 << 16, 'who wrote is who is charged for it, also where a worker writes'
         said = a.run(f'/lab/blockio random /dev/lockstep/v1 20 {seed}', timeout=200).out
         counts = {k: int(n) for k, n in re.findall(r'([\w-]+)=(\d+)', said)}
         assert len(counts) == 8 and all(counts.values()), said
@@ -264,12 +295,24 @@ def test_module_io(lab):
         stop(a)
 
 
+def scsi_debug(host, options):
+    """A SCSI disk in the host's memory."""
+    host.run(f'modprobe scsi_debug {options}')
+    where = '/sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block'
+    wait(lambda: host.run(f'ls {where}', check=False).status == 0, 20, 'the disk')
+    return '/dev/' + host.out(f'ls {where}')
+
+
 def test_module_sectors(lab):
     """Replicas on disks with small and with large sectors, and a host without a replica: each may send what the others' disks
-    cannot take as it comes, and the device looks the same on all."""
+    cannot take as it comes, and the device looks the same on all. The one with small sectors does not zero what it discards."""
     a, b, c = lab.boot(3)
     b.run('modprobe loop && losetup --sector-size 4096 --direct-io=on /dev/loop0 /dev/vdb')
-    start(a, 1)
+    disk = scsi_debug(a, 'dev_size_mb=80 lbpu=1 lbprz=0')
+    a.run(f'dd if=/dev/urandom of={disk} bs=1M count=1 oflag=direct && blkdiscard -f -l 1048576 {disk}')
+    assert a.run(f'cmp -n 1048576 /dev/zero {disk}', check=False).status, 'it promises nothing'
+    a.run(f'dd if=/dev/zero of={disk} bs=1M count=64 oflag=direct')
+    start(a, 1, disk=disk)
     start(b, 2, disk='/dev/loop0')
     c.run('modprobe lockstep')
     kdrive(c, 'host-set 3')
@@ -299,7 +342,7 @@ def test_module_sectors(lab):
             kdrive(host, f'config 1 {version} {term} {primary} {term} 1:insync,2:insync {opener}:{term}')
         hosts[opener].run(f'/lab/blockio random /dev/lockstep/v1 10 {term}', timeout=200)
         wait(lambda: volume(hosts[opener])['writers'] == '0', 20, 'the device to be closed')
-        assert digest(a) == digest(b, '/dev/loop0'), f'term {term}'
+        assert digest(a, disk) == digest(b, '/dev/loop0'), f'term {term}'
 
 
 def sectors(text):
@@ -398,6 +441,11 @@ def test_module_thin(lab):
     a.run(f'cmp -n {SIZE - 512} /dev/zero /dev/lockstep/v1 0 512')
     assert a.out('od -An -tx8 -N 512 /dev/lockstep/v1 | sort -u | wc -l') != '1', 'the first sector is as it was'
     assert a.out('sha256sum </dev/lockstep/v1') == digest(a, '/dev/g/t')
+    a.run('mke2fs -q -F /dev/lockstep/v1 && mount /dev/lockstep/v1 /mnt && dd if=/dev/urandom of=/mnt/f bs=1M count=16 && sync /mnt/f')
+    full = chunks()
+    a.run('rm /mnt/f && sync && fstrim /mnt && umount /mnt')
+    assert chunks() <= full - (16 << 20) // chunk + 8, 'a file system gives back what it does not use'
+    a.run('e2fsck -fn /dev/lockstep/v1')
     decider.stop()
     stop(a)
 
@@ -438,6 +486,12 @@ def test_module_frozen(lab):
     start(a, 1)
     kdrive(a, 'device-add 1')
 
+    # There is no primary: what is read ahead is not worth waiting for one, nor finding one.
+    mount_debugging(a)
+    requests = lambda: a.out('cat /sys/kernel/debug/lockstep/volumes/v1/requests')
+    a.run('/lab/blockio ahead /dev/lockstep/v1 262144')
+    assert requests().startswith('0 more') and volume(a)['waiters'] == '0', requests()
+
     # Nobody grants an open: a second one does not wait behind it, a reader comes in, and ABORT ends them.
     first = a.start('/lab/blockio hold /dev/lockstep/v1 w')
     second = a.start('/lab/blockio hold /dev/lockstep/v1 w')
@@ -465,9 +519,7 @@ def test_module_frozen(lab):
     version, term, session = int(state['noted']), int(state['term']), state['session']
     assert session != '0'
     kdrive(a, f'config 1 {version + 1} {term + 1} 2 {session} 1:insync,2:insync 1:{session}')
-    mount_debugging(a)
     writing = a.start('dd if=/dev/zero of=/dev/lockstep/v1 bs=4096 count=1 oflag=direct conv=notrunc')
-    requests = lambda: a.out('cat /sys/kernel/debug/lockstep/volumes/v1/requests')
     wait(lambda: 'write offset=0 length=4096' in requests() or volume(a)['waiters'] != '0', 20, 'the write or its open to wait')
     kdrive(a, 'abort 1')
     assert 'Input/output error' in writing.wait(20).err
@@ -525,9 +577,7 @@ def test_module_unreadable(lab):
     """The disk of the only good copy has lost some sectors: who reads them is told so, all else goes on; writing them mends them."""
     a, = lab.boot(1)
     bad, count = 20000, 8      # sectors
-    a.run(f'modprobe scsi_debug dev_size_mb=256 medium_error_start={bad} medium_error_count={count}')
-    wait(lambda: a.run('ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block', check=False).status == 0, 20, 'the disk')
-    disk = '/dev/' + a.out('ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block')
+    disk = scsi_debug(a, f'dev_size_mb=256 medium_error_start={bad} medium_error_count={count}')
     start(a, 1, disk=disk)
     kdrive(a, 'device-add 1')
     decider = auto(a, '1:insync')

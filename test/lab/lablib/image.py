@@ -14,7 +14,7 @@ from .paths import BUILD, GUEST, LAB, TOP, LabError
 
 PROGRAMS = """
 bash dash udevadm dmsetup lvm fio mke2fs e2fsck debugfs resize2fs tune2fs dumpe2fs tar kmod ip bridge ss tc
-mount umount wipefs lsblk blkdiscard blockdev blkid findmnt losetup flock fallocate dmesg taskset hexdump setpriv
+mount umount wipefs lsblk blkdiscard fstrim blockdev blkid findmnt losetup flock fallocate dmesg taskset hexdump setpriv
 pdata_tools thin_check thin_dump thin_repair thin_delta thin_metadata_size thin_rmap thin_ls
 sha256sum sha512sum md5sum cmp dd nice sync timeout truncate stat find xargs sort sed awk grep strace perf
 drbdadm drbdmeta drbdsetup drbdadm-84 drbdsetup-84
