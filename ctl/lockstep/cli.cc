@@ -37,6 +37,16 @@ std::string unknown_command(const CLI::App &app, const std::vector<std::string> 
 	return {};
 }
 
+// Whatever prints, prints JSON if it is asked to.
+void add_json(CLI::App &app, bool &as_json)
+{
+	auto commands = app.get_subcommands([](const CLI::App *) { return true; });
+	for (CLI::App *command : commands)
+		add_json(*command, as_json);
+	if (commands.empty() && !app.get_option_no_throw("--json"))
+		app.add_flag("--json", as_json, "Print JSON");
+}
+
 int parse_error(const CLI::App &app, const CLI::ParseError &e, const std::vector<std::string> &args, Context &context)
 {
 	if (e.get_exit_code() == int(CLI::ExitCodes::Success))
@@ -49,24 +59,33 @@ int parse_error(const CLI::App &app, const CLI::ParseError &e, const std::vector
 
 }    // namespace
 
-int run(const std::vector<std::string> &args, Context &context)
+void add_commands(CLI::App &app, Context &context, Action &action)
 {
-	CLI::App app("Shared, replicated storage made of the local disks of a pool of hosts", "lockstep");
 	app.set_help_all_flag("--help-all", "Show the options of all commands");
 	app.require_subcommand(1);
 	app.add_option("--socket", context.socket, "Path of the daemon's socket")->capture_default_str();
-	Action action;
 	add_cluster(app, context, action);
 	add_volume(app, context, action);
 	add_status(app, context, action);
 	add_snapshot(app, context, action);
 	add_disk(app, context, action);
+	add_operation(app, context, action);
 	add_option(app, context, action);
 	add_why(app, context, action);
 	add_md(app, context, action);
+	add_up(app, context, action);
 	add_down(app, context, action);
+	add_apply(app, context, action);
 	add_invalidate(app, context, action);
 	add_help(app, context, action);
+	add_json(app, context.as_json = false);
+}
+
+int run(const std::vector<std::string> &args, Context &context)
+{
+	CLI::App app("Shared, replicated storage made of the local disks of a pool of hosts", "lockstep");
+	Action action;
+	add_commands(app, context, action);
 	try {
 		std::vector<std::string> reversed(args.rbegin(), args.rend());    // CLI11 takes them from the back
 		app.parse(reversed);
@@ -128,6 +147,15 @@ std::string since(const json &host, uint64_t now_ms)
 {
 	uint64_t since_ms = host["since_ms"];
 	return now_ms > since_ms ? format_seconds((now_ms - since_ms) / 1000) : "0 s";
+}
+
+Done told(Context &context, const json &answer, const std::string &text)
+{
+	if (context.as_json)
+		print_json(context, answer);
+	else
+		context.out << text;
+	return Nothing{};
 }
 
 void print_json(Context &context, const json &value) { context.out << value.dump(2) << "\n"; }

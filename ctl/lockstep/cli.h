@@ -25,7 +25,9 @@ struct Context {
 	std::string socket = DEFAULT_SOCKET;
 	bool is_root = true;
 	std::function<uint64_t()> now_ms = {};  // Unix time
+	std::function<Done()> start_daemon = {};    // on this host; for `lockstep up`
 	bool terminal = false;                  // out is one
+	bool as_json = false;                   // --json, of commands without a flag of their own
 	unsigned rounds = 0;                    // of what goes on for ever (status --watch, events --follow); 0: no limit. For tests
 	Client client() const { return Client(socket); }
 };
@@ -38,6 +40,9 @@ void add_volume(CLI::App &app, Context &context, Action &action);
 void add_status(CLI::App &app, Context &context, Action &action);
 void add_serving(CLI::App &app, CLI::App &volume, Context &context, Action &action);    // volumes in use
 void add_snapshot(CLI::App &app, Context &context, Action &action);
+void add_operation(CLI::App &app, Context &context, Action &action);
+void add_apply(CLI::App &app, Context &context, Action &action);        // apply, dump
+void add_up(CLI::App &app, Context &context, Action &action);           // up, adjust
 void add_option(CLI::App &app, Context &context, Action &action);
 void add_why(CLI::App &app, Context &context, Action &action);
 void add_md(CLI::App &app, Context &context, Action &action);
@@ -54,6 +59,10 @@ void add_disk(CLI::App &app, Context &context, Action &action);                 
 void add_pool_disks(CLI::App &pool, Context &context, Action &action);                 // likewise
 void add_pool_orphans(CLI::App &pool, Context &context, Action &action);    // orphans.cc
 
+Done start_daemon_by_systemd();    // up.cc
+
+// All commands there are, into app; what is parsed sets action.
+void add_commands(CLI::App &app, Context &context, Action &action);
 // args: without the program's name. Returns the exit status.
 int run(const std::vector<std::string> &args, Context &context);
 
@@ -70,6 +79,7 @@ std::string host_address(const json &host);                     // "10.77.2.1", 
 std::string host_status(const json &host);                      // "online", "OFFLINE", "evicted", "online, evacuating"
 std::string since(const json &host, uint64_t now_ms);           // "2 h 5 min"
 void print_json(Context &context, const json &value);
+Done told(Context &context, const json &answer, const std::string &text);    // the one with --json, the other without
 // The cluster's status; an error if there is no cluster yet.
 Result<json> cluster_status(const Context &context, const std::string &volume = "");
 

@@ -48,9 +48,8 @@ Done init(Context &context, const std::string &name)
 	Result<json> answer = context.client().post("/v1/cluster/init", {{"name", name}});
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("cluster {} is there; add a host: `lockstep cluster token` here, then `lockstep cluster join TOKEN ADDRESS` there\n",
-				   name);
-	return Nothing{};
+	return told(context, *answer,
+		    fmt::format("cluster {} is there; add a host: `lockstep cluster token` here, then `lockstep cluster join TOKEN ADDRESS` there\n", name));
 }
 
 // Nothing but the token on standard output, so that scripts can use it.
@@ -78,8 +77,7 @@ Done join(Context &context, const std::string &token, const std::string &address
 	Result<json> answer = context.client().post("/v1/cluster/join", *body);
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("this host is now part of cluster {}\n", answer->value("cluster", ""));
-	return Nothing{};
+	return told(context, *answer, fmt::format("this host is now part of cluster {}\n", answer->value("cluster", "")));
 }
 
 Done recover(Context &context, const std::vector<std::string> &dead, bool yes, bool as_json)
@@ -136,8 +134,7 @@ Done host_net(Context &context, const std::string &verb, const std::string &host
 	if (!answer)
 		return answer.error();
 	const char *what = verb == "add" ? "can be reached at" : verb == "remove" ? "is not reached any more at" : "is first tried at";
-	context.out << fmt::format("host {} {} {}\n", host, what, address);
-	return Nothing{};
+	return told(context, *answer, fmt::format("host {} {} {}\n", host, what, address));
 }
 
 Done pool_create(Context &context, const json &body)
@@ -145,8 +142,7 @@ Done pool_create(Context &context, const json &body)
 	Result<json> answer = context.client().post("/v1/pools", body);
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("pool {} is there on host {}\n", body["name"].get<std::string>(), answer->value("host", ""));
-	return Nothing{};
+	return told(context, *answer, fmt::format("pool {} is there on host {}\n", body["name"].get<std::string>(), answer->value("host", "")));
 }
 
 Done pool_list(Context &context, bool as_json)
@@ -159,14 +155,14 @@ Done pool_list(Context &context, bool as_json)
 		print_json(context, pools);
 		return Nothing{};
 	}
-	Table table({"POOL", "HOST", "KIND", "LVM", "SIZE", "FREE", "PROMISED", "ROOM FOR", ""});
-	for (size_t column : {4, 5, 6, 7})
+	Table table({"POOL", "HOST", "LVM", "SIZE", "FREE", "PROMISED", "ROOM FOR", ""});
+	for (size_t column : {3, 4, 5, 6})
 		table.right(column);
 	for (const json &p : pools) {
 		std::string lvm = p["vg"];
 		if (p["thin_lv"] != "")
 			lvm += "/" + p["thin_lv"].get<std::string>();
-		table.row({shown(p["name"]), shown(p["host"]), shown(p["kind"]), lvm, format_bytes(p["size_bytes"]),
+		table.row({shown(p["name"]), shown(p["host"]), lvm, format_bytes(p["size_bytes"]),
 			   format_bytes(p["free_bytes"]), format_bytes(p["reserved_bytes"]), format_bytes(p["available_bytes"]),
 			   p["alarm"] == "" ? "" : fmt::format("{} % FULL", p["used_percent"].get<unsigned>())});
 	}

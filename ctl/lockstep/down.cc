@@ -2,7 +2,7 @@
 //
 // lockstep down: takes volumes out of this host's kernel, for unloading the module or for a host that is to be shut down with its
 // peers dead. It talks to the kernel alone and waits for nobody but this host's disks: neither for peers nor for quorum. The
-// daemon would bring everything up again, which is also how it is undone: `systemctl start lockstepd`.
+// daemon would bring everything up again, which is also how it is undone: `lockstep up` (up.cc).
 //
 // A device that is open is left alone. With --force the replica goes first, so that whatever is under way or comes later fails,
 // and the device when its openers have closed it.
@@ -78,26 +78,34 @@ Done take_down(Context &context, const Kernel &kernel, const DownClock &clock, c
 		return dump.error();
 	Done result = Nothing{};
 	bool found = false;
+	json down = json::array();
 	for (const auto &[vid, v] : dump->volumes) {
 		if (!volume.empty() && v.name != volume)
 			continue;
 		found = true;
 		Done done = take_down_one(kernel, clock, v, force);
 		if (done)
+			down.push_back(v.name);
+		if (done && !context.as_json)
 			context.out << fmt::format("volume {} is down on this host\n", v.name);
-		else if (result)
+		if (done)
+			continue;
+		if (result)
 			result = done;
 		else    // the first one is what the command ends with
 			context.err << "lockstep: " << done.error().message << "\n";
 	}
-	if (!volume.empty())
-		return found ? result : not_found("this host's kernel has no volume named " + volume);
-	if (!result)
+	if (!volume.empty() && !found)
+		return not_found("this host's kernel has no volume named " + volume);
+	if (context.as_json)
+		print_json(context, {{"down", down}});
+	if (!volume.empty() || !result)
 		return result;
 	for (const auto &[host, peer] : dump->peers)
 		if (Done done = kernel.peer_del(host); !done)
 			return done;
-	context.out << "nothing of Lockstep is up on this host: `modprobe -r lockstep` unloads the module, `systemctl start lockstepd` brings all back\n";
+	if (!context.as_json)
+		context.out << "nothing of Lockstep is up on this host: `modprobe -r lockstep` unloads the module, `lockstep up` brings all back\n";
 	return Nothing{};
 }
 

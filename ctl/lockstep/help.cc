@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <sstream>
 
 namespace lockstep::cli {
 
@@ -130,9 +131,13 @@ Done names(Context &context, const std::string &kind)
 	Result<json> status = cluster_status(context);
 	if (!status)
 		return status.error();
-	for (const json &item : (*status)[kind])
-		context.out << shown(item["name"]) << "\n";
-	return Nothing{};
+	json list = json::array();
+	std::string lines;
+	for (const json &item : (*status)[kind]) {
+		list.push_back(item["name"]);
+		lines += shown(item["name"]) + "\n";
+	}
+	return told(context, list, lines);
 }
 
 }    // namespace
@@ -148,14 +153,16 @@ void add_help(CLI::App &app, Context &context, Action &action)
 		action = [=, &app, &context]() -> Done {
 			if (*what != "bash")
 				return names(context, *what);
-			bash(app, context.out);
-			return Nothing{};
+			std::ostringstream script;
+			bash(app, script);
+			return told(context, {{"shell", *what}, {"script", script.str()}}, script.str());
 		};
 	});
 	app.add_subcommand("man", "Print the manual page")->callback([&app, &context, &action] {
 		action = [&app, &context]() -> Done {
-			man(app, context.out);
-			return Nothing{};
+			std::ostringstream page;
+			man(app, page);
+			return told(context, {{"format", "roff"}, {"page", page.str()}}, page.str());
 		};
 	});
 }

@@ -30,9 +30,8 @@ Done replica_add(Context &context, const std::string &volume, const std::vector<
 	Result<json> answer = context.client().post(volume_path(volume) + "/replicas", body);
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("volume {} has a new replica on {}; `lockstep wait-sync {}` waits until it is in sync\n", volume,
-				   joined((*answer)["hosts"]), volume);
-	return Nothing{};
+	return told(context, *answer, fmt::format("volume {} has a new replica on {}; `lockstep wait-sync {}` waits until it is in sync\n", volume,
+						  joined((*answer)["hosts"]), volume));
 }
 
 Done replica_remove(Context &context, const std::string &volume, const std::string &host)
@@ -41,12 +40,11 @@ Done replica_remove(Context &context, const std::string &volume, const std::stri
 	if (!answer)
 		return answer.error();
 	if ((*answer)["in_record"] == true)
-		context.out << fmt::format("the replica of volume {} on {} goes as soon as enough others are in sync\n", volume, host);
-	else if ((*answer)["left_behind"] == true)
-		context.out << fmt::format("volume {} has no replica on {} any more; {} will remove its part when it is back\n", volume, host, host);
-	else
-		context.out << fmt::format("volume {} has no replica on {} any more\n", volume, host);
-	return Nothing{};
+		return told(context, *answer, fmt::format("the replica of volume {} on {} goes as soon as enough others are in sync\n", volume, host));
+	if ((*answer)["left_behind"] == true)
+		return told(context, *answer,
+			    fmt::format("volume {} has no replica on {} any more; {} will remove its part when it is back\n", volume, host, host));
+	return told(context, *answer, fmt::format("volume {} has no replica on {} any more\n", volume, host));
 }
 
 Done replica_move(Context &context, const std::string &volume, const std::string &from, const std::string &to)
@@ -57,8 +55,7 @@ Done replica_move(Context &context, const std::string &volume, const std::string
 	Result<json> answer = context.client().post(replica_path(volume, from) + "/move", body);
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("volume {} gets a replica on {}; that on {} goes when it is in sync\n", volume, shown((*answer)["to"]), from);
-	return Nothing{};
+	return told(context, *answer, fmt::format("volume {} gets a replica on {}; that on {} goes when it is in sync\n", volume, shown((*answer)["to"]), from));
 }
 
 // VOLUME@HOST as drbdadm would name a volume's replica somewhere.
@@ -79,9 +76,9 @@ Done invalidate(Context &context, const std::string &where, bool remote, const s
 	Result<json> answer = context.client().post(volume_path(volume) + "/invalidate", body, INVALIDATE_TIMEOUT_S);
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("the replica of volume {0} on {1} is new and gets all its content from another one; `lockstep wait-sync {0}` waits for it\n",
-				   volume, shown((*answer)["host"]));
-	return Nothing{};
+	return told(context, *answer,
+		    fmt::format("the replica of volume {0} on {1} is new and gets all its content from another one; `lockstep wait-sync {0}` waits for it\n",
+				volume, shown((*answer)["host"])));
 }
 
 Done redundancy(Context &context, const std::string &volume, unsigned n)
@@ -89,9 +86,8 @@ Done redundancy(Context &context, const std::string &volume, unsigned n)
 	Result<json> answer = context.client().post(volume_path(volume) + "/redundancy", {{"redundancy", n}});
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("volume {} will have {} {}; `lockstep wait-sync {}` waits for it\n", volume, n, n == 1 ? "replica" : "replicas",
-				   volume);
-	return Nothing{};
+	return told(context, *answer, fmt::format("volume {} will have {} {}; `lockstep wait-sync {}` waits for it\n", volume, n,
+						  n == 1 ? "replica" : "replicas", volume));
 }
 
 // ---- hosts ---------------------------------------------------------------------------------------------------------
@@ -164,21 +160,19 @@ Done evacuate(Context &context, const std::string &host, bool wait)
 			return forbidden("the evacuation of host " + host + " was called off");
 		const bool deleted = !volumes_left_behind(*status, host);
 		if ((*h)["replicas"] == 0 && !deleted && (*h)["status"] != "online") {
-			context.out << fmt::format("host {} holds nothing that is needed; it will delete what is left on its disks when it is back\n", host);
-			return Nothing{};
+			return told(context, *h, fmt::format("host {} holds nothing that is needed; it will delete what is left on its disks when it is "
+							     "back\n", host));
 		}
 		if ((*h)["replicas"] == 0 && deleted) {
-			context.out << fmt::format("host {} is empty; `lockstep host remove {}` takes it out of the cluster, `lockstep host restore {}` lets it "
-						   "take replicas again\n", host, host, host);
-			return Nothing{};
+			return told(context, *h, fmt::format("host {} is empty; `lockstep host remove {}` takes it out of the cluster, `lockstep host "
+							     "restore {}` lets it take replicas again\n", host, host, host));
 		}
-		if (std::string now = left_to_do(*status, host); now != said) {
+		if (std::string now = left_to_do(*status, host); now != said && !context.as_json) {
 			context.out << fmt::format("host {}: {}\n", host, now) << std::flush;
 			said = now;
 		}
 		if (!wait) {
-			context.out << fmt::format("it goes on by itself; `lockstep host restore {}` calls it off\n", host);
-			return Nothing{};
+			return told(context, *h, fmt::format("it goes on by itself; `lockstep host restore {}` calls it off\n", host));
 		}
 		status = context.client().get(fmt::format("/v1/wait?index={}&ms={}", (*status)["applied"].get<uint64_t>(), POLL_MS));
 	}
@@ -189,8 +183,7 @@ Done restore(Context &context, const std::string &host)
 	Result<json> answer = host_verb(context, host, "restore");
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("host {} takes replicas as any other\n", host);
-	return Nothing{};
+	return told(context, *answer, fmt::format("host {} takes replicas as any other\n", host));
 }
 
 Done lost(Context &context, const std::string &host, bool force)
@@ -198,10 +191,10 @@ Done lost(Context &context, const std::string &host, bool force)
 	Result<json> answer = host_verb(context, host, "lost", {{"force", force}});
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("host {} is forgotten; what it held is made anew elsewhere\n", host);
+	std::string text = fmt::format("host {} is forgotten; what it held is made anew elsewhere\n", host);
 	if (!(*answer)["volumes_lost"].empty())
-		context.out << fmt::format("lost with it: volume {}\n", joined((*answer)["volumes_lost"]));
-	return Nothing{};
+		text += fmt::format("lost with it: volume {}\n", joined((*answer)["volumes_lost"]));
+	return told(context, *answer, text);
 }
 
 Done remove_host(Context &context, const std::string &host)
@@ -209,8 +202,7 @@ Done remove_host(Context &context, const std::string &host)
 	Result<json> answer = host_verb(context, host, "remove");
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("host {} is in the cluster no more\n", host);
-	return Nothing{};
+	return told(context, *answer, fmt::format("host {} is in the cluster no more\n", host));
 }
 
 // ---- options, capacity ---------------------------------------------------------------------------------------------
@@ -243,8 +235,7 @@ Done option_set(Context &context, const std::string &name, const std::string &va
 	Result<json> answer = context.client().post("/v1/options/" + url_encode(name), body);
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("{} is {}{}\n", name, value, host.empty() ? "" : " for host " + host);
-	return Nothing{};
+	return told(context, *answer, fmt::format("{} is {}{}\n", name, value, host.empty() ? "" : " for host " + host));
 }
 
 Done pool_capacity(Context &context, const std::string &pool, unsigned redundancy, bool as_json)

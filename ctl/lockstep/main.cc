@@ -20,6 +20,7 @@ int main(int argc, char **argv)
 		using namespace std::chrono;
 		return uint64_t(duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count());
 	};
+	context.start_daemon = lockstep::cli::start_daemon_by_systemd;
 	if (const char *socket = std::getenv("LOCKSTEP_SOCKET"))
 		context.socket = socket;
 	return lockstep::cli::run(std::vector<std::string>(argv + 1, argv + argc), context);

@@ -55,9 +55,9 @@ Done adopt(Context &context, const std::string &uuid, const json &body)
 	if (!answer)
 		return answer.error();
 	const std::string name = shown((*answer)["name"]);
-	context.out << fmt::format("volume {} is there, with the content that was left on {}; `lockstep wait-sync {}` waits for its further replicas\n", name,
-				   joined((*answer)["hosts"]), name);
-	return Nothing{};
+	return told(context, *answer,
+		    fmt::format("volume {} is there, with the content that was left on {}; `lockstep wait-sync {}` waits for its further replicas\n", name,
+				joined((*answer)["hosts"]), name));
 }
 
 Done purge(Context &context, const std::string &uuid, const std::string &host)
@@ -68,9 +68,12 @@ Done purge(Context &context, const std::string &uuid, const std::string &host)
 	Result<json> answer = context.client().post(orphan_path(uuid, "purge"), body);
 	if (!answer)
 		return answer.error();
-	for (const json &lv : (*answer)["removed"])
+	if (context.as_json)
+		print_json(context, *answer);
+	for (const json &lv : context.as_json ? json::array() : (*answer)["removed"])
 		context.out << fmt::format("removed: {}/{} on host {}\n", shown(lv["vg"]), shown(lv["lv"]), shown(lv["host"]));
-	tell_unreachable(context, *answer);
+	if (!context.as_json)
+		tell_unreachable(context, *answer);
 	if (const json &kept = (*answer)["kept"]; !kept.empty())
 		return forbidden(fmt::format("host {}: {}", shown(kept[0]["host"]), shown(kept[0]["message"])));
 	return Nothing{};

@@ -207,9 +207,8 @@ Done overlay(Context &context, const std::string &from, const std::string &to, c
 	uint64_t copied = 0;
 	if (Done done = copy(source, target, *extents, copied); !done)
 		return done;
-	context.out << fmt::format("{} written to volume {} since trail {} of host {} began are on volume {}\n", format_bytes(copied), from, trail,
-				   host, to);
-	return Nothing{};
+	return told(context, {{"from", from}, {"to", to}, {"copied_bytes", copied}},
+		    fmt::format("{} written to volume {} since trail {} of host {} began are on volume {}\n", format_bytes(copied), from, trail, host, to));
 }
 
 }    // namespace

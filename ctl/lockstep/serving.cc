@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// lockstep primary|secondary|openers|verify|resize, volume resize|set: volumes in use.
+// lockstep primary|secondary|openers|verify|resize|suspend-io|resume-io, volume resize|set: volumes in use.
 #include "lockstep/progress.h"
 
 #include "lib/table.h"
@@ -54,7 +54,7 @@ Done resize(Context &context, const std::string &volume, const std::string &size
 
 Done set(Context &context, const std::string &volume, const std::string &no_quorum)
 {
-	return print_or(context, context.client().patch(path(volume), {{"no_quorum", no_quorum}}), false, [&](const json &) {
+	return print_or(context, context.client().patch(path(volume), {{"no_quorum", no_quorum}}), context.as_json, [&](const json &) {
 		return fmt::format("volume {}: without a quorum, what waits for a primary {}\n", volume,
 				   no_quorum == "error" ? "fails with an error" : "waits until there is one");
 	});
@@ -140,11 +140,20 @@ Done abort_requests(Context &context, const std::string &volume, const std::stri
 	json body = json::object();
 	if (!host.empty())
 		body["host"] = host;
-	return print_or(context, context.client().post(path(volume, "/abort"), body), false, [&](const json &a) {
+	return print_or(context, context.client().post(path(volume, "/abort"), body), context.as_json, [&](const json &a) {
 		std::string text = fmt::format("volume {}: what waited on {} has failed\n", volume, joined(a["hosts"]));
 		if (!a["missed_hosts"].empty())
 			text += fmt::format("volume {}: {} cannot be reached: run the same command there\n", volume, joined(a["missed_hosts"]));
 		return text;
+	});
+}
+
+Done suspend(Context &context, const std::string &volume, bool suspend, bool as_json)
+{
+	return print_or(context, context.client().post(path(volume, suspend ? "/suspend" : "/resume"), json::object()), as_json, [&](const json &a) {
+		return suspend ? fmt::format("volume {}: writes wait, and nothing is under way, until `lockstep resume-io {}`, or until its primary on {} or "
+					     "lockstepd there ends\n", volume, volume, shown(a["host"]))
+			       : fmt::format("volume {}: writes go on; there was none in between\n", volume);
 	});
 }
 
@@ -177,6 +186,12 @@ void add_serving(CLI::App &app, CLI::App &volume, Context &context, Action &acti
 	secondary->callback([=, &context, &action] {
 		action = [=, &context] { return role(context, o->volume, "/secondary", o->host, false, o->as_json); };
 	});
+	for (auto [verb, help, what] : {std::tuple("suspend-io", "Hold the writes to a volume back, with all its replicas the same; reads go on", true),
+				       std::tuple("resume-io", "Let them go on; fails if they had gone on before", false)}) {
+		CLI::App *command = named(app, verb, help);
+		json_flag(command);
+		command->callback([=, &context, &action, what = what] { action = [=, &context] { return suspend(context, o->volume, what, o->as_json); }; });
+	}
 	CLI::App *openers_command = named(app, "openers", "Who has a volume open: hosts and processes");
 	json_flag(openers_command);
 	openers_command->callback([=, &context, &action] { action = [=, &context] { return openers(context, o->volume, o->as_json); }; });

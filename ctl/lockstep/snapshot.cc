@@ -82,20 +82,20 @@ Done remove(Context &context, const Options &o)
 	if (!answer)
 		return answer.error();
 	const json &pending = (*answer)["pending_hosts"];
-	context.out << fmt::format("snapshot {} of volume {} is deleted{}\n", o.name, o.volume,
-				   pending.empty() ? "" : "; " + joined(pending) + " will remove its copy when it is back");
-	return Nothing{};
+	return told(context, *answer,
+		    fmt::format("snapshot {} of volume {} is deleted{}\n", o.name, o.volume,
+				pending.empty() ? "" : "; " + joined(pending) + " will remove its copy when it is back"));
 }
 
 Done created(Context &context, const Options &o, const Result<json> &answer)
 {
 	if (!answer)
 		return answer.error();
-	if (o.as_json)
+	if (o.as_json) {
 		print_json(context, *answer);
-	else
-		context.out << fmt::format("volume {} is there on {}, device {}\n", o.fresh, joined((*answer)["hosts"]), shown((*answer)["device"]));
-	return Nothing{};
+		return Nothing{};
+	}
+	return told(context, *answer, fmt::format("volume {} is there on {}, device {}\n", o.fresh, joined((*answer)["hosts"]), shown((*answer)["device"])));
 }
 
 Done revert(Context &context, const Options &o)
@@ -103,8 +103,7 @@ Done revert(Context &context, const Options &o)
 	Result<json> answer = context.client().post(path(o, "/revert"), json::object());
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("volume {} is as it was when snapshot {} was taken\n", o.volume, o.name);
-	return Nothing{};
+	return told(context, *answer, fmt::format("volume {} is as it was when snapshot {} was taken\n", o.volume, o.name));
 }
 
 }    // namespace

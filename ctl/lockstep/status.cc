@@ -115,6 +115,8 @@ std::string problems(const json &status)
 			add(fmt::format("volume {} is {}{}", shown(v["name"]), shown(v["health"]),
 					shown(v["reason"]) == "-" ? "" : ": " + shown(v["reason"])));
 	for (const json &v : status["volumes"]) {
+		if (v["suspended_since_ms"].is_number())
+			add(fmt::format("volume {}: its writes are suspended; `lockstep resume-io {}` lets them go on", shown(v["name"]), shown(v["name"])));
 		for (const json &p : v["problems"])
 			add(fmt::format("volume {} on host {}: {}", shown(v["name"]), shown(p["host"]), shown(p["message"])));
 		for (const json &r : v["opens_refused"])
@@ -158,6 +160,8 @@ void print_volume(Context &context, const json &v)
 				      (v["handover_to"].is_null() ? "" : ", hands over to " + shown(v["handover_to"]))});
 	facts.row({"open on", v["openers"].empty() ? "-" : joined(v["openers"])});
 	facts.row({"without quorum", v["no_quorum"] == "error" ? "gives errors" : "freezes"});
+	if (const json &since_ms = v["suspended_since_ms"]; since_ms.is_number())
+		facts.row({"writes", "suspended since " + format_seconds((context.now_ms() - std::min(context.now_ms(), since_ms.get<uint64_t>())) / 1000)});
 	if (!v["devices_missing"].empty())
 		facts.row({"no device on", joined(v["devices_missing"])});
 	if (const json &g = v["growth"]; !g.is_null())
@@ -287,8 +291,10 @@ Done wait_sync(Context &context, const std::vector<std::string> &names, double t
 			return volumes.error();
 		std::vector<std::string> lacking = missing(*volumes);
 		if (lacking.empty()) {
-			context.out << fmt::format("{} in sync\n", counted(volumes->size(), "volume"));
-			return Nothing{};
+			json names = json::array();
+			for (const json &v : *volumes)
+				names.push_back(v["name"]);
+			return told(context, {{"in_sync", names}}, fmt::format("{} in sync\n", counted(volumes->size(), "volume")));
 		}
 		uint64_t waited_ms = context.now_ms() - begin_ms;
 		if (limit_ms && waited_ms >= limit_ms) {

@@ -57,9 +57,8 @@ Done create(Context &context, const CreateOptions &o)
 	Result<json> answer = context.client().post("/v1/volumes", *body);
 	if (!answer)
 		return answer.error();
-	context.out << fmt::format("volume {} is there: {} on {}, device {}\n", o.name, format_bytes((*body)["size_bytes"]),
-				   joined((*answer)["hosts"]), (*answer)["device"].get<std::string>());
-	return Nothing{};
+	return told(context, *answer, fmt::format("volume {} is there: {} on {}, device {}\n", o.name, format_bytes((*body)["size_bytes"]),
+						  joined((*answer)["hosts"]), (*answer)["device"].get<std::string>()));
 }
 
 Done list(Context &context, bool as_json)
@@ -72,13 +71,13 @@ Done list(Context &context, bool as_json)
 		print_json(context, volumes);
 		return Nothing{};
 	}
-	Table table({"VOLUME", "HEALTH", "SIZE", "COPIES", "PRIMARY", "OPEN ON", "DEVICE"});
+	Table table({"VOLUME", "HEALTH", "SIZE", "COPIES", "PRIMARY", "OPEN ON"});
 	table.right(2);
 	table.right(3);
 	for (const json &v : volumes)
 		table.row({shown(v["name"]), shown(v["health"]), format_bytes(v["size_bytes"]),
 			   fmt::format("{}/{}", v["in_sync"].get<unsigned>(), v["redundancy"].get<unsigned>()), shown(v["primary"]),
-			   v["openers"].empty() ? "-" : joined(v["openers"]), "/dev/lockstep/" + shown(v["name"])});
+			   v["openers"].empty() ? "-" : joined(v["openers"])});
 	context.out << (table.empty() ? "no volumes yet: create one with `lockstep volume create NAME SIZE`\n" : table.text());
 	return Nothing{};
 }
@@ -90,10 +89,8 @@ Done remove(Context &context, const std::string &name, bool force)
 		return answer.error();
 	const json &pending = (*answer)["pending_hosts"];
 	if (pending.empty())
-		context.out << fmt::format("volume {} is deleted\n", name);
-	else
-		context.out << fmt::format("volume {} is deleted; {} will remove its part when it is back\n", name, joined(pending));
-	return Nothing{};
+		return told(context, *answer, fmt::format("volume {} is deleted\n", name));
+	return told(context, *answer, fmt::format("volume {} is deleted; {} will remove its part when it is back\n", name, joined(pending)));
 }
 
 }    // namespace

@@ -78,8 +78,7 @@ Done metrics(Context &context)
 	Result<std::string> text = context.client().get_text("/metrics");
 	if (!text)
 		return text.error();
-	context.out << *text;
-	return Nothing{};
+	return told(context, {{"format", "prometheus 0.0.4"}, {"text", *text}}, *text);
 }
 
 }    // namespace

@@ -69,12 +69,13 @@ int lks_vol_quiesce(struct lks_vol *v, u64 hold, u32 timeout_ms, u64 now_ms)
 		return -ESTALE;
 	if (!hold || (v->hold && v->hold != hold))
 		return hold ? -EBUSY : -EINVAL;
+	if (hold <= v->hold_ended)	/* renewed too late: there were writes since */
+		return -ESTALE;
 	lks_enter(v, now_ms);
-	if (!v->hold) {
-		v->hold_until_ms = v->now + timeout_ms;
+	if (!v->hold)
 		lks_event(v, LKS_EV_STATE, 0);
-	}
 	v->hold = hold;
+	v->hold_until_ms = v->now + timeout_ms;
 	v->hold_told = false;
 	lks_todo(v, LKS_DO_PUMP);
 	lks_run(v);
@@ -90,6 +91,7 @@ int lks_vol_resume(struct lks_vol *v, u64 hold, u64 now_ms)
 	lks_enter(v, now_ms);
 	if (LKS_ON(Q1))
 		unbroken = unbroken && lks_may_read(v);
+	v->hold_ended = hold;
 	v->hold = 0;
 	lks_event(v, LKS_EV_STATE, 0);
 	lks_todo(v, LKS_DO_PUMP);
@@ -103,6 +105,7 @@ void lks_hold_end(struct lks_vol *v)
 	if (!v->hold)
 		return;
 	hold_event(v, LKS_EV_UNQUIESCED);
+	v->hold_ended = v->hold;
 	v->hold = 0;
 	lks_todo(v, LKS_DO_PUMP);
 }

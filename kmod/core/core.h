@@ -234,9 +234,9 @@ void lks_vol_tick(struct lks_vol *v, u64 now_ms);
 int lks_vol_hand_over(struct lks_vol *v, u8 to, u64 now_ms);
 
 /*
- * Holds writes back and drains those begun, for timeout_ms at most; EV_QUIESCED (again if it stands already). The hold ends
- * with lks_vol_resume(), by itself (EV_UNQUIESCED), or with the term. hold is not 0. -ESTALE: this host does not serve;
- * -EBUSY: another hold stands.
+ * Holds writes back and drains those begun, for timeout_ms at most; EV_QUIESCED. If it stands already it is renewed, and
+ * EV_QUIESCED comes again. The hold ends with lks_vol_resume(), by itself (EV_UNQUIESCED), or with the term. Numbers are
+ * not 0 and grow. -ESTALE: this host does not serve, or this hold or a later one has ended; -EBUSY: another one stands.
  */
 int lks_vol_quiesce(struct lks_vol *v, u64 hold, u32 timeout_ms, u64 now_ms);
 

@@ -313,6 +313,7 @@ struct lks_vol {
 	u8 heir;		/* DRAINING: host that is to be primary (M1) */
 	u64 hold;		/* of a quiesce, 0: none */
 	u64 hold_until_ms;
+	u64 hold_ended;		/* number of the last one: none up to it begins again */
 	bool hold_told;
 	bool verifying, verify_repair, verify_asked;	/* asked: a range is queued or compared */
 	u64 verify_next, verify_end, verify_differ;	/* blocks */

@@ -45,7 +45,9 @@
  *  QUIESCE         VID HOLD TIMEOUT_MS                               the primary here holds new writes back and drains;
  *                                                                    EV_QUIESCED when all members hold the same. Ends by
  *                                                                    itself after TIMEOUT_MS, or when the primary changes.
- *                                                                    ESTALE: it does not serve. EBUSY: another HOLD
+ *                                                                    Again with the same HOLD: renews it. ESTALE: it does
+ *                                                                    not serve, or a HOLD with this number or a higher one
+ *                                                                    has ended. EBUSY: another HOLD
  *  RESUME          VID HOLD                                          ends it. ESTALE: it had ended before, so that what was
  *                                                                    done meanwhile is worth nothing
  *  META_MOVE       VID OFFSET SIZE                                   grow, 1: write the replica's metadata a second time at

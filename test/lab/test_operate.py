@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What an administrator sees and does: what has happened and why something is as it is, metrics; snapshots in thick pools."""
-import json, re
+import json, re, time
 
 import pytest
 
@@ -61,6 +61,39 @@ def test_operate_seeing_what_happens(cluster):
         assert any(what in m for m in said), said
     for p in (watching, following):
         p.stop()
+
+
+def test_operate_suspend(cluster):
+    """Writes are suspended for longer than a lease of the kernel: none is done meanwhile, the replicas are equal under load, reads
+    go on; resumed, the writer goes on. Suspended again, the daemon dies: the kernel lets the writes go on, and the one who resumes is told."""
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    log = SyncLog(a, device, blocks=1024)
+    log.wait_for_more(100)
+    wait(lambda: cluster.volume('v1')['primary'] == 'alpha', 20, 'alpha to serve')
+    c.lockstep('suspend-io v1')
+    assert 'are suspended' in b.lockstep('status').out and 'resume-io' in a.lockstep('why v1').out
+    assert_same(cluster, 'v1')
+    c.run(f'dd if={device} of=/dev/null bs=1M count=4 iflag=direct')
+    done, since = log.acked, time.monotonic()
+    while time.monotonic() - since < 15:        # a lease is 10 s: it is there because the daemon renews it
+        assert log.acked == done, (done, log.acked)
+        time.sleep(0.5)
+    assert cluster.volume('v1')['suspended_since_ms']
+    b.lockstep('resume-io v1')
+    log.wait_for_more(100)
+    b.lockstep('suspend-io v1')
+    a.daemon('kill')
+    log.wait_for_more(20, timeout=40)
+    wait(a.daemon_answers, 60, 'the daemon of alpha to be back')
+    wait(lambda: cluster.volume('v1')['suspended_since_ms'] is None, 30, 'nobody to think that it is suspended')
+    refused = c.lockstep('resume-io v1', check=False)
+    assert refused.status == 5 and 'not suspended' in refused.err, refused
+    log.wait_for_more(50)
+    log.stop()
+    good, line = log.check(b)
+    assert good, line
+    assert_same(cluster, 'v1')
 
 
 @pytest.fixture(scope='module')

@@ -113,6 +113,7 @@ struct ApiServer::Impl {
 	Result<json> volume_resize(const httplib::Request &req);
 	Result<json> volume_verify(const httplib::Request &req);
 	Result<json> volume_abort(const httplib::Request &req);
+	Result<json> volume_suspend(const httplib::Request &req);
 
 	// snapshots.cc
 	void routes_snapshots();
@@ -159,6 +160,17 @@ struct ApiServer::Impl {
 	Result<json> option_list(const httplib::Request &req);
 	Result<json> option_set(const httplib::Request &req);
 	Result<json> capacity_of(const httplib::Request &req);
+
+	// operations.cc
+	void routes_operations();
+	Result<json> operation_list(const httplib::Request &req);
+	Result<json> operation_get(const httplib::Request &req);
+	Result<json> operation_cancel(const httplib::Request &req);
+	Result<json> stay(const Volume &v, HostId host);
+
+	// adjust.cc
+	void routes_adjust();
+	Result<json> adjust(const httplib::Request &req);
 
 	// watch.cc
 	void routes_watch();

@@ -242,7 +242,7 @@ Result<json> ApiServer::Impl::option_list(const httplib::Request &)
 			if (auto it = h.options.find(o.name); it != h.options.end())
 				hosts[h.name] = it->second;
 		list.push_back({{"name", o.name}, {"value", option_value(*s, o.name)}, {"default", o.otherwise}, {"meaning", o.meaning},
-				{"per_host", o.per_host}, {"hosts", hosts}});
+				{"per_host", o.per_host}, {"set", s->options.contains(o.name)}, {"hosts", hosts}});
 	}
 	return list;
 }

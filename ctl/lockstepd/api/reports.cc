@@ -71,18 +71,28 @@ void Reports::set(HostId host, const json &report)
 			table->push_back({*vid, shared(host, *vid, volume)});
 	std::sort(table->begin(), table->end(), [](const Entry &a, const Entry &b) { return a.vid < b.vid; });
 	said_[host] = std::move(table);
+	const json &disks = soft_object(report, "disks");
+	disks_[host] = disks.empty() ? nullptr : std::make_shared<const json>(disks);
 }
 
 void Reports::erase(HostId host)
 {
-	if (host <= LKS_MAX_HOSTS)
-		said_[host] = nullptr;
+	if (host > LKS_MAX_HOSTS)
+		return;
+	said_[host] = nullptr;
+	disks_[host] = nullptr;
 }
 
 const json *Reports::find(HostId host, uint32_t vid) const
 {
 	const Entry *e = said(host) ? entry_of(*said_[host], vid) : nullptr;
 	return e ? e->report.get() : nullptr;
+}
+
+const json &Reports::disks(HostId host) const
+{
+	static const json none = json::object();
+	return host <= LKS_MAX_HOSTS && disks_[host] ? *disks_[host] : none;
 }
 
 const json &Reports::of(HostId host, uint32_t vid) const

@@ -23,6 +23,8 @@ public:
 	void set(HostId host, const nlohmann::json &report);
 	void erase(HostId host);
 	bool said(HostId host) const { return host <= LKS_MAX_HOSTS && said_[host]; }    // anything at all
+	// Disks that are being emptied on that host, path -> percent; an object.
+	const nlohmann::json &disks(HostId host) const;
 	bool said_of_volumes(HostId host) const { return said(host) && !said_[host]->empty(); }
 	// What the host says about the volume, an object; nullptr: nothing. Valid as long as a copy with this report lives.
 	const nlohmann::json *find(HostId host, uint32_t vid) const;
@@ -38,6 +40,7 @@ private:
 	std::shared_ptr<const nlohmann::json> shared(HostId host, uint32_t vid, const nlohmann::json &report) const;
 
 	std::array<std::shared_ptr<const Table>, LKS_MAX_HOSTS + 1> said_;
+	std::array<std::shared_ptr<const nlohmann::json>, LKS_MAX_HOSTS + 1> disks_;    // nullptr: none
 };
 
 }    // namespace lockstep

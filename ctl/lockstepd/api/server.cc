@@ -198,6 +198,8 @@ void ApiServer::Impl::routes()
 	routes_groups();
 	routes_orphans();
 	routes_disks();
+	routes_operations();
+	routes_adjust();
 }
 
 Result<HostId> ApiServer::Impl::host_of(const State &s, const std::string &name) const

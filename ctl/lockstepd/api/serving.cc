@@ -15,6 +15,7 @@ using nlohmann::json;
 namespace {
 
 constexpr unsigned HANDOVER_TIMEOUT_MS = 30'000;
+constexpr unsigned SHOWN_TIMEOUT_MS = 2000;    // until this host's status shows what another host has done
 
 json volume_in(const json &status, const std::string &name)
 {
@@ -34,6 +35,7 @@ void ApiServer::Impl::routes_serving()
 	http.Post("/v1/volumes/([^/]+)/(primary|secondary)", route(&Impl::volume_role));
 	http.Post("/v1/volumes/([^/]+)/resize", route(&Impl::volume_resize));
 	http.Post("/v1/volumes/([^/]+)/verify", route(&Impl::volume_verify));
+	http.Post("/v1/volumes/([^/]+)/(suspend|resume)", route(&Impl::volume_suspend));
 	http.Post("/v1/volumes/([^/]+)/abort", route(&Impl::volume_abort));
 }
 
@@ -110,6 +112,8 @@ Result<json> ApiServer::Impl::choose_primary(uint32_t vid, const std::string &na
 {
 	const std::shared_ptr<const State> before = backend.state();
 	const Volume *was = before->volume(vid);
+	if (was && was->primary != host && soft_has_number(report_of(was->primary, vid), "suspended_since_ms"))
+		return forbidden("the writes of volume " + name + " are suspended, so its primary cannot change: `lockstep resume-io " + name + "` first");
 	Result<json> chosen = backend.propose({{"op", "volume.primary"}, {"vid", vid}, {"host", host}});
 	if (!chosen)
 		return chosen;
@@ -215,6 +219,22 @@ Result<json> ApiServer::Impl::volume_verify(const httplib::Request &req)
 	if (!stop)
 		answer["begun_ms"] = soft_number(*begun, "begun_ms");
 	return answer;
+}
+
+// Of what was asked for by `suspend-io`, only the daemon of the primary's host knows (host/suspend.cc).
+Result<json> ApiServer::Impl::volume_suspend(const httplib::Request &req)
+{
+	const std::string name = req.matches[1];
+	const bool suspend = req.matches[2] == "suspend";
+	Result<json> answer = ask_primary(name, "volume.suspend", {{"suspended", suspend}});
+	if (!answer)
+		return answer;
+	const std::shared_ptr<const State> s = backend.state();
+	const Volume *v = s->volume_named(name);
+	const HostId primary = v ? v->primary : HostId(0);
+	if (v)
+		wait_for([&](const State &) { return bool(soft_number(report_of(primary, v->vid), "suspended_since_ms")) == suspend; }, SHOWN_TIMEOUT_MS);
+	return json{{"name", name}, {"host", s->host_name(primary)}, {"suspended", suspend}, {"since_ms", soft_number(*answer, "since_ms")}};
 }
 
 // What waits for a primary fails now: on the host named, or on all that can be reached. It is asked for when quorum or hosts are

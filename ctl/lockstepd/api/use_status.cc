@@ -75,6 +75,7 @@ void show_use(const State &s, const Volume &v, HostId self, const Reports &soft,
 	j["chosen_primary"] = v.chosen_primary ? json(s.host_name(v.chosen_primary)) : json(nullptr);
 	j["handover_to"] = soft_number(primary, "handover_to") ? json(s.host_name(HostId(soft_number(primary, "handover_to")))) : json(nullptr);
 	j["quiesced"] = primary.value("quiesced", false);
+	j["suspended_since_ms"] = soft_number(primary, "suspended_since_ms") ? json(soft_number(primary, "suspended_since_ms")) : json(nullptr);
 	j["growth"] = growth_json(s, v);
 	j["reverting"] = v.reverting;
 	j["verify"] = nullptr;

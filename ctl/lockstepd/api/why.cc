@@ -109,7 +109,10 @@ void explain_use(const json &v, Causes &causes)
 	if (!v["devices_missing"].empty())
 		causes.add("device-missing", fmt::format("there is no device on {}", joined(v["devices_missing"])),
 			   "see the log of lockstepd there; is the module loaded?");
-	if (v["quiesced"] == true)
+	if (v["suspended_since_ms"].is_number())
+		causes.add("suspended", fmt::format("its writes wait: an administrator has suspended them, on host {}", text(v["primary"])),
+			   fmt::format("`lockstep resume-io {}` lets them go on", name));
+	else if (v["quiesced"] == true)
 		causes.add("quiesced", "its writes are held for a snapshot; that ends by itself");
 	if (v["reverting"] == true)
 		causes.add("reverting", "its replicas get the content of a snapshot");

@@ -402,6 +402,20 @@ void Daemon::listen_to_links()
 		reconciler_->verify(body.at("vid").get<uint32_t>(), body.at("start").get<bool>(), body.at("repair").get<bool>(), begun_ms,
 				    [reply, begun_ms](Done done) { reply(done ? Result<Json>(Json{{"begun_ms", begun_ms}}) : Result<Json>(done.error())); });
 	});
+	links_.on_call("volume.suspend", [this](int, Json body, Links::Reply reply) {
+		if (!reconciler_)
+			return reply(failed("not ready"));
+		const uint32_t vid = body.at("vid").get<uint32_t>();
+		if (body.at("suspended").get<bool>())
+			reconciler_->suspend_writes(vid, unix_ms(), std::move(reply));
+		else
+			reconciler_->resume_writes(vid, std::move(reply));
+	});
+	links_.on_call("host.adjust", [this](int, Json body, Links::Reply reply) {
+		if (!reconciler_)
+			return reply(failed("not ready"));
+		reconciler_->adjust(body.at("vid").get<uint32_t>(), body.at("retry").get<bool>(), std::move(reply));
+	});
 	links_.on_call("volume.abort", [this](int, Json body, Links::Reply reply) {
 		if (!reconciler_)
 			return reply(failed("not ready"));

@@ -259,6 +259,7 @@ void Reconciler::kernel_event(const KernelEvent &event)
 	case LKS_CMD_EV_QUIESCED:
 	case LKS_CMD_EV_UNQUIESCED:
 		snapshot_event(event);
+		suspension_event(event);
 		break;
 	case LKS_CMD_EV_MISMATCH:
 		world_.log(fmt::format("{}: verify found {} bytes at byte {} that differ on host {}{}", object_name(event.vid), event.length, event.at,
@@ -343,6 +344,7 @@ void Reconciler::look()
 		for (uint32_t vid : vids)
 			look_at_volume(vid);
 		look_at_snapshots();
+		look_at_suspensions();
 		look_leaving();
 	} while (look_again_);
 	looking_ = false;
@@ -788,6 +790,8 @@ nlohmann::json Reconciler::soft_report() const
 		}
 		if (k.hold)
 			v["quiesced"] = true;
+		if (auto s = suspensions_.find(vid); s != suspensions_.end() && suspended(vid))
+			v["suspended_since_ms"] = s->second.begun_ms;
 		if (k.handover_to)
 			v["handover_to"] = k.handover_to;
 		if (k.verify_total && (work == works_.end() || dumps_done_ >= work->second.verify_needs_dump))
@@ -809,7 +813,10 @@ nlohmann::json Reconciler::soft_report() const
 	for (const Problem &p : problems())
 		if (p.vid)
 			volumes[std::to_string(p.vid)]["problem"] = p.message;
-	return {{"volumes", std::move(volumes)}};
+	Json disks = Json::object();
+	for (const auto &[disk, percent] : disk_percent_)
+		disks[disk] = percent;
+	return {{"volumes", std::move(volumes)}, {"disks", std::move(disks)}};
 }
 
 }    // namespace lockstep

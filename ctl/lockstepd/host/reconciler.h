@@ -51,6 +51,7 @@ constexpr uint64_t FOLLOW_AFTER_MS = 2000;        // the primary follows an open
 constexpr uint32_t ERROR_AFTER_MS = 5000;         // without a quorum, what waits longer fails (NoQuorum::error)
 constexpr uint64_t REFUSED_LOG_MS = 60'000;       // an open refused again by the same holder is told so often
 constexpr uint32_t HOLD_MS = 10'000;              // of a quiesce for a snapshot, at most
+constexpr uint64_t SUSPEND_RENEW_MS = 2000;       // of a hold that an administrator asked for; each time for HOLD_MS
 constexpr uint64_t POOL_PERIOD_MS = 60'000;       // look at the pools' space without cause
 constexpr uint64_t POOL_SOON_MS = 5000;           // after a volume came or went
 
@@ -114,6 +115,14 @@ public:
 	// A disk is to leave a pool here, or has come into one.
 	void look_at_disks();
 	const std::map<std::string, double> &disk_percent() const { return disk_percent_; }
+	// Holds the writes of a volume that is served here back until resume_writes(), a change of its primary or the end of this daemon
+	// (suspend.cc). begun_ms: Unix time. Answers {"since_ms"} when all members hold the same.
+	void suspend_writes(uint32_t vid, uint64_t begun_ms, std::function<void(Result<nlohmann::json>)> done);
+	// An Error if nothing was held, or not without a break.
+	void resume_writes(uint32_t vid, std::function<void(Result<nlohmann::json>)> done);
+	// What is not as the log wants it on this host, by a dump begun after the call: [{volume (or null), what, error (or "")}]. retry:
+	// what has failed is tried again at once. vid 0: all.
+	void adjust(uint32_t vid, bool retry, std::function<void(Result<nlohmann::json>)> done);
 	// Fails what waits on this host.
 	void abort_waiting(uint32_t vid, std::function<void(Done)> done);
 	// Copies of snapshots that are being made are broken off: the daemon ends.
@@ -164,6 +173,16 @@ private:
 		uint64_t added = 0, md_offset = 0;     // the one of this entry is there, with metadata there; 0: it is not
 	};
 
+	struct Suspension {                            // of a volume's writes, by an administrator
+		uint64_t hold = 0, begun_ms = 0;
+		uint64_t asked_ms = 0, renewed_ms = 0;
+		uint64_t needs_dump = 0;               // the first dump that shows it
+		bool still = false;                    // nothing is in flight
+		bool resuming = false;
+		std::string over;                      // why it has ended by itself; kept for whoever resumes
+		std::function<void(Result<Json>)> waiting;
+	};
+
 	bool may(const Task &task) const;
 	void finish(Task &task, const std::string &object, const Done &result, uint64_t retry_max_ms = STEP_RETRY_MAX_MS);
 	void act(uint32_t vid, Aspect aspect, const std::string &key, std::function<Done()> step,
@@ -209,6 +228,20 @@ private:
 	bool look_tuning(const Volume &v, const KernelVolume &k, VolumeWork &w);
 	void look_handover(const Volume &v, const KernelVolume &k, VolumeWork &w);
 	void call_kernel(const std::string &key, std::function<Done()> command, std::function<void(Done)> done);
+
+	// adjust.cc
+	void try_again(uint32_t vid);
+	Json differences(uint32_t vid) const;
+	std::string difference(const Volume &v) const;
+
+	// suspend.cc
+	uint64_t next_hold();
+	bool suspended(uint32_t vid) const;
+	void look_at_suspensions();
+	void look_at_suspension(uint32_t vid, Suspension &s);
+	void begin_suspension(uint32_t vid, uint64_t stale);
+	void end_suspension(uint32_t vid, const std::string &why);
+	void suspension_event(const KernelEvent &event);
 
 	// growth.cc
 	bool others_can_serve(const Volume &v) const;    // an online one has a good copy, and its host's disk may be given up
@@ -264,6 +297,7 @@ private:
 	std::map<std::string, uint64_t> pool_seen_ms_;
 	std::map<uint32_t, VolumeWork> works_;
 	std::map<uint32_t, SnapshotWork> snapshot_works_;    // by sid
+	std::map<uint32_t, Suspension> suspensions_;
 	uint64_t last_hold_ = 0;
 	Task no_task_;                                    // of what is asked once and answered
 };

@@ -111,6 +111,11 @@ void Reconciler::hold_still(const Snapshot &s, SnapshotWork &w)
 	const KernelVolume *k = dump_ ? dump_->volume(s.vid) : nullptr;
 	if (!v || !k || v->primary != self_ || k->role != LKS_ACTIVE || k->noted_version < v->version)
 		return;
+	if (suspended(s.vid)) {
+		break_snapshot(s, fmt::format("{} cannot be taken: the writes of volume {} are suspended; `lockstep resume-io {}` lets them go on", title(s),
+					      s.volume, s.volume), true);
+		return;
+	}
 	if (w.hold && w.over) {
 		break_snapshot(s, fmt::format("{} was given up: what its volume had begun to write did not end within {} s, see `lockstep status {}`",
 					      title(s), HOLD_MS / 1000, s.volume));
@@ -122,9 +127,7 @@ void Reconciler::hold_still(const Snapshot &s, SnapshotWork &w)
 	}
 	if (w.hold)
 		return;    // EV_QUIESCED or EV_UNQUIESCED comes
-	// The clock of this boot: larger than all numbers of earlier daemons, which this kernel may remember.
-	last_hold_ = std::max(last_hold_ + 1, world_.now_ms() << 16);
-	w.hold = last_hold_;
+	w.hold = next_hold();
 	act_on(s.sid, serve_key(s.vid),
 	       [kernel = world_.kernel, vid = s.vid, hold = w.hold, stale = k->hold]() -> Done {
 		       if (stale)
@@ -285,7 +288,8 @@ bool Reconciler::hold_is_wanted(uint32_t vid, uint64_t hold) const
 		if (s.hold == hold || (!s.hold && w != snapshot_works_.end() && w->second.attempt == s.attempt && w->second.hold == hold))
 			return true;
 	}
-	return false;
+	auto own = suspensions_.find(vid);
+	return own != suspensions_.end() && own->second.hold == hold && own->second.over.empty();
 }
 
 // ---- a replica with the content of a snapshot ----

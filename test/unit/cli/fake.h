@@ -60,6 +60,8 @@ public:
 	bool repairs = false;                   // the leader adds and removes replicas
 	bool resyncs = false;                   // primaries get replicas in sync
 	std::function<nlohmann::json(uint64_t begun_ms)> verify_report;    // what the primary's host says a moment after it has begun one
+	nlohmann::json differs = nlohmann::json::array();    // answer to host.adjust, until it is asked to try again
+	bool differs_for_ever = false;
 	std::set<HostId> closing;               // hosts that have closed everything; the log hears of it after they were asked
 
 	explicit FakeDaemon(unsigned hosts = 3, unsigned effect_timeout_ms = 5000)
@@ -411,6 +413,19 @@ private:
 				if (verify_report)
 					later_ = std::jthread([this, host, report = verify_report(begun_ms)] { server().soft(host, report); });
 				return nlohmann::json{{"begun_ms", begun_ms}};
+			}
+			if (verb == "host.adjust") {
+				if (body["retry"] == true && !differs_for_ever)
+					differs = nlohmann::json::array();
+				return differs;
+			}
+			if (verb == "volume.suspend") {
+				const bool suspended = body["suspended"];
+				nlohmann::json v = {{"role", "active"}};
+				if (suspended)
+					v["suspended_since_ms"] = NOW_MS;
+				server().soft(host, {{"volumes", {{std::to_string(body["vid"].get<uint32_t>()), v}}}});
+				return nlohmann::json{{"since_ms", NOW_MS}};
 			}
 			return nlohmann::json::object();
 		};

@@ -206,6 +206,9 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	http.ask("post", "/volumes/{name}/secondary", "/volumes/a/secondary", {{"host", "beta"}});
 	http.ask("post", "/volumes/{name}/primary", "/volumes/a/primary", {{"host", "gamma"}}, 409);
 	http.ask("post", "/volumes/{name}/verify", "/volumes/a/verify", {{"repair", true}});
+	http.ask("post", "/volumes/{name}/suspend", "/volumes/a/suspend");
+	http.ask("get", "/volumes/{name}", "/volumes/a");
+	http.ask("post", "/volumes/{name}/resume", "/volumes/a/resume");
 	http.ask("post", "/volumes/{name}/abort", "/volumes/a/abort");
 	http.ask("post", "/snapshots", "/snapshots", {{"volumes", {"a", "b"}}, {"name", "s"}});
 	http.ask("post", "/volumes/{name}/snapshots", "/volumes/a/snapshots", {{"name", "t"}, {"labels", {{"k", "v"}}}});
@@ -257,6 +260,15 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	http.ask("post", "/disks", "/disks", {{"host", "alpha"}, {"pool", "default"}, {"add", "/dev/sdc"}});
 	http.ask("post", "/disks", "/disks", {{"host", "alpha"}, {"add", "/dev/sdc"}}, 400);
 	http.ask("post", "/disks", "/disks", {{"host", "alpha"}, {"remove", "sdc"}}, 400);
+	d.server().soft(1, {{"volumes", json::object()}, {"disks", {{"/dev/sdb", 7.5}}}});
+	http.ask("get", "/operations", "/operations");
+	http.ask("get", "/operations/{id}", "/operations/disk:alpha:%2Fdev%2Fsdb?ms=0");
+	http.ask("get", "/operations/{id}", "/operations/evacuate:omega", {}, 404);
+	http.ask("post", "/hosts/{name}/evacuate", "/hosts/beta/evacuate");
+	http.ask("delete", "/operations/{id}", "/operations/evacuate:beta");
+	http.ask("get", "/options", "/options");
+	d.differs = {{{"volume", "a"}, {"what", "it has no device"}, {"error", ""}}};
+	http.ask("post", "/adjust", "/adjust");
 	d.orphans[1] = json{{{"vg", "lockstep_group"}, {"lv", "lockstep.7"}, {"kind", "replica"}, {"uuid", uuid(77)}, {"lv_bytes", 2 * GIB},
 			     {"thin_pool", "thin_device"}, {"active", true}, {"open", false}, {"content", content}}};
 	http.ask("get", "/orphans", "/orphans");

@@ -252,3 +252,28 @@ TEST_CASE("the API for storage drivers: one volume, labels of a snapshot, a clon
 	ok(http.Delete("/v1/volumes/a/snapshots/" + uuid(9)));
 	CHECK(http.Post("/v1/snapshots", R"({"volumes":[],"name":"x"})", "application/json")->status == 400);
 }
+
+TEST_CASE("writes are suspended on the primary's host, and everybody is told")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
+	Outcome o = d.run({"suspend-io", "v"});
+	CHECK(o.status == 5);
+	CHECK(has(o.err, "not served by any host"));
+	d.good({{"op", "record.open"}, {"vid", 1}, {"host", 1}});
+	o = d.run({"suspend-io", "v"});
+	CHECK(o.out == "volume v: writes wait, and nothing is under way, until `lockstep resume-io v`, or until its primary on alpha or lockstepd there ends\n");
+	CHECK(d.asked() == R"(host 1 volume.suspend {"suspended":true,"vid":1})");
+	CHECK(has(d.run({"status"}).out, "! volume v: its writes are suspended; `lockstep resume-io v` lets them go on"));
+	CHECK(has(d.run({"status", "v"}).out, "suspended since"));
+	CHECK(has(d.run({"why", "v"}).out, "an administrator has suspended them, on host alpha"));
+	o = d.run({"primary", "v", "beta"});
+	CHECK(o.status == 5);
+	CHECK(has(o.err, "its primary cannot change"));
+	CHECK(d.json_of({"resume-io", "v", "--json"}) == json{{"name", "v"}, {"host", "alpha"}, {"suspended", false}, {"since_ms", NOW_MS}});
+	CHECK(d.asked() == R"(host 1 volume.suspend {"suspended":false,"vid":1})");
+	CHECK_FALSE(has(d.run({"status"}).out, "suspended"));
+	CHECK_FALSE(has(d.run({"why", "v"}).out, "suspended"));
+	CHECK(d.run({"primary", "v", "beta"}).status == 0);
+	CHECK(d.run({"suspend-io", "w"}).status == 3);
+}

@@ -357,6 +357,7 @@ TEST_CASE("only the end of what needs no memory may be told where there may be n
 	REQUIRE(lks_vol_resume(d.volume, 1, d.now) == -ESTALE);
 	d.now += 2000;
 	lks_vol_tick(d.volume, d.now);
+	CHECK(lks_vol_quiesce(d.volume, 1, 1000, d.now) == -ESTALE);    // the same one twice would hide that it was broken
 	CHECK(lks_vol_io_is_quick(d.volume, io, 0));
 	for (uint8_t peer : {1, 2}) {
 		lks_frame ack = d.frame(LKS_ACK);

@@ -67,6 +67,9 @@ void FakeWorld::unquiesce(uint32_t vid)
 
 void FakeWorld::move_on()
 {
+	for (auto &[vid, k] : volumes)
+		if (k.hold && now_ms >= hold_until_ms[vid])
+			unquiesce(vid);
 	if (!drains)
 		return;
 	for (auto &[vid, k] : volumes) {
@@ -426,16 +429,17 @@ Kernel FakeWorld::kernel()
 			return Nothing{};
 		});
 	};
-	k.quiesce = [=, this](uint32_t vid, uint64_t hold, uint32_t) {
+	k.quiesce = [=, this](uint32_t vid, uint64_t hold, uint32_t timeout_ms) {
 		return act(name("quiesce", vid), [=, this]() -> Done {
 			KernelVolume *k = find(vid);
 			if (!k || k->role != LKS_ACTIVE)
 				return failed("ESTALE");
 			if (k->hold && k->hold != hold)
 				return forbidden("EBUSY");
-			if (quiesced.contains({vid, hold}))
-				violations.push_back("a second hold under one number");
+			if (!k->hold && quiesced.contains({vid, hold}))
+				return failed("ESTALE");
 			k->hold = hold;
+			hold_until_ms[vid] = now_ms + timeout_ms;
 			return Nothing{};
 		});
 	};

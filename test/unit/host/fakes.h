@@ -91,6 +91,7 @@ public:
 	std::map<std::string, FakeLv> lvs;              // by path
 	std::map<std::string, PhysicalVolume> disks;    // by path; a move takes all at once, but 50 % of a step of its own
 	std::set<std::pair<uint32_t, uint64_t>> quiesced;    // vid and hold of which EV_QUIESCED was given
+	std::map<uint32_t, uint64_t> hold_until_ms;     // by vid
 	std::map<uint32_t, VolumeTune> tuned;
 	bool drains = true;                             // what is in flight ends: EV_QUIESCED, handover, moves
 	void unquiesce(uint32_t vid);                   // the hold ends by itself

@@ -64,6 +64,26 @@ inline KernelEvent event(lks_cmd kind, uint32_t vid)
 	return e;
 }
 
+// The volume is open on this host, which serves it.
+struct Open : Ready {
+	explicit Open(std::vector<int> hosts = {1, 2}) : Ready(std::move(hosts)) { open(); }
+	void open()
+	{
+		kernel().open_waiters = 1;
+		w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, vid));
+		REQUIRE(w.run_until([&] { return kernel().writers == 1 && kernel().role == LKS_ACTIVE; }));
+	}
+};
+
+inline bool quiet(FakeWorld &w)
+{
+	for (const Problem &p : w.daemon().problems())
+		UNSCOPED_INFO("problem: " << p.vid << " " << p.message);
+	for (const std::string &v : w.violations)
+		UNSCOPED_INFO("violation: " << v);
+	return w.daemon().problems().empty() && w.violations.empty();
+}
+
 inline bool before(const FakeWorld &w, const std::string &first, const std::string &second)
 {
 	auto a = std::find(w.calls.begin(), w.calls.end(), first);

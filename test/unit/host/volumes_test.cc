@@ -9,30 +9,6 @@
 using namespace lockstep;
 using namespace lockstep::test;
 
-namespace {
-
-// The volume is open on this host, which serves it.
-struct Open : Ready {
-	explicit Open(std::vector<int> hosts = {1, 2}) : Ready(std::move(hosts)) { open(); }
-	void open()
-	{
-		kernel().open_waiters = 1;
-		w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, vid));
-		REQUIRE(w.run_until([&] { return kernel().writers == 1 && kernel().role == LKS_ACTIVE; }));
-	}
-};
-
-bool quiet(FakeWorld &w)
-{
-	for (const Problem &p : w.daemon().problems())
-		UNSCOPED_INFO("problem: " << p.vid << " " << p.message);
-	for (const std::string &v : w.violations)
-		UNSCOPED_INFO("violation: " << v);
-	return w.daemon().problems().empty() && w.violations.empty();
-}
-
-}    // namespace
-
 TEST_CASE("the primary follows the opener to its host, after a while, and only once")
 {
 	Open r;
