@@ -68,6 +68,7 @@ void add_commands(CLI::App &app, Context &context, Action &action)
 	add_volume(app, context, action);
 	add_status(app, context, action);
 	add_snapshot(app, context, action);
+	add_group(app, context, action);
 	add_disk(app, context, action);
 	add_operation(app, context, action);
 	add_option(app, context, action);
