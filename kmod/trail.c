@@ -125,7 +125,7 @@ int lks_trail_next(struct lks_volume *v, u64 number, u64 *at, const u8 **bitmap,
 
 	if (!t || t->number != number) {
 		NL_SET_ERR_MSG(ack, "no trail of this number: the host or its module has been restarted, or the volume made anew");
-		return -ESTALE;
+		return -ENODATA;
 	}
 	if (v->writers) {
 		NL_SET_ERR_MSG(ack, "the volume is open for writing");

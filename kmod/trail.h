@@ -24,7 +24,7 @@ void lks_trail_note(struct lks_volume *v, u64 offset, u32 length, bool nowait);
 void lks_trail_lose(struct lks_volume *v, const char *why);
 /*
  * The first extent at or behind byte *at with a written sector: its bitmap, bit 0 of byte 0 is the first sector's, and its first
- * byte in *at; or NULL. -ESTALE: no trail of this number; -EBUSY: open for writing; -ENODATA: lost
+ * byte in *at; or NULL. -EBUSY: open for writing; -ENODATA: no trail of this number, or lost
  */
 int lks_trail_next(struct lks_volume *v, u64 number, u64 *at, const u8 **bitmap, struct netlink_ext_ack *ack);
 void lks_trail_end(struct lks_volume *v);

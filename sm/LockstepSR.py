@@ -40,6 +40,7 @@ import xs_errors
 
 try:
     import lockstepapi as lockstep
+    import lockstepmirror as mirrors
     MISSING_LIBRARY = None
 except ImportError as e:
     MISSING_LIBRARY = str(e)
@@ -75,10 +76,8 @@ ALIGNMENT_BYTES = 4096
 SHARED_TYPES = ('ha_statefile', 'redo_log')
 DEVICE_TIMEOUT_S = 30       # until the device of a ready volume is there, on a host that has just started
 BOOT_TIMEOUT_S = 90         # the same before xapi runs, for the HA statefile
-# The mirror's writes to the leaf are of whole sectors, but what the cluster can tell of a volume's changes are blocks of 64 KiB: putting such
-# blocks on top of the copy would put zeros in place of the sectors between.
-NO_INCOMING_MIRROR = ('the disks of a running VM cannot be migrated into an SR of type lockstep: shut the VM down and migrate it then, or copy it '
-                      'with `xe vm-copy`')
+NO_INCOMING_MIRROR = ('the disks of a running VM cannot be migrated into a thick SR of type lockstep: shut the VM down and migrate it then, or copy '
+                      'it with `xe vm-copy`')
 CLOSE_TIMEOUT_S = 10        # until the cluster knows that this host has closed a volume
 LOCK_DIR = '/run/lock'
 
@@ -363,9 +362,9 @@ class LockstepSR(SR.SR):
 
     def _remove_wreckage(self, volume):
         """Removes what a driver that was killed has left; True if it was that. Only under LOCK_EX."""
-        if CREATING not in volume['labels']:
+        if CREATING not in volume['labels'] and not mirrors.is_composed_parent(self.api, volume):
             return False
-        util.SMlog('lockstep: removing %s, whose creation was interrupted' % volume['name'])
+        util.SMlog('lockstep: removing %s, whose creation or use was interrupted' % volume['name'])
         self.remove(volume)
         return True
 
@@ -545,8 +544,9 @@ class LockstepVDI(VDI.VDI):
         for key in ('type', 'image-format', 'image_format', 'vdi_type'):
             if wanted.get(key, 'raw') not in ('raw', 'aio'):
                 raise xs_errors.XenError('VDIType', opterr='%s=%s: an SR of type lockstep holds raw volumes only' % (key, wanted[key]))
-        if 'base_mirror' in wanted:
-            # Only who receives a mirror creates a VDI with this key: refused before a byte is copied, not when the VM runs here already.
+        mirror = wanted.get('base_mirror')
+        if mirror and not self.sr._place()[1]:
+            # Refused before a byte is copied, not when the VM runs here already.
             raise xs_errors.XenError('VDICreate', opterr=NO_INCOMING_MIRROR)
         if size < 0:
             raise xs_errors.XenError('VDISize', opterr='%d bytes' % size)
@@ -562,12 +562,26 @@ class LockstepVDI(VDI.VDI):
             options = {}
             if self.ty in SHARED_TYPES:
                 options = self._shared_options()
-            self._make_sized(lambda: self.api.volume_create(vdi_uuid, size, self.sr.uuid, labels, **options), size, 'VDICreate')
-            if options and self.api.volume(vdi_uuid)['class'] != 'shared':
+            if mirror:
+                labels[mirrors.ID] = text_label(mirror)
+                hosts = mirrors.leaf_hosts(self.api, self.sr.uuid, labels[mirrors.ID])
+                options = {'hosts': hosts} if hosts else {}
+            self._make_sized(lambda: self._create_volume(size, labels, options), size, 'VDICreate')
+            if 'class' in options and self.api.volume(vdi_uuid)['class'] != 'shared':
                 self._undo(None)
                 raise lockstep.Unsupported('the lockstepd of this host has no shared volumes, which %s needs: update it' % self.ty)
         self.label, self.description = self.label or '', self.description or ''
+        if mirror:
+            self.sm_config = {'base_mirror': mirror}
         return self._introduce_new(make, 'VDICreate')
+
+    def _create_volume(self, size, labels, options):
+        try:
+            self.api.volume_create(self.uuid, size, self.sr.uuid, labels, **options)
+        except lockstep.Forbidden as e:
+            if 'hosts' not in options or e.code == 'name-taken':
+                raise
+            self.api.volume_create(self.uuid, size, self.sr.uuid, labels)    # one of them is offline or full: the rest must do
 
     def _shared_options(self):
         """HA volumes: all hosts write at once; more copies than other volumes, for they guard the others."""
@@ -729,6 +743,7 @@ class LockstepVDI(VDI.VDI):
                 if others and volume['class'] != 'shared':
                     raise xs_errors.XenError('VDIUnavailable', opterr='volume %s is open for writing on host %s: close it there first'
                                              % (vdi_uuid, others[0]))
+                mirrors.opened(self.api, volume, status['this_host'])
         return None
 
     def deactivate(self, sr_uuid, vdi_uuid):
@@ -801,6 +816,7 @@ class LockstepVDI(VDI.VDI):
                 raise xs_errors.XenError('VDISnapshot', opterr='VDI %s is a snapshot itself: clone it' % self.uuid)
             if CBT in volume['labels']:
                 labels[CBT] = '1'
+            mirrors.snapshotted(self.api, volume)
             self._make_sized(lambda: self.api.snapshot_create(self.uuid, new.uuid, labels), 0, 'VDISnapshot')
         new.snapshot_of = self.session.xenapi.VDI.get_by_uuid(self.uuid)
         return new._introduce_new(make, 'VDISnapshot')
@@ -811,6 +827,10 @@ class LockstepVDI(VDI.VDI):
         def make(labels):
             volume, snapshot = self.api.find(vdi_uuid)
             size = (volume or snapshot)['size_bytes']
+            mirror = (self.sr.srcmd.params.get('driver_params') or {}).get('base_mirror')
+            if mirror:
+                hosts = snapshot['hosts'] if snapshot else [r['host'] for r in volume['replicas']]
+                mirrors.refuse_apart(self.api, sr_uuid, text_label(mirror), hosts)
             if snapshot:
                 self._make_sized(lambda: self.api.snapshot_restore(snapshot, new.uuid, sr_uuid, labels, uuid=new.uuid), size, 'VDIClone')
             else:
@@ -818,8 +838,17 @@ class LockstepVDI(VDI.VDI):
         return new._introduce_new(make, 'VDIClone')
 
     def compose(self, sr_uuid, vdi1, vdi2):
-        """The last step of an incoming mirror, of which create() refuses the first."""
-        raise xs_errors.XenError('Unimplemented', opterr=NO_INCOMING_MIRROR)
+        """The last step of an incoming mirror: vdi2 becomes vdi1 with what was written to vdi2 on it; vdi1 is gone then."""
+        with api_errors('VDIUnavailable', 'vdi'):
+            there = mirrors.compose(self.api, vdi2, vdi1)
+            with self.sr.changing():
+                if there:
+                    self.sr.remove({'name': vdi1})
+                try:
+                    self.session.xenapi.VDI.db_forget(self.session.xenapi.VDI.get_by_uuid(vdi1))
+                except Exception as e:
+                    if 'UUID_INVALID' not in str(e):
+                        raise
 
     # ---- changed blocks: a thin pool can always tell them between two snapshots; the label only says that xapi may ask ----
 

@@ -246,6 +246,27 @@ class Api(object):
     def clone(self, name, clone, group, labels):
         return self.call('POST', self._volume_path(name, '/clone'), {'name': clone, 'uuid': clone, 'group': group, 'labels': labels})
 
+    # ---- what an earlier cluster left on the disks ----
+
+    def orphans(self):
+        return self.call('GET', '/orphans', None, CHANGE_TIMEOUT_S)
+
+    def adopt(self, uuid, name, group, labels):
+        return self.call('POST', '/orphans/%s/adopt' % quote(uuid, safe=''), {'name': name, 'group': group, 'labels': labels})
+
+    # ---- what a storage migration needs: lockstepmirror.py ----
+
+    def trail_begin(self, name):
+        """Of this host."""
+        return self.call('POST', self._volume_path(name, '/trail'), {})
+
+    def trail(self, name, host, number, at):
+        query = '/trail?host=%s&trail=%s&at=%d' % (quote(host, safe=''), quote(number, safe=''), at)
+        return self.call('GET', self._volume_path(name, query))
+
+    def replace(self, name, source):
+        return self.call('POST', self._volume_path(name, '/replace'), {'source': source})
+
     # ---- snapshots: each belongs to a volume, which may be gone; "since" and "to" are names of snapshots, None: the volume now ----
 
     def find(self, name):

@@ -187,6 +187,12 @@ Result<json> volume_of(Context &context, const std::string &name)
 	return context.client().get("/v1/volumes/" + url_encode(name));
 }
 
+Done laid(Context &context, const std::string &from, const std::string &to, const std::string &host, const std::string &trail, uint64_t copied)
+{
+	return told(context, {{"from", from}, {"to", to}, {"copied_bytes", copied}},
+		    fmt::format("{} written to volume {} since trail {} of host {} began are on volume {}\n", format_bytes(copied), from, trail, host, to));
+}
+
 Done overlay(Context &context, const std::string &from, const std::string &to, const std::string &host, const std::string &trail)
 {
 	Device source, target;
@@ -200,15 +206,16 @@ Done overlay(Context &context, const std::string &from, const std::string &to, c
 	Result<std::vector<Extent>> extents = trail_of(context, from, host, trail, (*f)["size_bytes"]);
 	if (!extents)
 		return extents.error();
+	uint64_t copied = 0;
+	if (extents->empty())
+		return laid(context, from, to, host, trail, copied);
 	if (Done opened = source.open_it(*f, false); !opened)
 		return opened;
 	if (Done opened = target.open_it(*t, true); !opened)
 		return opened;
-	uint64_t copied = 0;
 	if (Done done = copy(source, target, *extents, copied); !done)
 		return done;
-	return told(context, {{"from", from}, {"to", to}, {"copied_bytes", copied}},
-		    fmt::format("{} written to volume {} since trail {} of host {} began are on volume {}\n", format_bytes(copied), from, trail, host, to));
+	return laid(context, from, to, host, trail, copied);
 }
 
 }    // namespace

@@ -78,9 +78,10 @@
  *                                                                    since one began
  *  TRAIL           VID TRAIL AT                                      the first extent at or behind byte AT with such sectors.
  *                                                                    Answer: AT and BITMAP, or neither: there is none.
- *                                                                    ESTALE: no trail of this number. EBUSY: open for writing.
- *                                                                    ENODATA: something is missing from it, see the kernel's
- *                                                                    log (memory, a failed write, a take-over, lost caches)
+ *                                                                    EBUSY: open for writing. ENODATA: no trail of this
+ *                                                                    number, or something is missing from it, see the
+ *                                                                    kernel's log (memory, a failed write, a take-over, lost
+ *                                                                    caches)
  *  DEVICE_ADD      VID                                               create the block device (fixed MINOR, name by udev)
  *  DEVICE_DEL      VID                                               EBUSY: open
  *  GET             VID(o)                                            dump: one VOLUME message a volume, one PEER message

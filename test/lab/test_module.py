@@ -379,7 +379,7 @@ def test_module_trail(lab):
     assert sectors(kdrive(a, f'trail 1 {number}')) == written
 
     refused(a, 'trail-begin 1', 'busy')
-    refused(a, f'trail 1 {int(number) ^ 2}', 'Stale')
+    refused(a, f'trail 1 {int(number) ^ 2}', 'No data')
     holding = a.start('/lab/blockio hold /dev/lockstep/v1 w')
     wait(lambda: b'open' in bytes(holding.out), 20, 'the device to be open')
     refused(a, f'trail 1 {number}', 'busy')
@@ -398,7 +398,7 @@ def test_module_trail(lab):
     start(a, 1)
     kdrive(a, 'device-add 1')
     decider = auto(a, '1:insync')
-    refused(a, f'trail 1 {number}', 'Stale')
+    refused(a, f'trail 1 {number}', 'No data')
     number = kdrive(a, 'trail-begin 1').strip()
     a.run(f'{dd} seek=3 count=1 oflag=direct && echo 0 >/sys/module/lockstep/parameters/max_trail_mib && {dd} seek=4 count=1 oflag=direct')
     closed()

@@ -6,7 +6,8 @@
 # checked. Routes can be switched off (without=) to be a daemon of an earlier version.
 #
 # The device of a volume is a block device node without a driver: enough for who only looks whether it is there. Opens are
-# counted by the routes /test/open and /test/close, which the stand-in of tapdisk calls.
+# counted by the routes /test/open and /test/close, which the stand-in of tapdisk calls. A volume that a test writes to sector by
+# sector (write_at()) has a file with its bytes, which its status names as the device.
 import base64
 import json
 import os
@@ -65,6 +66,7 @@ class Cluster(object):
         self.uuid = str(uuid.uuid4()) if formed else ''
         self.pools, self.groups, self.volumes, self.snapshots = {}, {}, {}, {}
         self.tokens = set()
+        self.orphans = []                   # volumes of a cluster that is no more
         self.applied, self.next_vid, self.next_sid = 1, 1, 0
         self.quorum = True
         self.close_delay_s = 0
@@ -167,6 +169,10 @@ class Cluster(object):
             ('DELETE', '/groups/([^/]+)', self.group_delete),
             ('POST', '/volumes', self.volume_create), ('PATCH', '/volumes/([^/]+)', self.volume_patch),
             ('DELETE', '/volumes/([^/]+)', self.volume_delete), ('POST', '/volumes/([^/]+)/resize', self.resize),
+            ('GET', '/orphans', self.orphan_list), ('POST', '/orphans/([^/]+)/adopt', self.adopt),
+            ('GET', '/volumes/([^/]+)', self.volume_get),
+            ('POST', '/volumes/([^/]+)/trail', self.trail_begin), ('GET', '/volumes/([^/]+)/trail', self.trail),
+            ('POST', '/volumes/([^/]+)/replace', self.replace),
             ('GET', '/snapshots', self.snapshot_list),
             ('POST', '/volumes/([^/]+)/snapshots', self.snapshot_create), ('POST', '/volumes/([^/]+)/clone', self.clone),
             ('PATCH', '/volumes/([^/]+)/snapshots/([^/]+)', self.snapshot_patch),
@@ -270,7 +276,7 @@ class Cluster(object):
 
     def volume_status(self, v):
         answer = {
-            'name': v['name'], 'uuid': v['uuid'], 'vid': v['vid'], 'minor': v['vid'], 'device': '/dev/lockstep/' + v['name'],
+            'name': v['name'], 'uuid': v['uuid'], 'vid': v['vid'], 'minor': v['vid'], 'device': self.device_of(v),
             'size_bytes': v['size_bytes'], 'block_size': 16384, 'redundancy': len(v['hosts']), 'class': v['class'],
             'group': v['group'] or None, 'labels': dict(v['labels']), 'phase': 'ready', 'health': 'ok', 'reason': '',
             'primary': v['hosts'][0], 'opener': sorted(v['writers'])[0] if v['writers'] else None,
@@ -408,12 +414,15 @@ class Cluster(object):
     def volume_create(self, host, body):
         group = self.group_of(body['group'])
         size, redundancy, name = body['size_bytes'], body.get('redundancy', group['redundancy']), body['name']
+        for wanted in body.get('hosts', ()):
+            if not self.hosts[wanted].online:
+                raise Refused(5, 'volume %s cannot be placed on host %s: it is offline' % (name, wanted), 'too-few-hosts')
         if name in self.volumes:
             raise Refused(5, 'there is a volume named %s already' % name, 'name-taken')
         if not size or size % 4096 or size > MAX_VOLUME_BYTES:
             raise Refused(2, 'volume %s: its size is above the limit of 64 TiB, or no multiple of 4096' % name)
         pools = [p for p in (self.pool_status(*k) for k in sorted(self.pools) if k[0] == group['pool']) if self.hosts[p['host']].online]
-        room = sorted((p for p in pools if p['available_bytes'] >= size), key=lambda p: (-p['available_bytes'], p['host']))
+        room = sorted((p for p in pools if p['available_bytes'] >= size and p['host'] in body.get('hosts', self.hosts)), key=lambda p: (-p['available_bytes'], p['host']))
         if len(room) < redundancy:
             raise Refused(5, 'volume %s cannot be placed on %d hosts: %d have room for it' % (name, redundancy, len(room)),
                           'no-room' if len(pools) >= redundancy else 'too-few-hosts')
@@ -441,8 +450,7 @@ class Cluster(object):
             raise Refused(5, 'volume %s is open on host %s: close it there before deleting it' % (name, sorted({**v['writers'], **v['readers']})[0]),
                           'volume-open')
         del self.volumes[name]
-        for h in self.hosts:
-            path = os.path.join(self.devices(h), name)
+        for path in [os.path.join(self.devices(h), name) for h in self.hosts] + [os.path.join(self.folder, 'bytes-' + name)]:
             if os.path.exists(path):
                 os.unlink(path)
         return {'name': name, 'vid': v['vid'], 'pending_hosts': []}
@@ -473,7 +481,7 @@ class Cluster(object):
             raise Refused(5, 'volume %s has a snapshot named %s already' % (name, body['name']), 'name-taken')
         self.next_sid += 1
         s = {'name': body['name'], 'uuid': body['uuid'], 'sid': self.next_sid, 'volume': name, 'volume_uuid': v['uuid'], 'group': v['group'], 'labels': {}, 'size_bytes': v['size_bytes'],
-             'blocks': dict(v['blocks']), 'hosts': list(v['hosts']), 'pool': v['pool'], 'class': v['class']}
+             'blocks': dict(v['blocks']), 'hosts': list(v['hosts']), 'pool': v['pool'], 'class': v['class'], 'bytes': self.read_all(v)}
         self.merge(s['labels'], body.get('labels', {}))
         self.snapshots[s['name']] = s
         return self.snapshot_status(s)
@@ -494,14 +502,15 @@ class Cluster(object):
         return self.add({
             'name': body['name'], 'uuid': body.get('uuid', str(uuid.uuid4())), 'vid': self.next_vid, 'size_bytes': source['size_bytes'],
             'pool': source['pool'], 'group': body['group'], 'labels': {}, 'class': source['class'], 'hosts': list(source['hosts']), 'writers': {},
-            'readers': {}, 'blocks': dict(source['blocks'])}, body)
+            'readers': {}, 'blocks': dict(source['blocks']), 'bytes': source.get('bytes')}, body)
 
     def restore(self, host, volume, name, body):
         s = self.snapshot_of(volume, name)
         return self.derive(s, body)
 
     def clone(self, host, name, body):
-        return self.derive(self.volume_of(name), body)
+        v = self.volume_of(name)
+        return self.derive(dict(v, bytes=self.read_all(v)), body)
 
     def diff(self, host, volume, name, query):
         old = self.snapshot_of(volume, name)['blocks']
@@ -519,6 +528,111 @@ class Cluster(object):
         with self.lock:
             assert self.volumes[name]['writers']
             self.volumes[name]['blocks'][block] = value
+
+    # ---- orphans ----
+
+    def lose_the_cluster(self):
+        """Its log is gone from all hosts; what it had on the disks is there."""
+        self.orphans = list(self.volumes.values())
+        self.uuid, self.pools, self.groups, self.volumes, self.snapshots = '', {}, {}, {}, {}
+        for host in self.hosts.values():
+            host.joined = False
+
+    def orphan_list(self, host, query):
+        content = {'vid': 1, 'host': 1, 'size_bytes': GIB, 'block_size': 16384, 'md_offset': GIB, 'version': 1, 'term': 1, 'clean': True, 'absent': []}
+        vg, thin = 'vg0', 'thin'
+        return {'unreachable': [{'host': h.name, 'message': 'host %s cannot be reached' % h.name} for h in self.hosts.values() if not h.online],
+                'orphans': [{'host': on, 'vg': vg, 'lv': 'lockstep.%d' % v['vid'], 'kind': 'replica', 'uuid': v['uuid'], 'lv_bytes': v['size_bytes'],
+                             'thin_pool': thin, 'active': True, 'open': False, 'content': content}
+                            for v in self.orphans for on in v['hosts'] if self.hosts[on].online]}
+
+    def adopt(self, host, uuid, body):
+        [v] = [o for o in self.orphans if o['uuid'] == uuid] or [None]
+        if not v:
+            raise Refused(3, 'no orphaned replica of volume %s: see `lockstep pool orphans`' % uuid)
+        if not all(self.hosts[h].online for h in v['hosts']):
+            raise Refused(5, 'host %s cannot be reached, and may have a newer copy: name the host whose copy is to be taken' % v['hosts'][0])
+        group = self.group_of(body['group'])
+        self.orphans.remove(v)
+        return self.add(dict(v, name=body['name'], group=group['name'], pool=group['pool'], labels={}), body)
+
+    # ---- bytes and trails ----
+
+    def file(self, name):
+        """Of the volume's bytes; made when it is first asked for."""
+        path = os.path.join(self.folder, 'bytes-' + name)
+        if not os.path.exists(path):
+            v = self.volumes[name]
+            with open(path, 'wb') as f:
+                f.write(v.get('bytes') or b'')
+                f.truncate(v['size_bytes'])
+        return path
+
+    def device_of(self, v):
+        path = os.path.join(self.folder, 'bytes-' + v['name'])
+        return self.file(v['name']) if v.get('bytes') or os.path.exists(path) else '/dev/lockstep/' + v['name']
+
+    def read_all(self, v):
+        device = self.device_of(v)
+        if device.startswith('/dev/'):
+            return None
+        with open(device, 'rb') as f:
+            return f.read()
+
+    def write_at(self, name, at, data):
+        """What a guest would do; the hosts that may write keep their trails."""
+        with self.lock:
+            v = self.volumes[name]
+            assert v['writers'] and at % 512 == len(data) % 512 == 0
+            with open(self.file(name), 'r+b') as f:
+                f.seek(at)
+                f.write(data)
+            for host in v['writers']:
+                if host in v.get('trails', {}):
+                    v['trails'][host]['sectors'].update(range(at // 512, (at + len(data)) // 512))
+
+    def volume_get(self, host, name, query):
+        return self.volume_status(self.volume_of(name))
+
+    def trail_begin(self, host, name, body):
+        v = self.volume_of(name)
+        trail = v.setdefault('trails', {}).get(host.name)
+        if host.name in v['writers'] or trail and trail['sectors'] and not trail['lost']:
+            raise Refused(5, 'cannot begin the trail of volume %s: the volume is open for writing' % name)
+        if not trail or trail['lost']:
+            v['trails'][host.name] = trail = {'number': os.urandom(8).hex(), 'sectors': set(), 'lost': False}
+        return {'name': name, 'host': host.name, 'trail': trail['number']}
+
+    def trail(self, host, name, query):
+        v, on = self.volume_of(name), query.get('host', host.name)
+        trail = v.get('trails', {}).get(on)
+        if not self.hosts[on].online:
+            raise Refused(10, 'host %s cannot be reached' % on)
+        if not trail or trail['number'] != query['trail']:
+            raise Refused(5, 'cannot read the trail of volume %s: no trail of this number' % name)
+        if on in v['writers'] or trail['lost']:
+            raise Refused(5, 'cannot read the trail of volume %s: %s' % (name, 'not known any more' if trail['lost'] else 'open for writing'))
+        extents = sorted({s // 8192 for s in trail['sectors'] if s // 8192 >= int(query['at']) // (4 * MIB)})
+        parts = []
+        for extent in extents[:2]:
+            bitmap = bytearray(1024)
+            for s in trail['sectors']:
+                if s // 8192 == extent:
+                    bitmap[s % 8192 // 8] |= 1 << s % 8
+            parts.append({'at': extent * 4 * MIB, 'bitmap': bitmap.hex()})
+        return {'name': name, 'host': on, 'extents': parts, 'next': extents[2] * 4 * MIB if extents[2:] else None}
+
+    def replace(self, host, name, body):
+        v, source = self.volume_of(name), self.volume_of(body['source'])
+        if v['writers'] or v['readers']:
+            raise Refused(5, 'volume %s is open on host %s: close it there before reverting it' % (name, sorted(v['writers'])), 'volume-open')
+        if v['size_bytes'] != source['size_bytes'] or not set(v['hosts']) & set(source['hosts']):
+            raise Refused(5, 'volume %s has another size, or no replica on a host that has a copy' % name)
+        v['blocks'], v['bytes'], v['trails'] = dict(source['blocks']), self.read_all(source), {}
+        path = os.path.join(self.folder, 'bytes-' + name)
+        if os.path.exists(path):
+            os.unlink(path)
+        return {'name': name, 'vid': v['vid'], 'source': body['source']}
 
     # ---- opens ----
 

@@ -84,6 +84,7 @@ class Xapi(object):
         self.processes = {}                 # of drivers that run now
         self.smlog = os.path.join(folder, 'SMlog')
         self.durations = []
+        self.dead = False                   # killed: what it was in the middle of, it does not end
         for name in names:
             self.add_host(name)
         self.master = sorted(self.db['host'], key=lambda h: names.index(self.db['host'][h]['name_label']))[0]
@@ -538,6 +539,40 @@ class Xapi(object):
         self.vdi_deactivate(vdi, host)
         self.vdi_detach(vdi, host)
 
+    # What is done with disks in dom0. io: what xapi's own programs do meanwhile; "dies" of xapi itself: nobody tidies up
+
+    @contextlib.contextmanager
+    def plugged(self, vdi, host, writable=True):
+        self.plug(vdi, host, writable)
+        try:
+            yield self.db['VDI'][vdi]['uuid']
+        finally:
+            if not self.dead:
+                self.unplug(vdi, host)
+
+    def into_new(self, sr, size, label, host, io):
+        """A VDI that io(uuid) fills; destroyed if that fails."""
+        target = self.vdi_create(sr, size, label)
+        try:
+            with self.plugged(target, host) as name:
+                io(name)
+        except BaseException:
+            if not self.dead:
+                self.vdi_destroy(target)
+            raise
+        return target
+
+    def vdi_copy(self, vdi, sr, host, io):
+        """VDI.copy: io(source, target), by uuid, is sparse_dd."""
+        r = self.db['VDI'][vdi]
+        with self.plugged(vdi, host, writable=False) as source:
+            return self.into_new(sr, int(r['virtual_size']), r['name_label'], host, lambda target: io(source, target))
+
+    def vdi_export(self, vdi, host, io):
+        """GET /export_raw_vdi. A disk in use is exported by a snapshot of it."""
+        with self.plugged(vdi, host, writable=False) as name:
+            return io(name)
+
     def static_attach(self, host, config, command='vdi_attach_from_config'):
         """static-vdis: before xapi runs, the driver with the text it once generated."""
         (call,), method = xmlrpc.client.loads(config)
@@ -553,6 +588,54 @@ class Xapi(object):
         return result
 
 
+class Migration(object):
+    """The half of a live storage migration that the destination sees, in xapi's order (receive_start, receive_finalize, receive_cancel):
+    the leaf, which the source's tapdisk writes to, is there and open before the parent, which gets the copy. nearest: a VDI whose
+    content the copy may begin with."""
+
+    def __init__(self, xapi, sr, size, host, mirror='source-sr/source-vdi', nearest=None):
+        self.x, self.sr, self.host, self.made = xapi, sr, host, []
+        x = xapi
+        x.sr_scan(sr)
+        try:
+            self.leaf = self.note(x.vdi_create(sr, size, sm_config={'base_mirror': mirror}))
+            self.dummy = self.note(x.vdi_snapshot(self.leaf))
+            x.plug(self.leaf, host)
+            if nearest:
+                self.parent = self.note(x.vdi_clone(nearest, base_mirror=mirror))
+                if int(x.db['VDI'][self.parent]['virtual_size']) != size:
+                    x.vdi_resize(self.parent, size)
+            else:
+                self.parent = self.note(x.vdi_create(sr, size, sm_config={'base_mirror': mirror}))
+        except XenError:
+            self.cancel()
+            raise
+
+    def note(self, vdi):
+        self.made.insert(0, vdi)
+        return vdi
+
+    def uuid(self, vdi):
+        return self.x.db['VDI'][vdi]['uuid']
+
+    def compose(self):
+        self.x.vdi_call('vdi_compose', self.leaf, args=[self.parent])
+
+    def finish(self):
+        self.x.unplug(self.leaf, self.host)
+        self.compose()
+        self.x.vdi_destroy(self.dummy)
+        self.x.database('VDI.remove_from_sm_config', [self.leaf, 'base_mirror'])
+        return self.leaf
+
+    def cancel(self):
+        with contextlib.suppress(XenError, AttributeError):
+            self.x.unplug(self.leaf, self.host)
+        for vdi in self.made:
+            with contextlib.suppress(XenError):
+                self.x.vdi_destroy(vdi)
+
+
 def make_driver_folder(folder, source, library, standins):
     """What /opt/xensource/sm is on a host: the sm library, the driver and its link; and the plugins' folder beside it."""
     sm, plugins = os.path.join(folder, 'sm'), os.path.join(folder, 'plugins')
@@ -562,7 +645,7 @@ def make_driver_folder(folder, source, library, standins):
         if name.endswith(('.py', '.xml')):
             shutil.copy(os.path.join(library, name), sm)
     shutil.copy(os.path.join(standins, 'XenAPI.py'), sm)    # not part of the sm library
-    for name in ('LockstepSR.py', 'lockstepapi.py'):
+    for name in ('LockstepSR.py', 'lockstepapi.py', 'lockstepmirror.py'):
         shutil.copy(os.path.join(source, name), sm)
     os.symlink('LockstepSR.py', os.path.join(sm, 'LockstepSR'))
     shutil.copy(os.path.join(source, 'lockstep-manager'), plugins)

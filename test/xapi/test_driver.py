@@ -24,7 +24,7 @@ def run(sm, *args):
 
 
 def test_sources_are_python_3_6():
-    for name in ('LockstepSR.py', 'lockstepapi.py', 'lockstep-manager'):
+    for name in ('LockstepSR.py', 'lockstepapi.py', 'lockstepmirror.py', 'lockstep-manager'):
         with open(os.path.join(SOURCE, name)) as f:
             tree = ast.parse(f.read(), name, feature_version=(3, 6))
         for node in ast.walk(tree):
@@ -44,7 +44,7 @@ def test_the_driver_imports_of_sm_only_what_it_may():
         tree = ast.parse(f.read())
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     standard = {'base64', 'contextlib', 'datetime', 'fcntl', 'json', 'os', 're', 'stat', 'time', 'xmlrpc.client'}
-    assert names - standard == {'SR', 'SRCommand', 'VDI', 'util', 'xs_errors', 'lockstepapi'}
+    assert names - standard == {'SR', 'SRCommand', 'VDI', 'util', 'xs_errors', 'lockstepapi', 'lockstepmirror'}
     assert not any(isinstance(n, ast.ImportFrom) for n in ast.walk(tree))
 
 

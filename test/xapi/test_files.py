@@ -27,7 +27,7 @@ def test_install_and_uninstall(tmp_path):
     assert first.returncode == 0 and 'xe-toolstack-restart' in first.stdout
     assert tree(root) == ['etc/systemd/system/lockstepd.service.d/xcp-ng.conf', 'etc/xapi.conf.d/99-zz-lockstep.conf',
                           'etc/xapi.d/plugins/lockstep-manager', 'opt/xensource/sm/LockstepSR', 'opt/xensource/sm/LockstepSR.py',
-                          'opt/xensource/sm/lockstepapi.py']
+                          'opt/xensource/sm/lockstepapi.py', 'opt/xensource/sm/lockstepmirror.py']
     driver = os.path.join(root, 'opt/xensource/sm/LockstepSR')
     assert os.readlink(driver) == 'LockstepSR.py' and os.stat(driver).st_mode & stat.S_IXUSR
     assert run('--root', root).stdout == ''    # nothing to do

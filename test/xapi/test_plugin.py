@@ -202,6 +202,42 @@ def test_destroying_what_xapi_has_forgotten(world, sr):
     assert not world.cluster.volumes and not world.cluster.groups
 
 
+def test_disks_of_a_cluster_that_is_no_more(world, sr):
+    """All hosts were installed anew, their disks were kept: an SR is created on them, and what they hold becomes its disks."""
+    x = world.xapi
+    disks = [x.vdi_create(sr, GIB, 'disk %d' % n) for n in range(3)]
+    uuids = sorted(x.db['VDI'][v]['uuid'] for v in disks)
+    x.plug(disks[0], world.hosts[0])
+    world.cluster.write(x.db['VDI'][disks[0]]['uuid'], 7, 'data')
+    written = x.db['VDI'][disks[0]]['uuid']
+    x.unplug(disks[0], world.hosts[0])
+    world.cluster.lose_the_cluster()
+    with failed('SR_BACKEND_FAILURE_47', 'in no cluster yet|no cluster yet'):
+        x.sr_scan(sr)
+    assert len(x.vdis(sr)) == 3    # a scan forgets nothing
+    x.sr_forget(sr)
+    sr = world.create()
+    world.cluster.hosts['gamma'].online = False
+    first = json.loads(call(world, 'adoptVolumes'))
+    assert first['unreachable'] == ['gamma'] and sorted(first['adopted'] + list(first['kept'])) == uuids
+    assert all('may have a newer copy' in why for why in first['kept'].values())
+    world.cluster.hosts['gamma'].online = True
+    second = json.loads(call(world, 'adoptVolumes'))
+    assert sorted(first['adopted'] + second['adopted']) == uuids and not second['kept']
+    assert json.loads(call(world, 'adoptVolumes')) == {'adopted': [], 'kept': {}, 'unreachable': []}
+    x.sr_scan(sr)
+    assert sorted(x.db['VDI'][v]['uuid'] for v in x.vdis(sr)) == uuids
+    assert world.cluster.volumes[written]['blocks'] == {7: 'data'}
+    vdi = x.vdi_by(written)
+    assert x.db['VDI'][vdi]['name_label'] == 'found on the disks: ' + written
+    x.plug(vdi, world.hosts[2])
+    x.unplug(vdi, world.hosts[2])
+    world.consistent(sr)
+    x.sr_forget(sr)
+    with failed('there is no SR in vg0/thin yet'):
+        call(world, 'adoptVolumes')
+
+
 def test_interfaces(world, sr):
     x = world.xapi
     x.db['PIF'][ref()] = {'uuid': 'pif-1', 'IP': '10.9.0.1'}

@@ -425,17 +425,6 @@ def test_outgoing_storage_migration(world, sr):
     assert not state['paused'] and state['secondary'] == 'nbd:dp1' and 'paused' not in record(world, vdi)['sm_config']
 
 
-def test_incoming_storage_migration_is_refused_before_anything_is_copied(world, sr):
-    x = world.xapi
-    with failed('SR_BACKEND_FAILURE_78', 'running VM cannot be migrated into.*shut the VM down'):
-        x.vdi_create(sr, GIB, sm_config={'base_mirror': 'a/b'})    # with which a mirror is received
-    assert x.vdis(sr) == [] and not [r for r in world.cluster.requests if r[1] != 'GET']
-    leaf, parent = x.vdi_create(sr, GIB), x.vdi_create(sr, GIB)    # a halted VM's disk is created and copied into as any
-    with pytest.raises(XenError, match='running VM'):
-        x.vdi_call('vdi_compose', leaf, args=[parent])
-    world.consistent(sr)
-
-
 @pytest.mark.parametrize('verb, command, code', [('snapshots', 'vdi_snapshot', 82), ('clone', 'vdi_clone', 81), ('resize', 'vdi_resize', 110)])
 def test_what_the_daemon_cannot_do_yet(make_world, verb, command, code):
     world = make_world(without=['POST /volumes/([^/]+)/' + verb])

@@ -267,7 +267,7 @@ public:
 			return failed(fmt::format("{}: no answer from the kernel module: {}", what, nl_geterror(error)));
 		put_back(std::move(*socket));
 		if (answer.error)
-			return Error{answer.error == -EBUSY ? Status::forbidden : Status::failed,
+			return Error{answer.error == -EBUSY || answer.error == -ENODATA ? Status::forbidden : Status::failed,
 				     fmt::format("{}: {}{}", what, answer.message,
 						 answer.message.empty() ? strerror(-answer.error)
 									: fmt::format(" ({})", strerror(-answer.error)))};
