@@ -116,10 +116,22 @@ unsigned volumes_left_behind(const json &status, const std::string &host)
 	return volumes;
 }
 
+// Snapshots that need the host's copy yet, or of which it only has something to delete.
+unsigned snapshots_on(const json &status, const std::string &host, bool needed)
+{
+	unsigned snapshots = 0;
+	for (const json &s : status["snapshots"]) {
+		const json &copies = needed ? s["hosts"] : s["going"];
+		snapshots += std::find(copies.begin(), copies.end(), host) != copies.end();
+	}
+	return snapshots;
+}
+
 // What still has to be copied before the host's replicas can go, and what stands in the way.
 std::string left_to_do(const json &status, const std::string &host)
 {
-	unsigned replicas = 0, behind = volumes_left_behind(status, host);
+	unsigned replicas = 0, behind = volumes_left_behind(status, host) + snapshots_on(status, host, false);
+	const unsigned snapshots = snapshots_on(status, host, true);
 	uint64_t to_copy = 0;
 	std::string obstacle;
 	for (const json &v : status["volumes"]) {
@@ -136,6 +148,8 @@ std::string left_to_do(const json &status, const std::string &host)
 			obstacle = shown(v["changes"]["obstacle"]);
 	}
 	std::string text = fmt::format("{} {} left", replicas, replicas == 1 ? "replica" : "replicas");
+	if (snapshots)
+		text += fmt::format(", {} {}", snapshots, snapshots == 1 ? "snapshot" : "snapshots");
 	if (behind)
 		text += fmt::format(", {} to delete", behind);
 	if (to_copy)
@@ -158,12 +172,13 @@ Done evacuate(Context &context, const std::string &host, bool wait)
 			return h.error();
 		if ((*h)["evacuating"] != true)
 			return forbidden("the evacuation of host " + host + " was called off");
-		const bool deleted = !volumes_left_behind(*status, host);
-		if ((*h)["replicas"] == 0 && !deleted && (*h)["status"] != "online") {
+		const bool needless = (*h)["replicas"] == 0 && !snapshots_on(*status, host, true);
+		const bool deleted = !volumes_left_behind(*status, host) && !snapshots_on(*status, host, false);
+		if (needless && !deleted && (*h)["status"] != "online") {
 			return told(context, *h, fmt::format("host {} holds nothing that is needed; it will delete what is left on its disks when it is "
 							     "back\n", host));
 		}
-		if ((*h)["replicas"] == 0 && deleted) {
+		if (needless && deleted) {
 			return told(context, *h, fmt::format("host {} is empty; `lockstep host remove {}` takes it out of the cluster, `lockstep host "
 							     "restore {}` lets it take replicas again\n", host, host, host));
 		}

@@ -136,6 +136,10 @@ TEST_CASE("hosts: evacuate, restore, remove, lost")
 	CHECK((o.status == 0 && has(o.out, "host beta: 1 replica left") && has(o.out, "`lockstep host restore beta` calls it off")));
 	CHECK(has(d.run({"status"}).out, "host beta is being evacuated, 1 replicas left"));
 	CHECK(has(d.run({"host", "list"}).out, "online, evacuating"));
+	REQUIRE(d.run({"snapshot", "create", "v", "s"}).status == 0);
+	o = d.run({"host", "evacuate", "beta", "--no-wait"});
+	CHECK(has(o.out, "host beta: 1 replica left, 1 snapshot"));
+	REQUIRE(d.run({"snapshot", "delete", "v", "s"}).status == 0);
 	d.resyncs = true;
 	d.idle = {2};
 	o = d.run({"host", "evacuate", "beta", "--no-wait"});
