@@ -262,6 +262,8 @@ struct lks_vol {
 	bool meta_busy, save_busy;
 	struct lks_list to_write;	/* extents in LKS_HEATING */
 	struct lks_list in_write;	/* extents in LKS_WRITING */
+	u64 heated_ms;		/* when the table was last written for extents that heat */
+	u32 ahead;		/* how many others were made hot by that */
 	u8 *unit_dirty;		/* by table unit: bits were cleared in memory (cooling) */
 	u32 units, units_dirty;
 	u8 save_step;

@@ -15,6 +15,8 @@
 #define COOL_AFTER_MS 10000u	/* an extent idle this long may cool */
 #define SAVE_EVERY_MS 1000u
 #define HOT_CAP 16384u		/* extents; 64 GiB: with more hot, idle ones cool at once */
+#define AHEAD_WITHIN_MS 1000u	/* writes of the table so close to each other are of one who writes all over the volume */
+#define AHEAD_MAX 512u		/* extents; 2 GiB: no longer than a moment under the lock */
 
 /*
  * While the replica grows, every write goes to the first place and then to the second; only then has it been done. A crash in
@@ -41,6 +43,43 @@ static void meta_write(struct lks_vol *v, struct lks_io *io, u64 at, void *page,
 }
 
 /* ---- the table writer ---- */
+
+/*
+ * H1 asks for hot before written, not for hot as late as possible. Whoever writes all over a volume would wait for the table at each
+ * extent that he comes to: each write of the table that follows another one closely makes twice as many extents hot as that one did,
+ * of those behind the first that is wanted, up to half the cap. Only what was written before: it needs no zeroing, and what was never
+ * written is to read as zeros without I/O. What nobody writes cools as ever, and costs reading at a crash's resync.
+ */
+static void heat_ahead(struct lks_vol *v, u32 unit, u64 wanted)
+{
+	u64 first = (u64)unit * LKS_EXTENTS_PER_UNIT;
+	u32 left;
+
+	if (v->now > v->heated_ms + AHEAD_WITHIN_MS)
+		v->ahead = 0;
+	else if (v->ahead < AHEAD_MAX)
+		v->ahead = v->ahead ? v->ahead * 2 : 1;
+	v->heated_ms = v->now;
+	if (v->detaching || v->hot >= HOT_CAP / 2)
+		return;
+	left = v->ahead;
+	for (u64 i = 1; left && i < LKS_EXTENTS_PER_UNIT; i++) {
+		u64 index = first + (wanted - first + i) % LKS_EXTENTS_PER_UNIT;
+		struct lks_extent *e;
+
+		if (lks_extent_bits(v, index) != LKS_EXTENT_WRITTEN)
+			continue;
+		e = lks_extent_get(v, index);
+		if (!e)
+			return;
+		lks_extent_set_bits(v, index, LKS_EXTENT_HOT | LKS_EXTENT_WRITTEN);
+		e->heat = LKS_HEATING;
+		e->used_ms = v->now;
+		lks_list_move_tail(&e->all, &v->extents);
+		lks_list_add_tail(&e->meta, &v->to_write);
+		left--;
+	}
+}
 
 static void write_unit(struct lks_vol *v, u32 unit)
 {
@@ -71,7 +110,11 @@ static void table_step(struct lks_vol *v)
 	if (v->meta_busy)
 		return;
 	if (!lks_list_empty(&v->to_write)) {
-		write_unit(v, (u32)(lks_list_first(&v->to_write, struct lks_extent, meta)->index / LKS_EXTENTS_PER_UNIT));
+		u64 wanted = lks_list_first(&v->to_write, struct lks_extent, meta)->index;
+		u32 unit = (u32)(wanted / LKS_EXTENTS_PER_UNIT);
+
+		heat_ahead(v, unit, wanted);
+		write_unit(v, unit);
 		return;
 	}
 	for (u32 i = 0; v->units_dirty && i < v->units; i++) {

@@ -75,9 +75,10 @@ struct Live : Device {
 	}
 
 	// Attached and admitted with the version before the record, then told the record.
-	void start()
+	void start(bool anew = true)
 	{
-		format();
+		if (anew)
+			format();
 		create();
 		REQUIRE(lks_vol_attach(volume, offset, false, read, this, now, &suspect, &version, &term) == 0);
 		lks_record before = record;
@@ -99,9 +100,9 @@ struct Live : Device {
 	}
 
 	// As the primary that serves.
-	void serve()
+	void serve(bool anew = true)
 	{
-		start();
+		start(anew);
 		for (uint8_t peer : {1, 2})
 			CHECK(receive(peer, frame(LKS_ACTIVATED)) == 0);
 		now += 10000;    // the promise it may have given before (L2)
@@ -481,6 +482,58 @@ TEST_CASE("the extent table grows by whole units, which are valid before the pla
 	CHECK(d.last(LKS_EV_META_MOVED).done);
 	CHECK(d.volume->units == end);
 	CHECK(d.status().capacity == offset);
+	d.detach();
+}
+
+// H1: a write waits for the table only once where whoever writes is all over the volume; the rest is hot before it is wanted.
+TEST_CASE("writes all over a volume make extents hot ahead of them, those written before only")
+{
+	Live d(4 * GIB);    // 1,024 extents, of which every fourth was never written
+	d.format();
+	for (uint64_t i = 0; i < 1024; i++)
+		if (i % 4)
+			d.set_extent(i, LKS_EXTENT_WRITTEN);
+	d.serve(false);
+	lks_vol_open(d.volume, d.now);
+	d.run();
+	REQUIRE(d.count(LKS_EV_OPENED) == 1);
+	unsigned tables = 0;
+	d.carry_out = [&](const lks_io &io) {
+		tables += io.op == LKS_IO_META && io.offset >= d.offset + d.layout.table_offset;
+		return 0;
+	};
+	auto write = [&](uint64_t extent) {
+		lks_req req{};
+		req.op = LKS_OP_WRITE;
+		req.offset = extent * LKS_EXTENT_BYTES;
+		req.length = LKS_META_UNIT;
+		req.buf = &no_data;
+		lks_vol_submit(d.volume, &req, d.now);
+		d.run();
+		for (uint8_t peer : {1, 2}) {
+			lks_frame ack = d.frame(LKS_ACK);
+			ack.seq = d.volume->seq;
+			CHECK(d.receive(peer, ack) == 0);
+		}
+		d.now++;
+	};
+	for (uint64_t i = 0; i < 1024; i++)
+		if (i % 4)
+			write(i * 389 % 1024);    // 389 is odd: each once, those in between never
+	CHECK(d.ended == std::vector<int>(768, 0));
+	CHECK(tables <= 12);
+	CHECK(d.status().hot_extents == 768);
+	CHECK(d.status().written_extents == 768);
+	// each write to an extent that was never written makes that one hot, as before
+	tables = 0;
+	write(0);
+	CHECK(tables == 1);
+	CHECK(d.status().written_extents == 769);
+	// what nobody writes any more cools, whoever made it hot
+	d.now += 60000;
+	lks_vol_tick(d.volume, d.now);
+	d.run();
+	CHECK(d.status().hot_extents == 0);
 	d.detach();
 }
 
