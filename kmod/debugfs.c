@@ -113,8 +113,8 @@ static int lanes_show(struct seq_file *m, void *unused)
 		for (i = 0; link && i < link->nlanes; i++) {
 			struct lks_lane *lane = &link->lanes[i];
 
-			seq_printf(m, "  lane %u: queued=%llu bytes, sent=%llu received=%llu frames, sent=%llu bytes", i,
-				   lane->queued_bytes, lane->sent, lane->received, lane->sent_bytes);
+			seq_printf(m, "  lane %u: queued=%llu bytes, sent=%llu received=%llu frames, sent=%llu bytes, left=%llu", i,
+				   lane->queued_bytes, lane->sent, lane->received, lane->sent_bytes, lane->left);
 			if (lane->sock)
 				seq_printf(m, " socket send=%d receive=%d", READ_ONCE(lane->sock->sk->sk_wmem_queued),
 					   atomic_read(&lane->sock->sk->sk_rmem_alloc));

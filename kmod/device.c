@@ -292,6 +292,7 @@ void lks_device_submit(struct bio *bio)
 	struct lks_volume *v = lks_bio_disk(bio)->private_data;
 	bool nowait = bio->bi_opf & REQ_NOWAIT;
 	struct lks_bio *r;
+	u32 bytes;
 
 	if (!op_of(bio)) {
 		bio->bi_status = BLK_STS_NOTSUPP;
@@ -313,6 +314,7 @@ void lks_device_submit(struct bio *bio)
 			bio_io_error(bio);
 		return;
 	}
+	bytes = bio->bi_iter.bi_size;	/* before it may have ended; a flush has none, and is sent at once */
 	r->start_ns = ktime_get_ns();
 	r->accounted = bio_sectors(bio);
 	if (r->accounted)
@@ -320,7 +322,7 @@ void lks_device_submit(struct bio *bio)
 	if (op_of(bio) == LKS_OP_READ && !(bio->bi_opf & REQ_RAHEAD) && !v->record.primary)
 		queue_work(lks_slow_wq, &v->wake_work);
 	lks_device_start(r);
-	lks_volume_unlock(v, !nowait);
+	lks_volume_unlock_plugged(v, !nowait, bytes);
 }
 
 int lks_device_init(void)

@@ -3,10 +3,10 @@
  * Peers, links and lanes: the other hosts, and the connections to them that all volumes share.
  *
  * A *link* to a host is a set of lanes (TCP connections, dialled and authenticated by the daemons) that comes and goes as
- * one. Each lane has a thread that sends and one that receives. A link is born with its first LANE_ADD (BUILDING), is UP
- * when all its lanes are there, and CLOSING as soon as any of them ends, for whatever reason; its closing shuts all its
- * sockets down, waits for its threads, drops what is queued, tells every volume, and then the daemon. A newer link to the
- * same host begins only after that.
+ * one. Each lane has a thread that receives and one that sends, beside those who send their own frames (send.c). A link is
+ * born with its first LANE_ADD (BUILDING), is UP when all its lanes are there, and CLOSING as soon as any of them ends,
+ * for whatever reason; its closing shuts all its sockets down, waits for its threads, drops what is queued, tells every
+ * volume, and then the daemon. A newer link to the same host begins only after that.
  *
  * Whether a volume's core believes the link to be up is a matter between the volume and the core (lks_volume.link): every
  * change of a link makes all volumes look at the links again (lks_volume_sync_links()). So the core always sees a link's
@@ -53,6 +53,10 @@ struct lks_lane {
 	u64 queued_bytes;		/* under peer->lock */
 	u64 sent, received;		/* frames; sent: under peer->lock */
 	u64 sent_bytes;			/* of those frames; under peer->lock */
+	bool busy;			/* somebody sends: whoever has set it, under peer->lock; the next two fields are his */
+	struct lks_tx *current_tx;	/* out of the queue, and not wholly in the socket */
+	u32 current_sent;		/* bytes of it that are */
+	u64 left;			/* how often who sent his own frames left some to the thread; under peer->lock */
 	wait_queue_head_t wait;		/* of the sender and of a receiver that waits for the link */
 };
 
@@ -63,7 +67,7 @@ struct lks_link {
 	u8 nready;			/* lanes that are there; under peer->admin */
 	enum lks_link_state state;	/* under peer->lock; CLOSING is final */
 	bool silent;			/* L4: closed because the host did not answer */
-	unsigned int turn;		/* counts frames for LKS_LANE_ANY; under peer->lock */
+	unsigned int turn;		/* counts large frames for LKS_LANE_ANY; under peer->lock */
 	const char *reason;		/* why it closes; a constant */
 	struct work_struct close_work;
 	struct lks_lane lanes[LKS_MAX_LANES];
@@ -103,7 +107,10 @@ u64 lks_host_up(u8 host);
  */
 void lks_host_break(u8 host, u64 number, const char *reason, bool silent);
 
-/* ops->send for the link `number`, see core.h. Dropped if it is not up. Called with a volume's lock held. */
+/*
+ * ops->send for the link `number`, see core.h. Dropped if it is not up. Called with a volume's lock held, after whose release
+ * lks_send_now() or lks_send_unplugged() must follow, unless in a softirq.
+ */
 void lks_host_send(u8 host, u64 number, u8 lane, const struct lks_frame *h, struct lks_buf *buf, const void *bytes);
 
 /* A lane's life; lane.c. add: takes over the socket on success. */
@@ -116,8 +123,16 @@ void lks_lane_failed(struct lks_lane *lane, const char *reason);
 bool lks_lane_wait_up(struct lks_lane *lane);
 
 int lks_send_thread(void *lane);	/* send.c */
-void lks_send_purge(struct lks_lane *lane);
+void lks_send_end(struct lks_lane *lane);	/* its thread has been stopped: nobody sends any more when this returns */
 int lks_receive_thread(void *lane);	/* receive.c */
+
+/*
+ * Sends what is queued for these hosts (bit 0: host 1): as much as their sockets take at once, the rest by the lanes' threads. May
+ * sleep, but waits for no peer. No volume's lock may be held.
+ */
+void lks_send_now(u64 hosts);
+/* The same when current unplugs, if it has a plug, or has queued enough (bytes: this time). For bios, which plugs are for. */
+void lks_send_unplugged(u64 hosts, u32 bytes);
 
 void lks_host_init(void);
 void lks_host_exit(void);

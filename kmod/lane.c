@@ -75,7 +75,7 @@ void lks_lane_remove(struct lks_lane *lane)
 		return;
 	stop(lane->sender);
 	stop(lane->receiver);
-	lks_send_purge(lane);
+	lks_send_end(lane);
 	spin_lock_bh(&lane->link->peer->lock);
 	lane->sock = NULL;
 	spin_unlock_bh(&lane->link->peer->lock);

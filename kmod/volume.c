@@ -182,7 +182,7 @@ static void submit_ios(struct lks_volume *v, struct lks_list *ios, bool may_wait
 	blk_finish_plug(&plug);
 }
 
-void lks_volume_unlock(struct lks_volume *v, bool may_wait)
+static void unlock(struct lks_volume *v, bool may_wait, u32 plugged_bytes)
 {
 	struct lks_bio *r, *next;
 	struct lks_list ios;
@@ -191,10 +191,18 @@ void lks_volume_unlock(struct lks_volume *v, bool may_wait)
 
 	lks_list_init(&ios);
 	for (;;) {
+		u64 hosts = v->to_send;
+
+		v->to_send = 0;
 		list_splice_tail_init(&v->done, &done);
 		lks_list_splice_tail(&v->ios, &ios);
 		lks_volume_release(v);
 
+		/* first to those who have the longer way */
+		if (hosts && plugged_bytes)
+			lks_send_unplugged(hosts, plugged_bytes);
+		else if (hosts)
+			lks_send_now(hosts);
 		submit_ios(v, &ios, may_wait);
 		list_for_each_entry_safe(r, next, &done, link) {
 			list_del(&r->link);
@@ -209,6 +217,16 @@ void lks_volume_unlock(struct lks_volume *v, bool may_wait)
 			lks_device_start(r);
 		}
 	}
+}
+
+void lks_volume_unlock(struct lks_volume *v, bool may_wait)
+{
+	unlock(v, may_wait, 0);
+}
+
+void lks_volume_unlock_plugged(struct lks_volume *v, bool may_wait, u32 bytes)
+{
+	unlock(v, may_wait, bytes);
 }
 
 static void submit_work(struct work_struct *work)
@@ -369,6 +387,8 @@ static void op_send(void *ctx, u8 host, u8 lane, const struct lks_frame *h, stru
 	if (h->type == LKS_REPL || h->type == LKS_FLUSH)
 		trace_lockstep_replicate(v->vid, host, h->type, h->term, h->seq, h->offset, h->length);
 	lks_host_send(host, v->link[host], lane, h, buf, bytes);
+	if (!in_serving_softirq())
+		v->to_send |= 1ull << (host - 1);
 }
 
 static void op_req_done(void *ctx, struct lks_req *req, int err)

@@ -21,7 +21,7 @@
  * does what needs no memory that may be missing (lks_vol_io_is_quick()) and leaves the rest, and all if it finds the volume owned.
  *
  * The core's actions are queued under the lock and carried out by lks_volume_unlock(), which every caller of the core ends
- * with. Only frames go to their lane's queue at once, since their order counts (C2).
+ * with. Only frames go to their lane's queue at once, since their order counts (C2); they are sent after the unlock.
  */
 #ifndef LKS_VOLUME_H
 #define LKS_VOLUME_H
@@ -68,6 +68,7 @@ struct lks_volume {
 	struct lks_record record;	/* the newest that CONFIG_SET brought */
 	struct lks_vol_tune tune;	/* VOLUME_TUNE */
 	struct lks_list ios;		/* to be submitted */
+	u64 to_send;			/* hosts for whom frames were queued, from a thread; bit 0: host 1 */
 	struct list_head requests;	/* struct lks_bio: the core has them; the oldest first */
 	struct list_head done;		/* struct lks_bio: ended */
 	bool frozen;			/* as last traced */
@@ -153,6 +154,8 @@ void lks_volume_release(struct lks_volume *v);
 
 /* Unlocks, and carries out what the core has asked for. may_wait: submitting to a busy disk may block us. */
 void lks_volume_unlock(struct lks_volume *v, bool may_wait);
+/* The same, but frames may go when current unplugs. bytes: of the bio that it has submitted. */
+void lks_volume_unlock_plugged(struct lks_volume *v, bool may_wait, u32 bytes);
 
 /*
  * Under the lock: if nobody writes or waits to, the session this host has is over and never used again. Returns it, to be

@@ -45,39 +45,53 @@ static inline void lks_no_task_frag(struct sock *sk)
 }
 
 /*
- * Sends `bytes` of these pages without copying them: the socket takes references, and drops them when it needs the bytes no more,
- * which can be long after this call. 0 or an error. May sleep.
+ * Sends `bytes` of these pages, from byte `skip` on, without copying them: the socket takes references, and drops them
+ * when it needs the bytes no more, which can be long after this call. Bytes sent, which may be less, or an error. May
+ * sleep.
  */
-static inline int lks_send_pages(struct socket *sock, struct bio_vec *vecs, unsigned int nvecs, size_t bytes, unsigned int flags)
+static inline int lks_send_pages(struct socket *sock, struct bio_vec *vecs, unsigned int nvecs, size_t skip, size_t bytes,
+				 unsigned int flags)
 {
 #ifdef LKS_HAVE_sendpage
-	for (; nvecs && bytes; vecs++, nvecs--) {
-		unsigned int at = vecs->bv_offset, left = min_t(size_t, vecs->bv_len, bytes);
+	size_t sent = 0;
 
-		bytes -= left;
-		while (left) {
-			int n = kernel_sendpage(sock, vecs->bv_page, at, left,
-						flags | (bytes ? MSG_MORE | MSG_SENDPAGE_NOTLAST : 0));
+	for (; nvecs && sent < bytes; vecs++, nvecs--) {
+		size_t left, at = skip;
+		int n;
 
+		if (skip >= vecs->bv_len) {
+			skip -= vecs->bv_len;
+			continue;
+		}
+		skip = 0;
+		for (left = min_t(size_t, vecs->bv_len - at, bytes - sent); left; left -= n, at += n, sent += n) {
+			unsigned int more = sent + left < bytes ? MSG_MORE | MSG_SENDPAGE_NOTLAST : 0;
+
+			n = kernel_sendpage(sock, vecs->bv_page, vecs->bv_offset + at, left, flags | more);
 			if (n <= 0)
-				return n ? n : -EPIPE;
-			at += n;
-			left -= n;
+				return sent ? (int)sent : n;
 		}
 	}
+	return sent;
 #else
 	struct msghdr msg = { .msg_flags = flags | MSG_SPLICE_PAGES };
 
-	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, vecs, nvecs, bytes);
-	while (msg_data_left(&msg)) {
-		int n = sock_sendmsg(sock, &msg);
-
-		if (n <= 0)
-			return n ? n : -EPIPE;
-	}
+	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, vecs, nvecs, skip + bytes);
+	iov_iter_advance(&msg.msg_iter, skip);
+	return sock_sendmsg(sock, &msg);
 #endif
-	return 0;
 }
+
+/*
+ *  May a task that submits a bio send on our sockets? Before 5.4 a socket that may wait for memory uses the task's page
+ * fragment, which the task may be in the middle of using for another socket: it frees memory for that, by writing a page
+ * through us.
+ */
+#ifdef LKS_HAVE_tcp_sock_set
+#define LKS_SEND_INLINE true
+#else
+#define LKS_SEND_INLINE false
+#endif
 
 /* The kind of TLS record that bytes came in; a socket without kTLS has only data. */
 #define LKS_TLS_ALERT 21

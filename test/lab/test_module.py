@@ -225,10 +225,12 @@ def mount_debugging(host):
         host.run(f'grep -q " /sys/kernel/{where} " /proc/mounts || mount -t {kind} {kind} /sys/kernel/{where}')
 
 
-def pair(lab, size=SIZE, shared='', tls='', lease_ms=3000, **options):
-    """Two hosts with a replica and the device each, linked."""
+def pair(lab, size=SIZE, shared='', tls='', lease_ms=3000, before='', **options):
+    """Two hosts with a replica and the device each, linked. before: a command for each, while there are no sockets yet."""
     a, b = lab.boot(2, **options)
     for host, number in ((a, 1), (b, 2)):
+        if before:
+            host.run(before)
         start(host, number, 'thin', size, shared, lease_ms=lease_ms)
         kdrive(host, f'peer-set {3 - number}')
         kdrive(host, 'device-add 1')
@@ -672,6 +674,39 @@ def test_module_tls(lab):
     decider.stop()
     kdrive(b, 'peer-del 1')
     wait(lambda: 'link=100' not in kdrive(a, 'get'), 20, 'the link to end')
+    kdrive(a, 'peer-del 2')
+    for host in (a, b):
+        stop(host)
+
+
+def test_module_narrow(lab):
+    """Sockets with room for less than a frame on a slow network: who sends his own frames stops in the middle of them, and the lanes'
+    threads go on from there. Links that end meanwhile take nobody along."""
+    a, b = pair(lab, cpus=2, before='echo 4096 8192 16384 >/proc/sys/net/ipv4/tcp_wmem; '
+                'tc qdisc replace dev eth1 root tbf rate 80mbit burst 16k latency 50ms')
+    kdrive(b, 'config 1 1 0 0 0 1:insync,2:insync - admit')
+    decider = auto(a, '1:insync,2:insync')
+    mount_debugging(a)
+    a.run(f'{FIO} {VERIFY} --io_size=12M --bs=128k-256k --iodepth=1', timeout=300)
+    left = [int(n) for n in re.findall(r'left=(\d+)', a.out('cat /sys/kernel/debug/lockstep/lanes'))]
+    assert len(left) == 4 and sum(left[1:]) >= 24, f'nobody ever left a frame to the thread: {left}'
+    kdrive(b, 'config 1 2 1 1 1 1:insync,2:insync -')
+    wait(lambda: volume(a)['writers'] == '0', 20, 'the device to be closed')
+    assert int(volume(a)['peers'][0]['dirty']) == 0, 'the other replica was never lost'
+    assert digest(a) == digest(b)
+    load = a.start(f'{FIO} --rw=randwrite --bs=4k-256k --refill_buffers --time_based --runtime=60 --numjobs=3')
+    wait(lambda: volume(a)['writers'] != '0', 30, 'the load to begin')
+    for link in range(101, 107):
+        kdrive(b, 'peer-del 1')
+        kdrive(b, 'peer-set 1')
+        connect(a, b, link)
+        wait(lambda: int(volume(a)['peers'][0]['dirty']) or int(volume(a)['pending']), 20, 'the load to go on')
+    load.signal(2)
+    load.wait(90)
+    wait(lambda: volume(a)['writers'] == '0', 30, 'the device to be closed')
+    decider.stop()
+    kdrive(b, 'peer-del 1')
+    wait(lambda: 'link=106' not in kdrive(a, 'get'), 20, 'the link to end')
     kdrive(a, 'peer-del 2')
     for host in (a, b):
         stop(host)
