@@ -582,24 +582,28 @@ int lks_volume_deliver(struct lks_volume *v, u8 host, u64 number, const struct l
 	return v->link[host] == number ? lks_vol_receive(v->core, host, h, buf, bytes, v->now_ms) : 0;
 }
 
-int lks_volume_receive(struct lks_volume *v, struct lks_link *link, const struct lks_frame *h, struct lks_buf *buf,
+int lks_volume_receive(struct lks_volume *v, struct lks_link *link, const struct lks_frame *h, unsigned int n, struct lks_buf *buf,
 		       const void *bytes, bool (*stop)(void *arg), void *arg)
 {
 	u8 host = link->peer->host;
-	int err;
+	unsigned int i;
+	int err = 0;
 
-	if (h->type == LKS_ACK || h->type == LKS_FLUSHED)
-		trace_lockstep_ack(v->vid, host, h->type, h->term, h->seq, h->offset, h->length);
+	for (i = 0; i < n; i++)
+		if (h[i].type == LKS_ACK || h[i].type == LKS_FLUSHED)
+			trace_lockstep_ack(v->vid, host, h[i].type, h[i].term, h[i].seq, h[i].offset, h[i].length);
 	lks_volume_hold(v);
+	i = 0;
 	if (unlikely(v->attaching)) {
-		bool kept = lks_early_keep(v, host, link->number, h, buf, bytes);
-
+		while (i < n && lks_early_keep(v, host, link->number, &h[i], buf, bytes))
+			i++;
 		lks_volume_release(v);
-		if (kept || !lks_volume_lock_unless(v, stop, arg))
+		if (i == n || !lks_volume_lock_unless(v, stop, arg))
 			return 0;
 	}
 	set_time(v);
-	err = lks_volume_deliver(v, host, link->number, h, buf, bytes);
+	for (; !err && i < n; i++)
+		err = lks_volume_deliver(v, host, link->number, &h[i], buf, bytes);
 	lks_volume_unlock(v, false);
 	return err;
 }

@@ -169,10 +169,10 @@ void lks_volume_sync_links(struct lks_volume *v);
 void lks_volume_sync_all_links(void);
 
 /*
- * A frame came over link from its host. h was checked. -EPROTO: close the link. stop(arg): the lane is to end, should it have to
- * wait for an attach.
+ * n frames came over link from its host, in this order; several only if they have no payload. They were checked. -EPROTO: close the
+ * link. stop(arg): the lane is to end, should it have to wait for an attach.
  */
-int lks_volume_receive(struct lks_volume *v, struct lks_link *link, const struct lks_frame *h, struct lks_buf *buf,
+int lks_volume_receive(struct lks_volume *v, struct lks_link *link, const struct lks_frame *h, unsigned int n, struct lks_buf *buf,
 		       const void *bytes, bool (*stop)(void *arg), void *arg);
 
 /* Under the lock, no attach under way: the core gets the frame if the link of this number is (still) the host's. As above. */
