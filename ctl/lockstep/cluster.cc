@@ -80,9 +80,45 @@ Done join(Context &context, const std::string &token, const std::string &address
 	return told(context, *answer, fmt::format("this host is now part of cluster {}\n", answer->value("cluster", "")));
 }
 
-Done recover(Context &context, const std::vector<std::string> &dead, bool yes, bool as_json)
+// VOLUME=HOST each.
+Result<json> parse_copies(const std::vector<std::string> &texts)
 {
-	Result<json> answer = context.client().post("/v1/cluster/recover", {{"dead", dead}, {"yes", yes}}, RECOVER_TIMEOUT_S);
+	json copies = json::object();
+	for (const std::string &text : texts) {
+		const size_t at = text.rfind('=');
+		if (at == text.npos || at == 0 || at + 1 == text.size())
+			return usage_error("\"" + text + "\" names no copy: write VOLUME=HOST, or VOLUME=none to leave it out");
+		copies[text.substr(0, at)] = text.substr(at + 1);
+	}
+	return copies;
+}
+
+void show_log_plan(Context &context, const json &plan)
+{
+	context.out << fmt::format("{} goes on alone from its log (term {}, entry {}); the cluster enters epoch {}\n", shown(plan["host"]), plan["term"].dump(),
+				   plan["index"].dump(), plan["epoch"].dump())
+		    << fmt::format("dead for good: {}; start their logs anew: {}\n\n", shown(joined(plan["dead"])), shown(joined(plan["kept"])));
+	Table table({"VOLUME", "COPY", "WHY", "LOST"});
+	for (const json &v : plan["volumes"])
+		table.row({shown(v["volume"]), shown(v["copy"]), shown(v["why"]), shown(v["loss"])});
+	context.out << table.text() << "\n";
+}
+
+void show_disks_plan(Context &context, const json &plan)
+{
+	context.out << fmt::format("no host has a log: {} makes a new one of what the disks say; the cluster enters epoch {}\n", shown(plan["host"]), plan["epoch"].dump())
+		    << fmt::format("dead for good: {}; join the new log by themselves: {}\n", shown(joined(plan["dead"])), shown(joined(plan["kept"])));
+	for (const json &note : plan["notes"])
+		context.out << "note: " << shown(note) << "\n";
+	Table table({"VOLUME", "COPY", "COPIED ANEW", "WHY", "LOST"});
+	for (const json &v : plan["volumes"])
+		table.row({shown(v["volume"]), v["left"] == true ? "none" : v["copy"].is_null() ? "IN DOUBT" : shown(v["copy"]), shown(joined(v["others"])), shown(v["why"]), shown(v["loss"])});
+	context.out << "\n" << table.text() << "\n";
+}
+
+Done recover(Context &context, json request, bool as_json)
+{
+	Result<json> answer = context.client().post("/v1/cluster/recover", request, RECOVER_TIMEOUT_S);
 	if (!answer)
 		return answer.error();
 	if (as_json) {
@@ -91,21 +127,25 @@ Done recover(Context &context, const std::vector<std::string> &dead, bool yes, b
 	}
 	const json &plan = *answer;
 	const std::string host = shown(plan["host"]);
-	context.out << fmt::format("{} goes on alone from its log (term {}, entry {}); the cluster enters epoch {}\n", host, plan["term"].dump(),
-				   plan["index"].dump(), plan["epoch"].dump())
-		    << fmt::format("dead for good: {}; start their logs anew: {}\n\n", shown(joined(plan["dead"])), shown(joined(plan["kept"])));
-	Table table({"VOLUME", "COPY", "WHY", "LOST"});
-	for (const json &v : plan["volumes"])
-		table.row({shown(v["volume"]), shown(v["copy"]), shown(v["why"]), shown(v["loss"])});
-	context.out << table.text() << "\n";
+	const bool from_disks = plan.value("from_disks", false);
+	if (from_disks)
+		show_disks_plan(context, plan);
+	else
+		show_log_plan(context, plan);
 	if (plan["done"] == true) {
 		context.out << fmt::format("done: lockstepd on {} starts anew; see `lockstep status`\n", host);
 		return Nothing{};
 	}
-	std::string command = "lockstep cluster recover";
+	std::string command = from_disks ? "lockstep cluster recover --from-disks" : "lockstep cluster recover";
 	for (const json &name : plan["dead"])
 		command += " --dead " + shown(name);
-	context.out << fmt::format("nothing has been changed. To do this: `{} --yes`\nwith it {}\n", command, shown(plan["vouch"]));
+	for (const auto &[volume, copy] : request["copies"].items())
+		command += " --copy " + volume + "=" + copy.get<std::string>();
+	if (from_disks && !plan["in_doubt"].empty())
+		context.out << fmt::format("nothing has been changed. First name the copy to take of {}: --copy VOLUME=HOST (VOLUME \"all\": of each), or leave it out with "
+					   "--copy VOLUME=none\n", shown(joined(plan["in_doubt"])));
+	else
+		context.out << fmt::format("nothing has been changed. To do this: `{} --yes`\nwith it {}\n", command, shown(plan["vouch"]));
 	return Nothing{};
 }
 
@@ -205,8 +245,8 @@ void add_cluster(CLI::App &app, Context &context, Action &action)
 {
 	struct Options {
 		std::string name = "lockstep", address, token, valid = "1h";
-		std::vector<std::string> dead;
-		bool as_json = false, yes = false;
+		std::vector<std::string> dead, copies;
+		bool as_json = false, yes = false, from_disks = false;
 	};
 	auto o = std::make_shared<Options>();
 	CLI::App *cluster = app.add_subcommand("cluster", "Form a cluster")->require_subcommand(1);
@@ -226,7 +266,22 @@ void add_cluster(CLI::App &app, Context &context, Action &action)
 	recover_command->add_option("--dead", o->dead, "A host that is dead for good; each one that cannot be reached must be named");
 	recover_command->add_flag("--yes", o->yes, "Do it: you vouch that they are dead, and stay so");
 	recover_command->add_flag("--json", o->as_json, "Print JSON");
-	recover_command->callback([=, &context, &action] { action = [=, &context] { return recover(context, o->dead, o->yes, o->as_json); }; });
+	recover_command->add_flag("--from-disks", o->from_disks, "No host has a log: make a new one of what the replicas' metadata say");
+	recover_command->add_option("--copy", o->copies, "VOLUME=HOST: with --from-disks, take this host's copy where it is in doubt; VOLUME=none: leave the volume out; "
+							"VOLUME may be all");
+	recover_command->callback([=, &context, &action] {
+		action = [=, &context]() -> Done {
+			const Result<json> copies = parse_copies(o->copies);
+			if (!copies)
+				return copies.error();
+			json request = {{"dead", o->dead}, {"yes", o->yes}};
+			if (o->from_disks)
+				request["from_disks"] = true;
+			if (!copies->empty())
+				request["copies"] = *copies;
+			return recover(context, request, o->as_json);
+		};
+	});
 
 	CLI::App *host = app.add_subcommand("host", "The hosts of the cluster")->require_subcommand(1);
 	CLI::App *list = host->add_subcommand("list", "List the hosts");

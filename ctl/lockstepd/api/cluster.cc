@@ -84,15 +84,24 @@ Result<json> ApiServer::Impl::cluster_join(const httplib::Request &req)
 Result<json> ApiServer::Impl::cluster_recover(const httplib::Request &req)
 {
 	const json body = body_of(req);
-	std::vector<std::string> dead;
+	RecoverRequest request;
 	if (body.contains("dead")) {
 		const json &list = body["dead"];
 		const bool fits = list.is_array() && std::all_of(list.begin(), list.end(), [](const json &name) { return name.is_string(); });
 		if (!fits)
 			return usage_error("the field \"dead\" is not a list of names");
-		dead = list.get<std::vector<std::string>>();
+		request.dead = list.get<std::vector<std::string>>();
 	}
-	return backend.recover(dead, flag_of(body, "yes"));
+	if (body.contains("copies")) {
+		const json &copies = body["copies"];
+		const bool fits = copies.is_object() && std::all_of(copies.begin(), copies.end(), [](const json &host) { return host.is_string(); });
+		if (!fits)
+			return usage_error("the field \"copies\" does not name a host for each volume");
+		request.copies = copies.get<std::map<std::string, std::string>>();
+	}
+	request.yes = flag_of(body, "yes");
+	request.from_disks = flag_of(body, "from_disks");
+	return backend.recover(request);
 }
 
 Result<json> ApiServer::Impl::host_net(const httplib::Request &req)

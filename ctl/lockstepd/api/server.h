@@ -12,6 +12,7 @@
 //   POST   /v1/cluster/init      {name}
 //   POST   /v1/cluster/token     {valid_s(o)}
 //   POST   /v1/cluster/join      {token, address, port(o)}
+//   POST   /v1/cluster/recover   {yes(o), dead(o): names, from_disks(o), copies(o): {volume: host or "none"}}
 //   POST   /v1/hosts/NAME/net    {verb: "add"|"remove"|"prefer", address}
 //   POST   /v1/pools             {name, vg, thin(o), host(o: name)}
 //   GET    /v1/disks             the disks of all pools
@@ -56,8 +57,10 @@
 #include <nlohmann/json.hpp>
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace lockstep {
 
@@ -72,6 +75,13 @@ struct LocalFacts {
 // All of these are called on the API's threads and may block; none longer than CALL_TIMEOUT (state, local: at once).
 constexpr unsigned CALL_TIMEOUT_MS = 15000;
 constexpr unsigned RECOVER_TIMEOUT_MS = 150'000;
+// From this host's log (cluster/recover.h), or, if no host has one, from what the disks say (cluster/rebuild.h).
+struct RecoverRequest {
+	std::vector<std::string> dead;     // names of hosts that are vouched for
+	bool yes = false, from_disks = false;
+	std::map<std::string, std::string> copies;    // from_disks: RebuildInput::choices
+};
+
 struct ApiBackend {
 	std::function<LocalFacts()> local;
 	std::function<std::shared_ptr<const State>()> state;            // a copy of the applied State; may be cached by index
@@ -83,9 +93,8 @@ struct ApiBackend {
 	std::function<Result<nlohmann::json>(const std::string &cluster_name)> init;
 	std::function<Result<nlohmann::json>(uint64_t valid_s)> token;
 	std::function<Result<nlohmann::json>(const std::string &token, const std::string &address, unsigned port)> join;
-	// What a recovery from this host's log would do; with yes, does it: the daemon then starts anew. dead: names. May take
-	// RECOVER_TIMEOUT_MS.
-	std::function<Result<nlohmann::json>(const std::vector<std::string> &dead, bool yes)> recover;
+	// What a recovery would do; with yes, does it: the daemon then starts anew. May take RECOVER_TIMEOUT_MS.
+	std::function<Result<nlohmann::json>(const RecoverRequest &)> recover;
 	// Checks VG and thin LV on that host (forwards if it is another one), then proposes pool.add. thin_lv empty: thick.
 	std::function<Result<nlohmann::json>(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv)>
 		pool_create;

@@ -233,6 +233,8 @@ namespace {
 
 // ---- cluster and hosts ---------------------------------------------------------------------------------------------
 
+}    // namespace
+
 Host host_fields(const Fields &f, uint64_t now_ms)
 {
 	Host h;
@@ -247,6 +249,8 @@ Host host_fields(const Fields &f, uint64_t now_ms)
 	h.since_ms = now_ms;
 	return h;
 }
+
+namespace {
 
 json host_answer(const Host &h, bool changed)
 {
@@ -434,6 +438,8 @@ void pool_numbers(const Fields &f, Pool &p)
 		refuse(usage_error("pool " + p.name + ": its size is 0, or less than what is free"));
 }
 
+}    // namespace
+
 json pool_add(State &state, const Fields &f)
 {
 	const Host &h = host_of(state, f);
@@ -467,6 +473,8 @@ json pool_add(State &state, const Fields &f)
 	state.pools[{p.name, p.host}] = p;
 	return done();
 }
+
+namespace {
 
 json pool_report(State &state, const Fields &f)
 {
@@ -702,6 +710,8 @@ json dispatch(State &state, const json &entry)
 	std::string op = f.text("op");
 	if (op == "cluster.init")
 		return cluster_init(state, f);
+	if (op == "cluster.rebuild")
+		return cluster_rebuild(state, f);
 	if (!state.initialized())
 		refuse(coded("no-cluster", forbidden("there is no cluster yet")));
 	if (op.starts_with("record."))

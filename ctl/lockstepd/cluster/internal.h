@@ -128,11 +128,16 @@ void forget_host(State &state, HostId host);
 nlohmann::json cluster_recover(State &state, const Fields &f);
 nlohmann::json host_rejoin(State &state, const Fields &f);
 
+// rebuild.cc
+nlohmann::json cluster_rebuild(State &state, const Fields &f);
+
 // record.cc
 void start_term(Volume &v, HostId primary, const std::vector<HostId> &keep);
 std::vector<HostId> clean_and_online(const State &state, const Volume &v);
 
 // apply.cc
+Host host_fields(const Fields &f, uint64_t now_ms);                       // what a host says of itself
+nlohmann::json pool_add(State &state, const Fields &f);
 uint32_t free_minor(const State &state);                                  // refuses if there is none
 std::string lvm_name(const Fields &f, const char *field);
 

@@ -412,6 +412,8 @@ uint32_t level_of(const json &entry)
 		return 1;
 	if (*op == "cluster.recover" || *op == "host.rejoin")
 		return 2;
+	if (*op == "cluster.rebuild")
+		return 6;
 	if (*op == "snapshot.copy" || *op == "snapshot.copied" || *op == "snapshot.drop" || (*op == "snapshot.create" && entry.contains("keep")) ||
 	    (*op == "host.lost" && entry.contains("snapshots")))
 		return 5;

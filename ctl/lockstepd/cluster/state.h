@@ -22,6 +22,9 @@
 //                                                                   epoch that has ended (recover.h). raft_id: its last one
 //  cluster.recover  epoch host dead[] copies[[vid, host]..] now_ms  raft_id. The majority is lost, this host's log is all there
 //                                                                   is: recover.h. Idempotent for the same epoch
+//  cluster.rebuild  uuid name epoch host authority{cert key}        raft_id. All logs are lost, this one is made of what the disks say:
+//                   hosts[{id raft_id ..}] pools[] volumes[]        rebuild.h. The first entry of its log. Idempotent for the same epoch
+//                   next_host next_vid next_sid now_ms
 //  host.set         host addresses port(o) host_level(o)            changed. host_level: of the program that it runs now. Programs
 //                                                                   of level 1 pass over it, so nothing is refused for it
 //  host.net         host verb("add"|"remove"|"prefer") address      changed. add: as the last; prefer: as the first. Idempotent
@@ -128,8 +131,8 @@ using HostId = uint8_t;    // 1..64; 0: none
 // Hosts of neighbouring versions work together while they are updated one by one: an entry says which feature level it needs, and one
 // that needs more than the lowest of all hosts is not proposed (level_obstacle()). What is new in a level is a new operation or a new
 // field, never another meaning of what there was. 2: cluster.recover, host.rejoin, witnesses.
-// 3: volume.adopt. 4: replica.invalidate. 5: snapshot.revert onto another volume; snapshot.copy, .copied and .drop, what they need.
-constexpr uint32_t LEVEL = 5;                           // highest feature level of entries that this program understands
+// 3: volume.adopt. 4: replica.invalidate. 5: snapshot.revert onto another volume; snapshot.copy, .copied and .drop, what they need. 6: cluster.rebuild.
+constexpr uint32_t LEVEL = 6;                           // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;

@@ -311,7 +311,7 @@ Done ConsensusLog::prepare_join(const ConsensusOptions &options)
 	return make_dir(options, false);
 }
 
-Done ConsensusLog::prepare_rejoin(const ConsensusOptions &options)
+static Done make_dir_beside(const ConsensusOptions &options, bool found)
 {
 	const uint64_t former = member_of(options.dir);
 	std::error_code error;
@@ -322,7 +322,17 @@ Done ConsensusLog::prepare_rejoin(const ConsensusOptions &options)
 		if (error)
 			return failed("cannot set " + options.dir + " aside: " + error.message());
 	}
-	return make_dir(options, false);
+	return make_dir(options, found);
+}
+
+Done ConsensusLog::prepare_rejoin(const ConsensusOptions &options)
+{
+	return make_dir_beside(options, false);
+}
+
+Done ConsensusLog::rebuild(const ConsensusOptions &options)
+{
+	return make_dir_beside(options, true);
 }
 
 Done ConsensusLog::recover(const ConsensusOptions &options)

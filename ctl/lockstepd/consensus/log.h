@@ -92,6 +92,9 @@ public:
 	// prepare_join() does, though host.json is there. Then write host.json, then start().
 	static Done prepare_rejoin(const ConsensusOptions &options);
 
+	// After the loss of all logs: the same, but as the only voter of a log that begins here, as bootstrap() does.
+	static Done rebuild(const ConsensusOptions &options);
+
 	// After the loss of a majority: the log in `options.dir` goes on with this host, under the new raft id of `options`, as the only
 	// voter. What was there is kept beside it. Idempotent; killed anywhere, it can be repeated. Before start(). Blocks.
 	static Done recover(const ConsensusOptions &options);

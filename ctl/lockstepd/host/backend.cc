@@ -85,8 +85,8 @@ ApiBackend Daemon::backend()
 			return left.error();
 		return on_loop([=, this](JsonReply done) { join(token, address, port, std::move(done)); });
 	};
-	b.recover = [this](const std::vector<std::string> &dead, bool yes) {
-		return on_loop([=, this](JsonReply done) { recover(dead, yes, std::move(done)); }, RECOVER_TIMEOUT_MS);
+	b.recover = [this](const RecoverRequest &request) {
+		return on_loop([=, this](JsonReply done) { recover(request, std::move(done)); }, RECOVER_TIMEOUT_MS);
 	};
 	b.pool_create = [this](const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv) {
 		return on_loop([=, this](JsonReply done) { pool_create(name, host, vg, thin_lv, std::move(done)); });

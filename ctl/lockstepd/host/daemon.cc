@@ -241,6 +241,9 @@ Done Daemon::serve(const HostFile &file)
 		state_changed();
 		return true;
 	};
+	// The log does not say what of it was committed, hence names nobody, until there is a leader; to find that none is left takes links, too.
+	if (first_peers_.empty())
+		first_peers_ = load_peers(config_.state_dir);
 	links_.set_peers(first_peers_);
 	leader_since_ms_ = Loop::now_ms();
 	log_ = std::make_unique<ConsensusLog>(loop_, listener_, dialer_, links_, consensus_options(file), std::move(machine));
@@ -387,6 +390,11 @@ void Daemon::listen_to_links()
 	});
 	links_.on_call("host.rejoin", [this](int host, Json body, Links::Reply reply) { serve_rejoin(HostId(host), body, std::move(reply)); });
 	links_.on_call("cluster.epoch", [this](int, Json, Links::Reply reply) { reply(Json(state_.epoch)); });
+	links_.on_call("disk.survey", [this](int, Json, Links::Reply reply) {
+		if (recovering_)    // two that found one log each would be two clusters
+			return reply(forbidden(fmt::format("a recovery is under way on host {}", config_.name)));
+		survey_disks(std::move(reply));
+	});
 	links_.on_call("log.position", [this](int, Json, Links::Reply reply) { log_position(std::move(reply)); });
 	links_.on_call("volume.in_use", [this](int, Json body, Links::Reply reply) {
 		if (!reconciler_ || !body.is_object() || !body.contains("vid") || !body["vid"].is_number_unsigned())
@@ -477,7 +485,7 @@ void Daemon::state_changed()
 		was_listed_ = listed;
 		tls_.recheck();
 		update_peers();
-		if (!authority_logged_)
+		if (authority_kept_ != state_.authority.key)
 			keep_certificate();
 		if (log_->is_leader())
 			log_->rebalance_voters();

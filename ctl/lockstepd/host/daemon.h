@@ -124,11 +124,18 @@ private:
 	void serve_rejoin(HostId host, const Json &request, JsonReply done);
 	void ask_for_epoch();
 	void log_position(JsonReply done);
-	void recover(const std::vector<std::string> &dead, bool yes, JsonReply done);
+	void recover(const RecoverRequest &request, JsonReply done);
 	void recover_ask(std::shared_ptr<Recovery> r);
 	void recover_answer(Recovery &r, HostId host, const Result<Json> &answer);
 	void recover_decide(std::shared_ptr<Recovery> r);
 	void begin_epoch();
+
+	// rebuild.cc
+	struct Rebuilding;
+	void survey_disks(JsonReply done);
+	void rebuild(const RecoverRequest &request, JsonReply done);
+	void rebuild_answer(Rebuilding &r, const std::string &name, const Result<Json> &answer);
+	void rebuild_decide(std::shared_ptr<Rebuilding> r);
 
 	// backend.cc
 	ApiBackend backend();
@@ -172,10 +179,10 @@ private:
 	bool asking_for_id_ = false;
 	uint64_t asked_epoch_ms_ = 0;
 	bool recovering_ = false;                               // a plan is being made
-	Json recovery_;                                         // cluster.recover, while it is to be proposed
+	Json recovery_;                                         // cluster.recover or cluster.rebuild, while it is to be proposed
 	bool beginning_epoch_ = false;
 	std::vector<LinkPeer> peers_stored_;
-	bool authority_logged_ = false;                         // the founder's copy of its key is gone
+	std::string authority_kept_;                            // the key of it that is known to be on this host's disk
 	bool keeping_address_ = false;
 	std::vector<std::string> listening_for_;                // the State's addresses of this host that the port follows
 	Json soft_said_;

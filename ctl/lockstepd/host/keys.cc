@@ -93,14 +93,14 @@ Result<TlsIdentity> load_identity(const std::string &state_dir)
 	return identity;
 }
 
-Done store_founders_authority(const std::string &state_dir, const Authority &authority)
+Done store_authority(const std::string &state_dir, const Authority &authority)
 {
 	if (Done stored = store(state_dir, "authority-key.pem", authority.key); !stored)
 		return stored;
 	return store(state_dir, "authority.pem", authority.cert);
 }
 
-Result<Authority> load_founders_authority(const std::string &state_dir)
+Result<Authority> load_authority(const std::string &state_dir)
 {
 	auto cert = load(state_dir, "authority.pem"), key = load(state_dir, "authority-key.pem");
 	if (!cert)
@@ -108,11 +108,6 @@ Result<Authority> load_founders_authority(const std::string &state_dir)
 	if (!key)
 		return key.error();
 	return Authority{*cert, *key};
-}
-
-void drop_founders_authority(const std::string &state_dir)
-{
-	unlink(path_of(state_dir, "authority-key.pem").c_str());
 }
 
 }    // namespace lockstep

@@ -6,10 +6,10 @@
 //     key.pem             this host's private key; made before it asks to join, so that a repeated join is the same
 //     cert.pem            its certificate
 //     authority.pem       the cluster's certificate
-//     authority-key.pem   only on the founder, only until the first entry of the log is committed
+//     authority-key.pem   the authority's private key, as the log has it
 //
-// The authority's private key lives in the log, hence on every host. It must survive the loss of any host, any host must be
-// able to take in a new one, and whoever is root on a host already has all its data and its place in the cluster; a key kept
+// The authority's private key lives in the log, hence on every host, and beside it, for the day when all logs are lost (rebuild.cc). It
+// must survive the loss of any host, any host must be able to take in a new one, and whoever is root on a host already has all its data and its place in the cluster; a key kept
 // on voters only, or encrypted for them, would guard against nobody else. What it does not give is a way back in for a host
 // that was removed: the log also holds the digest of each member's public key, and hosts let in only those
 // (Daemon::not_a_member), whatever the authority has signed.
@@ -45,8 +45,7 @@ Result<std::string> own_key(const std::string &state_dir);
 Done store_certificate(const std::string &state_dir, const std::string &authority, const std::string &cert);
 Result<TlsIdentity> load_identity(const std::string &state_dir);
 
-Done store_founders_authority(const std::string &state_dir, const Authority &authority);
-Result<Authority> load_founders_authority(const std::string &state_dir);
-void drop_founders_authority(const std::string &state_dir);    // once it is in the log
+Done store_authority(const std::string &state_dir, const Authority &authority);
+Result<Authority> load_authority(const std::string &state_dir);
 
 }    // namespace lockstep

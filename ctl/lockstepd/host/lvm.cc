@@ -237,8 +237,9 @@ Done lvm_grow_metadata(const std::string &vg, const std::string &thin_pool, uint
 Done lvm_create(const ReplicaLv &lv)
 {
 	const std::string size = fmt::format("{}b", lv.size_bytes);    // LVM rounds up to its extents
-	std::vector<std::string> args = {"lvcreate", "--yes", "--name", replica_lv_name(lv.vid), "--addtag", replica_lv_tag(lv.uuid),
-					 "--addtag", replica_added_tag(lv.added)};
+	std::vector<std::string> args = {"lvcreate", "--yes", "--name", replica_lv_name(lv.vid)};
+	for (const std::string &tag : replica_tags(lv))
+		args.insert(args.end(), {"--addtag", tag});
 	// What a thick LV holds from former times is never read: the extent table says what was written (DESIGN section 5).
 	if (lv.thin_pool.empty())
 		args.insert(args.end(), {"--wipesignatures", "n", "--zero", "n", "--size", size, lv.vg});
@@ -305,6 +306,18 @@ std::string full_name(const ReplicaLv &lv)
 
 std::string replica_lv_tag(const std::string &uuid) { return "lockstep.volume=" + uuid; }
 std::string replica_added_tag(uint64_t added) { return fmt::format("lockstep.added={}", added); }
+
+std::vector<std::string> replica_tags(const ReplicaLv &lv)
+{
+	std::vector<std::string> tags = {replica_lv_tag(lv.uuid), replica_added_tag(lv.added)};
+	for (const auto &[key, value] : {std::pair("cluster", &lv.cluster), std::pair("name", &lv.name), std::pair("pool", &lv.pool)})
+		if (!value->empty())
+			tags.push_back(fmt::format("lockstep.{}={}", key, *value));
+	if (lv.shared)
+		tags.push_back("lockstep.shared");
+	return tags;
+}
+
 std::string replica_lv_path(const std::string &vg, uint32_t vid) { return fmt::format("/dev/{}/{}", vg, replica_lv_name(vid)); }
 
 Result<PoolSpace> pool_space(const LvmReport &report, const std::string &vg, const std::string &thin_pool)

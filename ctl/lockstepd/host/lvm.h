@@ -3,7 +3,8 @@
 // LVM, through its own tools.
 //
 // A replica's LV is named "lockstep.<vid>" and carries the tags "lockstep.volume=<uuid of the volume>" and
-// "lockstep.added=<version that added the replica>". Nothing without the first is ever changed or removed, whatever its name. All verbs are idempotent. They block (for worker threads, one a
+// "lockstep.added=<version that added the replica>"; and, for whoever has lost the log and looks at the disks (cluster/rebuild.h),
+// "lockstep.cluster=<uuid>", "lockstep.name=<of the volume>", "lockstep.pool=<name>" and, of a shared volume, "lockstep.shared". Nothing without the first is ever changed or removed, whatever its name. All verbs are idempotent. They block (for worker threads, one a
 // volume group) but end after LVM_TIMEOUT_MS: a volume group whose disks hang costs itself, not the host.
 //
 // LVM is told not to look into our own devices: what a guest keeps on its disk is none of the host's business, and a read
@@ -70,6 +71,8 @@ struct ReplicaLv {
 	std::string uuid;         // of the volume
 	uint64_t size_bytes = 0;  // least size: data and metadata
 	uint64_t added = 1;       // version of the record that added the replica
+	std::string cluster{}, name{}, pool{};    // uuid of the cluster, name of the volume and of the pool; for the tags of a new LV
+	bool shared = false;
 };
 
 // A copy of a replica's LV.
@@ -105,6 +108,7 @@ std::string replica_lv_name(uint32_t vid);
 std::string full_name(const ReplicaLv &lv);    // VG/LV
 std::string replica_lv_tag(const std::string &uuid);
 std::string replica_added_tag(uint64_t added);
+std::vector<std::string> replica_tags(const ReplicaLv &lv);    // all that a new one gets
 std::string replica_lv_path(const std::string &vg, uint32_t vid);
 std::string snapshot_lv_name(const SnapshotLv &lv);
 std::string snapshot_lv_tag(const std::string &uuid);

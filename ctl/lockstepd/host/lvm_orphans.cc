@@ -91,11 +91,13 @@ Done take_over(const Lvm &lvm, const OrphanLv &from, const ReplicaLv &to)
 	if (old->size_bytes < to.size_bytes)
 		return failed(fmt::format("{}: it has {} bytes, {} are needed", what, old->size_bytes, to.size_bytes));
 	std::vector<std::string> args = {"lvchange", "--yes", "--select", selection(from.tag)};
+	const std::vector<std::string> wanted = replica_tags(to);
 	for (const std::string &tag : old->tags)
-		if (tag.starts_with("lockstep.") && tag != from.tag && tag != replica_added_tag(to.added))
+		if (tag.starts_with("lockstep.") && tag != from.tag && std::find(wanted.begin(), wanted.end(), tag) == wanted.end())
 			args.insert(args.end(), {"--deltag", tag});
-	if (!carries(*old, replica_added_tag(to.added)))
-		args.insert(args.end(), {"--addtag", replica_added_tag(to.added)});
+	for (const std::string &tag : wanted)
+		if (!carries(*old, tag))
+			args.insert(args.end(), {"--addtag", tag});
 	args.push_back(from.vg + "/" + from.name);
 	if (args.size() > 5)
 		if (auto tagged = run_lvm(args, what); !tagged)

@@ -158,9 +158,9 @@ Done clone(const Lvm &lvm, const SnapshotLv &from, const ReplicaLv &to, const st
 		if (Done removed = lvm.remove(to); !removed)
 			return removed;
 	if (!same) {
-		const std::vector<std::string> tags = {"--addtag", replica_lv_tag(to.uuid), "--addtag", content_tag(content)};
-		std::vector<std::string> args = {"lvcreate", "--yes", "--name", replica_lv_name(to.vid)};
-		args.insert(args.end(), tags.begin(), tags.end());
+		std::vector<std::string> args = {"lvcreate", "--yes", "--name", replica_lv_name(to.vid), "--addtag", content_tag(content)};
+		for (const std::string &tag : replica_tags(to))
+			args.insert(args.end(), {"--addtag", tag});
 		if (from.thin)
 			args.insert(args.end(), {"--snapshot", "--setactivationskip", "n", full_name(from)});
 		else

@@ -102,7 +102,7 @@ void Daemon::init(const std::string &cluster_name, JsonReply done)
 				      int64_t(unix_ms() / 1000) + HOST_CERT_SECONDS);
 	if (!cert)
 		return done(cert.error());
-	if (Done stored = store_founders_authority(config_.state_dir, authority); !stored)
+	if (Done stored = store_authority(config_.state_dir, authority); !stored)
 		return done(stored.error());
 	if (Done stored = store_certificate(config_.state_dir, authority.cert, *cert); !stored)
 		return done(stored.error());
@@ -124,7 +124,7 @@ void Daemon::found_cluster()
 	if (member_->host_id != 1 || (founding_ms_ && Loop::now_ms() - founding_ms_ < FOUND_PERIOD_MS))
 		return;
 	founding_ms_ = Loop::now_ms();
-	const auto authority = load_founders_authority(config_.state_dir);
+	const auto authority = load_authority(config_.state_dir);
 	const auto key = own_key(config_.state_dir);
 	if (!authority || !key) {
 		loop_.log(fmt::format("cannot found the cluster: {}", (authority ? key.error() : authority.error()).message));
@@ -213,9 +213,10 @@ void Daemon::keep_certificate()
 {
 	if (!member_ || state_.authority.key.empty())
 		return;
-	if (!authority_logged_) {
-		drop_founders_authority(config_.state_dir);
-		authority_logged_ = true;
+	if (authority_kept_ != state_.authority.key) {
+		authority_kept_ = state_.authority.key;
+		if (Done kept = store_authority(config_.state_dir, state_.authority); !kept)
+			loop_.log(kept.error().message);
 	}
 	auto identity = load_identity(config_.state_dir);
 	auto end = identity ? end_of(identity->cert) : Result<int64_t>(identity.error());

@@ -96,7 +96,9 @@ Done carry_out(const std::string &state_dir, const Pending &p, const ConsensusOp
 		return Nothing{};
 	if (Done stored = store_certificate(state_dir, p.authority, p.certificate); !stored)
 		return stored;
-	if (Done made = p.recovers() ? ConsensusLog::recover(options) : ConsensusLog::prepare_rejoin(options); !made)
+	if (Done made = p.rebuilds()   ? ConsensusLog::rebuild(options)
+			 : p.recovers() ? ConsensusLog::recover(options)
+					: ConsensusLog::prepare_rejoin(options); !made)
 		return made;
 	return store_host_file(state_dir, p.host);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
 // A change of this host's membership that has been decided and is to be carried out by the next start of the daemon, or now: a new
-// raft id after its log was lost, or the recovery of the cluster from its log. The file is the decision; what follows from it (certificate,
+// raft id after its log was lost, or the recovery of the cluster from its log or from the disks. The file is the decision; what follows from it (certificate,
 // raft directory, host.json, in this order) is idempotent, so that whoever is killed in between goes on from the file.
 //
 // peers.json beside it: the other hosts, for a host that has lost the log that would name them.
@@ -23,8 +23,9 @@ namespace lockstep {
 struct Pending {
 	HostFile host;              // as it is to be
 	std::string authority, certificate;
-	nlohmann::json entry;       // of a recovery: cluster.recover, the first entry of the new epoch; else null
+	nlohmann::json entry;       // of a recovery: cluster.recover or cluster.rebuild, the first entry of the new epoch; else null
 	bool recovers() const { return !entry.is_null(); }
+	bool rebuilds() const { return recovers() && entry.value("op", "") == "cluster.rebuild"; }
 };
 
 Result<std::optional<Pending>> load_pending(const std::string &state_dir);

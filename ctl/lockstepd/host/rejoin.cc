@@ -225,10 +225,15 @@ struct Daemon::Recovery {
 	std::string objection;
 };
 
-void Daemon::recover(const std::vector<std::string> &dead, bool yes, JsonReply done)
+void Daemon::recover(const RecoverRequest &request, JsonReply done)
 {
+	if (request.from_disks)
+		return rebuild(request, std::move(done));
 	if (rejoining_)
-		return done(forbidden(fmt::format("host {} has lost its log and cannot be the one to go on with: run this on a host that has one", config_.name)));
+		return done(forbidden(fmt::format("host {} has lost its log and cannot be the one to go on with: run this on a host that has one; if none has: "
+						  "`lockstep cluster recover --from-disks`", config_.name)));
+	if (!request.copies.empty())
+		return done(usage_error("--copy goes with --from-disks only: a log says which copies are good"));
 	if (!member_)
 		return done(coded("no-cluster", forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`")));
 	if (log_->leader())
@@ -240,8 +245,8 @@ void Daemon::recover(const std::vector<std::string> &dead, bool yes, JsonReply d
 		return done(forbidden("a recovery is under way on this host already"));
 	recovering_ = true;
 	auto r = std::make_shared<Recovery>();
-	r->dead = dead;
-	r->yes = yes;
+	r->dead = request.dead;
+	r->yes = request.yes;
 	r->done = [this, done = std::move(done)](Result<Json> answer) {
 		recovering_ = false;
 		done(std::move(answer));

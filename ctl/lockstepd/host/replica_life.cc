@@ -22,6 +22,10 @@ Result<ReplicaLv> Reconciler::lv_in(const Volume &v, const std::string &pool_nam
 	lv.vid = v.vid;
 	lv.uuid = v.uuid;
 	lv.size_bytes = replica_lv_bytes(md_offset, v.size_bytes, v.block_size);
+	lv.cluster = world_.state().uuid;
+	lv.name = v.name;
+	lv.pool = pool_name;
+	lv.shared = v.cls == LKS_SHARED;
 	return lv;
 }
 

@@ -9,6 +9,7 @@
 #include "lockstep/cli.h"
 #include "lockstepd/api/server.h"
 #include "lockstepd/cluster/recover.h"
+#include "test/unit/cluster/found.h"
 #include "lockstepd/cluster/repair.h"
 
 #include <catch2/catch_test_macros.hpp>
@@ -301,6 +302,25 @@ private:
 		return list;
 	}
 
+	// Two hosts' disks with a volume that is in doubt.
+	Result<nlohmann::json> from_disks(bool yes, const std::map<std::string, std::string> &copies)
+	{
+		RebuildInput in = found_input(2);
+		for (HostId host : {1, 2}) {
+			in.hosts[host - 1].copies = {found_copy_of(3, host), found_copy_of(4, host)};
+			in.hosts[host - 1].copies[0].quiet = false;
+		}
+		in.choices = copies;
+		auto plan = plan_rebuild(in);
+		if (!plan)
+			return plan.error();
+		if (yes && !plan->in_doubt.empty())
+			return coded("in-doubt", forbidden("name it with --copy VOLUME=HOST"));
+		return nlohmann::json{{"epoch", 1}, {"host", "alpha"}, {"dead", nlohmann::json::array()}, {"kept", {"beta"}}, {"volumes", plan->volumes},
+				      {"in_doubt", plan->in_doubt}, {"notes", {"volume group vg of host beta lacks a disk"}}, {"from_disks", true},
+				      {"done", yes}, {"vouch", "all hosts are there"}};
+	}
+
 	ApiBackend backend()
 	{
 		ApiBackend b;
@@ -323,7 +343,10 @@ private:
 		b.token = [](uint64_t valid_s) -> Result<nlohmann::json> {
 			return nlohmann::json{{"token", "lks1token" + std::to_string(valid_s)}, {"end_ms", 5}};
 		};
-		b.recover = [this](const std::vector<std::string> &dead, bool yes) -> Result<nlohmann::json> {
+		b.recover = [this](const RecoverRequest &request) -> Result<nlohmann::json> {
+			const auto &[dead, yes, disks, copies] = request;
+			if (disks)
+				return from_disks(yes, copies);
 			std::set<HostId> down;
 			for (const auto &[id, h] : state_.hosts)
 				if (!h.online)

@@ -249,3 +249,24 @@ TEST_CASE("cluster recover: first what would happen and what it costs, then with
 	CHECK((done.status == 0 && has(done.out, "done: lockstepd on alpha starts anew")));
 	CHECK(json::parse(d.run({"cluster", "recover", "--json"}).out)["volumes"].size() == 2);
 }
+
+TEST_CASE("cluster recover --from-disks: what is in doubt has to be named before it is done")
+{
+	LivingDaemon d(3);
+	const auto plan = d.run({"cluster", "recover", "--from-disks"});
+	REQUIRE(plan.status == 0);
+	CHECK(has(plan.out, "no host has a log: alpha makes a new one of what the disks say"));
+	CHECK(has(plan.out, "IN DOUBT"));
+	CHECK(has(plan.out, "note: volume group vg of host beta lacks a disk"));
+	CHECK(has(plan.out, "nothing has been changed. First name the copy to take of v3: --copy VOLUME=HOST"));
+	CHECK_FALSE(has(plan.out, "--yes"));
+	CHECK(d.run({"cluster", "recover", "--from-disks", "--yes"}).status == 5);
+	const auto named = d.run({"cluster", "recover", "--from-disks", "--copy", "v3=beta"});
+	CHECK(has(named.out, "To do this: `lockstep cluster recover --from-disks --copy v3=beta --yes`"));
+	CHECK(has(named.out, "named by you"));
+	const auto done = d.run({"cluster", "recover", "--from-disks", "--copy", "v3=none", "--yes"});
+	CHECK((done.status == 0 && has(done.out, "done: lockstepd on alpha starts anew")));
+	for (const char *wrong : {"v3", "=beta", "v3="})
+		CHECK(d.run({"cluster", "recover", "--from-disks", "--copy", wrong}).status == 2);
+	CHECK(d.run({"cluster", "recover", "--from-disks", "--copy", "v9=beta"}).status == 3);
+}

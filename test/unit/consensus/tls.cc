@@ -468,10 +468,9 @@ TEST_CASE("keys on disk: made once, readable by root only")
 	Loop loop;
 	Tls tls(loop);
 	CHECK(tls.set_identity(*identity));
-	REQUIRE(store_founders_authority(tmp.path, authority));
-	CHECK(*load_founders_authority(tmp.path) == authority);
-	drop_founders_authority(tmp.path);
-	CHECK_FALSE(load_founders_authority(tmp.path));
+	CHECK_FALSE(load_authority(tmp.path));
+	REQUIRE(store_authority(tmp.path, authority));
+	CHECK(*load_authority(tmp.path) == authority);
 	CHECK_FALSE(issue_certificate(authority, "-----BEGIN PUBLIC KEY-----\nnonsense\n-----END PUBLIC KEY-----\n", {CLUSTER, 1, 1}, end));
 	CHECK_FALSE(key_digest(""));
 }

@@ -312,6 +312,71 @@ TEST_CASE("a host without a log survives a recovery: it keeps its place and gets
 	REQUIRE(d.changes(2, "53"));
 }
 
+TEST_CASE("no log survives: a new one is made of what the disks say, and the hosts follow it by themselves")
+{
+	Daemons d(3);
+	REQUIRE(d.changes(1, "50"));
+	REQUIRE(d.wait([&] {
+		for (int host = 1; host <= 3; host++)
+			if (!fs::exists(d.dir(host) + "/state/tls/authority-key.pem"))
+				return false;
+		return true;
+	}));
+	auto refused = d.post(1, "/v1/cluster/recover", {{"from_disks", true}});
+	REQUIRE_FALSE(refused);
+	CHECK(refused.error().message.find("has a log") != std::string::npos);
+	for (int host = 1; host <= 3; host++) {
+		d.kill(host);
+		if (host != 3)
+			fs::remove_all(d.dir(host) + "/state/raft");
+	}
+	// As long as there is one, it is the one to go on from.
+	for (int host = 1; host <= 3; host++)
+		d.start(host);
+	REQUIRE(d.wait([&] {
+		refused = d.post(1, "/v1/cluster/recover", {{"from_disks", true}});
+		return !refused && refused.error().message.find("host gamma has a log") != std::string::npos;
+	}));
+	d.kill(3);
+	fs::remove_all(d.dir(3) + "/state/raft");
+	Result<json> plan = json();
+	REQUIRE(d.wait([&] {
+		plan = d.post(1, "/v1/cluster/recover", {{"from_disks", true}});
+		return plan && (*plan)["dead"] == json{"gamma"};
+	}));
+	CHECK(((*plan)["done"] == false && (*plan)["epoch"] == 1));
+	refused = d.post(1, "/v1/cluster/recover", {{"from_disks", true}, {"yes", true}});
+	REQUIRE_FALSE(refused);
+	CHECK(refused.error().message.find("exactly") != std::string::npos);
+	d.start(3);
+	REQUIRE(d.wait([&] {
+		plan = d.post(1, "/v1/cluster/recover", {{"from_disks", true}});
+		return plan && (*plan)["kept"] == json{"beta", "gamma"};
+	}));
+	REQUIRE(d.post(1, "/v1/cluster/recover", {{"from_disks", true}, {"yes", true}}));
+	REQUIRE(d.wait([&] { return d.ended(1); }));
+	SECTION("at once") {}
+	SECTION("killed before and after it had its new id")
+	{
+		d.start(1);
+		d.kill(1);
+	}
+	d.start(1);
+	for (int host = 1; host <= 3; host++)
+		REQUIRE(d.wait([&] { return d.has_leader(host) && d.status(host)["hosts"].size() == 3; }));
+	CHECK(d.raft_id(1) == (1ull << 32) + 1);
+	CHECK((d.raft_id(2) > 1ull << 32 && d.raft_id(3) > 1ull << 32 && d.raft_id(2) != d.raft_id(3)));
+	// They vote: the one that began can go.
+	REQUIRE(d.wait([&] { return d.log(1).find("making beta a voter: done") != std::string::npos && d.log(1).find("making gamma a voter: done") != std::string::npos; }));
+	d.kill(1);
+	REQUIRE(d.wait([&] { return d.changes(3, "51"); }));
+	d.start(1);
+	REQUIRE(d.wait([&] { return d.has_leader(1); }));
+	CHECK_FALSE(fs::exists(d.dir(1) + "/state/pending.json"));
+	// A host can be taken in, with the same authority.
+	REQUIRE(d.post(2, "/v1/cluster/token", json::object()));
+}
+
 TEST_CASE("two of five survive: the log that holds more goes on, the other host follows it")
 {
 	Daemons d(5);
