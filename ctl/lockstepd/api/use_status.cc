@@ -31,7 +31,7 @@ struct Says {
 // The State remembers who once had the device; whether a host that has just booted has it again is known from its reports.
 bool device_is_missing(const Volume &v, const Host &host, bool has_started, const Says &says)
 {
-	if (!host.online || v.phase != Phase::ready)
+	if (!host.online || !host.has_devices() || v.phase != Phase::ready)
 		return false;
 	return !v.devices.contains(host.id) || (has_started && !says.device);
 }

@@ -426,6 +426,16 @@ TEST_CASE("wait-sync returns when the last replica is in sync, or says what is m
 	CHECK(o.out == "1 volume in sync\n");
 }
 
+TEST_CASE("nobody waits for a device on a witness: it has none")
+{
+	FakeDaemon d(2);
+	d.good({{"op", "host.add"}, {"uuid", uuid(3)}, {"name", "gamma"}, {"addresses", {"10.77.2.3"}}, {"witness", true}, {"now_ms", NOW_MS}});
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--redundancy", "2"}).status == 0);
+	d.attach_all();
+	CHECK(d.run({"wait-sync", "v", "--timeout", "0.2"}).out == "1 volume in sync\n");
+	CHECK(d.json_of({"status", "v", "--json"})["volumes"][0]["devices_missing"].empty());
+}
+
 // What the record says of a replica is from before its host's restart until that host has attached it: it may turn out suspect.
 TEST_CASE("a replica that its host has not attached yet does not count as in sync")
 {
