@@ -57,6 +57,7 @@ public:
 	std::map<HostId, nlohmann::json> disks;      // answers to disk.list; each answer brings a disk that is leaving 60 % further
 	nlohmann::json orphans_kept = nlohmann::json::array();
 	unsigned rounds = 0;                    // Context::rounds
+	std::function<void()> first_shown;      // happens once, when the next command has shown something and goes on
 	unsigned broken_holds = 0;              // so many attempts at a snapshot fail
 	bool repairs = false;                   // the leader adds and removes replicas
 	bool resyncs = false;                   // primaries get replicas in sync
@@ -80,7 +81,19 @@ public:
 
 	Outcome run(const std::vector<std::string> &args)
 	{
-		std::ostringstream out, err;
+		// What a command shows before it goes on it flushes: the moment to let something happen that it is to see next.
+		struct Shown : std::stringbuf {
+			std::function<void()> once;
+			int sync() override
+			{
+				if (auto happens = std::exchange(once, {}))
+					happens();
+				return 0;
+			}
+		} shown;
+		shown.once = std::exchange(first_shown, {});
+		std::ostream out(&shown);
+		std::ostringstream err;
 		cli::Context context{out, err, socket_path(), true, [] {
 			static std::atomic<uint64_t> now_ms = NOW_MS;
 			return now_ms += 50;
@@ -93,7 +106,7 @@ public:
 			REQUIRE((!line.empty() && line.find('\n') == line.size() - 1));    // one line
 		else
 			REQUIRE(line.empty());
-		return {status, out.str(), err.str()};
+		return {status, shown.str(), err.str()};
 	}
 
 	nlohmann::json json_of(const std::vector<std::string> &args)

@@ -102,10 +102,7 @@ TEST_CASE("lockstep events")
 	CHECK(has(d.run({"events", "--after", "another:1"}).out, "... events are missing here"));
 	CHECK(d.run({"events", "--after", std::string(65, 'x')}).status == 2);
 	// What comes later is told when it comes.
-	std::jthread later([&] {
-		std::this_thread::sleep_for(std::chrono::milliseconds(50));
-		d.server().happened("host", "beta", "host beta is online");
-	});
+	d.first_shown = [&] { d.server().happened("host", "beta", "host beta is online"); };
 	d.rounds = 2;
 	CHECK(has(d.run({"events", "--follow", "--after", json::parse(second)["cursor"]}).out, "host beta is online"));
 }
@@ -199,10 +196,7 @@ TEST_CASE("status --watch shows each change once")
 {
 	FakeDaemon d;
 	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
-	std::jthread later([&] {
-		std::this_thread::sleep_for(std::chrono::milliseconds(50));
-		d.online(3, false);
-	});
+	d.first_shown = [&] { d.online(3, false); };
 	d.rounds = 2;
 	std::istringstream lines(d.run({"status", "--watch", "--json"}).out);
 	std::string first, second;
