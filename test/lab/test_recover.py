@@ -85,7 +85,8 @@ def test_recover_from_disks(lab):
     cluster.create_volume('v3', '16MiB', '--redundancy 3')
     b.lockstep('volume delete v2', timeout=120)
 
-    # All lose power while v1 is written to.
+    # All lose power while v1 is written to. Where nothing was written, the log's check wants zeros.
+    a.run('blkdiscard -f -z /dev/lockstep/v1', timeout=60)
     log = SyncLog(a, '/dev/lockstep/v1')
     log.wait_for_more(100)
     for h in cluster.hosts:
@@ -172,40 +173,6 @@ def test_recover_witness(lab):
     more.wait_for_more(100)
     a.power_on()
     healthy(b, 'v1')
-    more.stop()
-    good, line = more.check(a)
-    assert good, line
-    assert_same(cluster, 'v1')
-
-
-@pytest.mark.slow
-def test_recover_boot_without_network(cluster):
-    """A host boots with a dead network: it assembles its replica and waits; it serves nothing until it has heard the log."""
-    a, b, c = cluster.hosts
-    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
-    log = SyncLog(a, device)
-    log.wait_for_more(100)
-    log.stop()
-    healthy(a, 'v1')
-    for h in (a, b, c):
-        h.kill()
-    a.link('storage', up=False, silent=True)
-    a.power_on()
-    wait(a.daemon_answers, 60, 'lockstepd of alpha to answer')
-    wait(lambda: cluster.volume('v1', a)['replicas'][0]['lv_path'], 60, 'alpha to assemble its replica')
-    a.allow('Buffer I/O error on dev lockstep')
-    reader = a.start(f'dd if={device} of=/dev/null bs=4096 count=1 iflag=direct')
-    # Others may serve meanwhile, so nothing but the log can tell it that it may.
-    together(lambda h: h.power_on(), (b, c))
-    more = wait(lambda: SyncLog(c, device), 60, 'a writer elsewhere')
-    more.wait_for_more(100, 90)
-    status = cluster.volume('v1', a)
-    assert status['primary'] is None or status['health'] != 'ok', status
-    assert not cluster.status(a)['cluster']['quorum']
-    assert reader.running, 'alpha has served a read on its own'
-    a.link('storage', up=True, silent=True)
-    reader.wait(60)
-    healthy(c, 'v1')
     more.stop()
     good, line = more.check(a)
     assert good, line
