@@ -128,6 +128,24 @@ Result<std::optional<lks_superblock>> read_superblock(const std::string &path, u
 	return read_superblock(*file);
 }
 
+namespace {
+
+// As a replica has it that nothing was written to.
+lks_superblock superblock_of(const ReplicaMetadata &replica, const std::array<uint8_t, 16> &uuid)
+{
+	lks_superblock sb = {};
+	sb.vid = replica.vid;
+	memcpy(sb.uuid, uuid.data(), uuid.size());
+	sb.size = replica.size_bytes;
+	sb.block_size = replica.block_size;
+	sb.host = replica.host;
+	sb.version = replica.version;
+	sb.term = replica.term;
+	return sb;
+}
+
+}    // namespace
+
 Done format_replica(const ReplicaMetadata &replica)
 {
 	auto uuid = uuid_bytes(replica.uuid);
@@ -143,14 +161,7 @@ Done format_replica(const ReplicaMetadata &replica)
 	    (*found)->size == replica.size_bytes && (*found)->block_size == replica.block_size)
 		return Nothing{};
 
-	lks_superblock sb = {};
-	sb.vid = replica.vid;
-	memcpy(sb.uuid, uuid->data(), 16);
-	sb.size = replica.size_bytes;
-	sb.block_size = replica.block_size;
-	sb.host = replica.host;
-	sb.version = replica.version;
-	sb.term = replica.term;
+	const lks_superblock sb = superblock_of(replica, *uuid);
 	lks_layout layout;
 	lks_layout_of(replica.size_bytes, replica.block_size, &layout);
 
@@ -399,14 +410,7 @@ Done stamp_replica(const ReplicaMetadata &replica, const std::vector<bool> &writ
 	auto file = MetadataFile::open(replica.path, replica.offset, O_RDWR);
 	if (!file)
 		return file.error();
-	lks_superblock sb = {};
-	sb.vid = replica.vid;
-	memcpy(sb.uuid, uuid->data(), 16);
-	sb.size = replica.size_bytes;
-	sb.block_size = replica.block_size;
-	sb.host = replica.host;
-	sb.version = replica.version;
-	sb.term = replica.term;
+	const lks_superblock sb = superblock_of(replica, *uuid);
 	lks_layout layout;
 	lks_layout_of(replica.size_bytes, replica.block_size, &layout);
 	if (Done done = clear_superblocks(*file); !done)
