@@ -216,3 +216,39 @@ def test_operate_host_lost(thick):
     assert good, line
     assert_same(thick, 'v1', log.blocks * 4096)
     assert ' 0 differed' in c.lockstep('verify v1', timeout=180).out
+
+
+@pytest.mark.slow
+def test_operate_desired_state(cluster):
+    """The cluster's desired state as a file: dumped on one host, applied on another, under load. What takes long is listed, and waited
+    for. A host's kernel is emptied by `down`, and `up` brings all back."""
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    log = SyncLog(a, device, blocks=1024)
+    log.wait_for_more(50)
+    file = b.lockstep('dump').out
+    c.put(file.encode(), '/tmp/desired.yaml')
+    assert c.lockstep('apply -f /tmp/desired.yaml --dry-run').out == 'nothing differs\n'
+    more = file.replace('size: 64MiB', 'size: 96MiB').replace('redundancy: 2', 'redundancy: 3')
+    c.put((more + 'options:\n  resync-floor-mib: "8"\n').encode(), '/tmp/desired.yaml')
+    said = c.lockstep('apply -f /tmp/desired.yaml', timeout=150).out.splitlines()
+    assert said == ['~ option resync-floor-mib: 16 -> 8', '~ volume v1: size 64 MiB -> 96 MiB', '~ volume v1: redundancy 2 -> 3'], said
+    wait(lambda: any(r['host'] == 'gamma' for r in cluster.volume('v1')['replicas']), 30, 'gamma to get a replica')
+    b.lockstep('operation wait sync:v1@gamma --timeout 120', timeout=150)
+    wait(lambda: 'nothing is under way' in b.lockstep('operation list').out, 30, 'nothing to be under way')
+    assert c.lockstep('apply -f /tmp/desired.yaml --dry-run').out == 'nothing differs\n'
+    wrong = c.run("printf 'volumes:\n  v1: {sise: 1GiB}\n' | lockstep apply -f -", check=False)
+    assert wrong.status == 2 and '-:2:8: volume v1 has no "sise"' in wrong.err, wrong
+    log.wait_for_more(50)
+    assert 'nothing differs on host beta' in b.lockstep('adjust').out
+    b.daemon('stop')
+    b.lockstep('down')
+    b.daemon('start')
+    wait(b.daemon_answers, 60, 'the daemon of beta to be back')
+    b.lockstep('up', timeout=90)
+    healthy(c, 'v1')
+    log.wait_for_more(50)
+    log.stop()
+    good, line = log.check(b)
+    assert good, line
+    assert_same(cluster, 'v1')
