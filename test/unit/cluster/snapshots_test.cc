@@ -245,7 +245,8 @@ TEST_CASE("a volume gets the content of another one, by a snapshot of that")
 	// The one it was taken of is as it was.
 	CHECK(w.vol(w.a).phase == Phase::ready);
 	CHECK(w.vol(w.a).openers.size() == others.size());
-	for (const Replica &r : w.vol(b).replicas) {
+	const std::vector<Replica> replicas = w.vol(b).replicas;    // each entry puts a new volume in place of the old one
+	for (const Replica &r : replicas) {
 		CHECK(r.state == (s.copy(r.host) ? ReplicaState::insync : ReplicaState::stale));
 		w.good({{"op", "replica.created"}, {"vid", b}, {"host", r.host}});
 	}
