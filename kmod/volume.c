@@ -165,14 +165,23 @@ bool lks_volume_trylock(struct lks_volume *v)
 	return true;
 }
 
-/* Without a plug, a device with an I/O scheduler has a thread of kblockd take each bio further. */
+/*
+ * Without a plug, a device with an I/O scheduler has a thread of kblockd take each bio further. Our own plug holds nothing back if
+ * whoever submits has one already. If he has none, we are called from submit_bio(), which would keep our bios until we have
+ * returned, when the plug is over: so they go below at once. That is one level of the stack deeper, and no more: what the device
+ * below submits is kept for it as ever. Nobody waits for what is kept above us: bios for the same device come after ours in any case.
+ */
 static void submit_ios(struct lks_volume *v, struct lks_list *ios, bool may_wait)
 {
+	struct bio_list *kept = current->bio_list;
+	bool first = !current->plug;
 	struct blk_plug plug;
 
 	if (lks_list_empty(ios))
 		return;
 	blk_start_plug(&plug);
+	if (first)
+		current->bio_list = NULL;
 	while (!lks_list_empty(ios)) {
 		struct lks_io *io = lks_list_first(ios, struct lks_io, link);
 
@@ -180,6 +189,7 @@ static void submit_ios(struct lks_volume *v, struct lks_list *ios, bool may_wait
 		lks_backing_submit(v, io, may_wait);
 	}
 	blk_finish_plug(&plug);
+	current->bio_list = kept;
 }
 
 static void unlock(struct lks_volume *v, bool may_wait, u32 plugged_bytes)
