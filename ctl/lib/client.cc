@@ -41,6 +41,16 @@ Error error_of(const json &body, int http_status)
 	return {known ? Status(s) : Status::failed, *message, code != body.end() && code->is_string() ? code->get<std::string>() : ""};
 }
 
+Result<json> result_of(int http_status, const std::string &text)
+{
+	json body = json::parse(text, nullptr, false);
+	if (http_status != 200)
+		return error_of(body, http_status);
+	if (body.is_discarded())
+		return failed("lockstepd sent an answer that is no JSON");
+	return body;
+}
+
 Result<json> result_of(const httplib::Result &response, unsigned timeout_s)
 {
 	if (!response && response.error() == httplib::Error::Read)
@@ -48,12 +58,7 @@ Result<json> result_of(const httplib::Result &response, unsigned timeout_s)
 						 " s): see its log with `journalctl -u lockstepd`"));
 	if (!response)
 		return failed("talking to lockstepd failed: " + httplib::to_string(response.error()));
-	json body = json::parse(response->body, nullptr, false);
-	if (response->status != 200)
-		return error_of(body, response->status);
-	if (body.is_discarded())
-		return failed("lockstepd sent an answer that is no JSON");
-	return body;
+	return result_of(response->status, response->body);
 }
 
 }    // namespace
@@ -81,47 +86,56 @@ Done Client::reachable() const
 	}
 }
 
-Result<json> Client::get(const std::string &path, unsigned timeout_s) const
+// Arguments may hold any bytes; the daemon then refuses the name, not this program.
+static std::string text_of(const json &body) { return body.dump(-1, ' ', false, json::error_handler_t::replace); }
+
+Result<json> Client::ask(const char *method, const std::string &path, const std::optional<std::string> &body, unsigned timeout_s) const
 {
+	if (remote_) {
+		const auto answer = ask_remote(*remote_, method, path, body, timeout_s);
+		if (!answer)
+			return answer.error();
+		return result_of(answer->http_status, answer->body);
+	}
 	if (Done can = reachable(); !can)
 		return can.error();
-	return result_of(connection(socket_, timeout_s).Get(path), timeout_s);
+	httplib::Client http = connection(socket_, timeout_s);
+	httplib::Request request;
+	request.method = method;
+	request.path = path;
+	if (body) {
+		request.body = *body;
+		request.set_header("Content-Type", "application/json");
+	}
+	return result_of(http.send(request), timeout_s);
 }
+
+Result<json> Client::get(const std::string &path, unsigned timeout_s) const { return ask("GET", path, std::nullopt, timeout_s); }
+
+Result<json> Client::post(const std::string &path, const json &body, unsigned timeout_s) const { return ask("POST", path, text_of(body), timeout_s); }
+
+Result<json> Client::patch(const std::string &path, const json &body, unsigned timeout_s) const { return ask("PATCH", path, text_of(body), timeout_s); }
+
+Result<json> Client::del(const std::string &path, unsigned timeout_s) const { return ask("DELETE", path, std::nullopt, timeout_s); }
 
 Result<std::string> Client::get_text(const std::string &path) const
 {
+	constexpr unsigned TIMEOUT_S = 30;
+	if (remote_) {
+		const auto answer = ask_remote(*remote_, "GET", path, std::nullopt, TIMEOUT_S);
+		if (!answer)
+			return answer.error();
+		if (answer->http_status == 200)
+			return answer->body;
+		return result_of(answer->http_status, answer->body).error();
+	}
 	if (Done can = reachable(); !can)
 		return can.error();
-	constexpr unsigned TIMEOUT_S = 30;
 	const httplib::Result response = connection(socket_, TIMEOUT_S).Get(path);
 	if (response && response->status == 200)
 		return response->body;
 	const Result<json> no = result_of(response, TIMEOUT_S);
 	return no ? failed("lockstepd gave no answer to " + path) : no.error();
-}
-
-Result<json> Client::post(const std::string &path, const json &body, unsigned timeout_s) const
-{
-	if (Done can = reachable(); !can)
-		return can.error();
-	// Arguments may hold any bytes; the daemon then refuses the name, not this program.
-	std::string text = body.dump(-1, ' ', false, json::error_handler_t::replace);
-	return result_of(connection(socket_, timeout_s).Post(path, text, "application/json"), timeout_s);
-}
-
-Result<json> Client::patch(const std::string &path, const json &body, unsigned timeout_s) const
-{
-	if (Done can = reachable(); !can)
-		return can.error();
-	std::string text = body.dump(-1, ' ', false, json::error_handler_t::replace);
-	return result_of(connection(socket_, timeout_s).Patch(path, text, "application/json"), timeout_s);
-}
-
-Result<json> Client::del(const std::string &path, unsigned timeout_s) const
-{
-	if (Done can = reachable(); !can)
-		return can.error();
-	return result_of(connection(socket_, timeout_s).Delete(path), timeout_s);
 }
 
 std::string url_encode(std::string_view text)

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// A client of the daemon's API on its unix socket. Every call is one request; errors carry the daemon's message and status,
+// A client of the daemon's API on its unix socket, or of any host's over TLS. Every call is one request; errors carry the daemon's message and status,
 // or say why the daemon cannot be asked.
 #pragma once
 
 #include "lib/error.h"
+#include "lib/remote.h"
 
 #include <nlohmann/json.hpp>
 
@@ -18,6 +19,7 @@ inline constexpr const char *DEFAULT_SOCKET = "/run/lockstep/lockstepd.sock";
 class Client {
 public:
 	explicit Client(std::string socket) : socket_(std::move(socket)) {}
+	explicit Client(Remote remote) : remote_(std::move(remote)) {}
 
 	// timeout_s: how long the daemon may take to answer.
 	Result<nlohmann::json> get(const std::string &path, unsigned timeout_s = 30) const;
@@ -28,7 +30,9 @@ public:
 
 private:
 	Done reachable() const;
+	Result<nlohmann::json> ask(const char *method, const std::string &path, const std::optional<std::string> &body, unsigned timeout_s) const;
 	std::string socket_;
+	std::optional<Remote> remote_;
 };
 
 std::string url_encode(std::string_view text);

@@ -6,7 +6,13 @@
 #include "lib/table.h"
 #include "lib/units.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 
 namespace lockstep::cli {
 
@@ -57,6 +63,52 @@ int parse_error(const CLI::App &app, const CLI::ParseError &e, const std::vector
 	return int(Status::usage);
 }
 
+// Whoever can read the key in it can do what its owner may.
+Result<std::string> read_private(const std::string &path)
+{
+	constexpr size_t FILE_MAX_BYTES = 64 << 10;
+	const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	struct stat facts{};
+	std::string text(FILE_MAX_BYTES, '\0');
+	const ssize_t n = fd < 0 || fstat(fd, &facts) != 0 ? -1 : read(fd, text.data(), text.size());
+	const int error = errno;
+	if (fd >= 0)
+		close(fd);
+	if (n < 0)
+		return usage_error("cannot read " + path + ": " + strerror(error));
+	if (facts.st_mode & 077)
+		return usage_error("others can read the key in " + path + ": `chmod 600` it, and if somebody may have read it, `lockstep cluster cert-revoke` it");
+	text.resize(size_t(n));
+	return text;
+}
+
+Result<Remote> remote_of(const Context &context)
+{
+	Result<Remote> remote = parse_remote(context.host);
+	if (!remote)
+		return remote;
+	Result<std::string> bundle = read_private(context.cert);
+	if (!bundle)
+		return bundle.error();
+	remote->bundle = *bundle;
+	return remote;
+}
+
+// Who may run it; with --host, where it goes.
+Done prepare(const CLI::App &app, Context &context)
+{
+	if (context.host.empty())
+		return context.is_root ? Done(Nothing{}) : Done(failed("must be run as root"));
+	for (const char *local : {"up", "down", "md"})
+		if (app.got_subcommand(local))
+			return usage_error(std::string("`lockstep ") + local + "` is about the host it runs on: run it there, without --host");
+	Result<Remote> remote = remote_of(context);
+	if (!remote)
+		return remote.error();
+	context.remote = *remote;
+	return Nothing{};
+}
+
 }    // namespace
 
 void add_commands(CLI::App &app, Context &context, Action &action)
@@ -64,6 +116,10 @@ void add_commands(CLI::App &app, Context &context, Action &action)
 	app.set_help_all_flag("--help-all", "Show the options of all commands");
 	app.require_subcommand(1);
 	app.add_option("--socket", context.socket, "Path of the daemon's socket")->capture_default_str();
+	CLI::Option *cert = app.add_option("--cert", context.cert, "With --host: file that `lockstep cluster cert` has made");
+	CLI::Option *host = app.add_option("--host", context.host, "ADDRESS[:PORT] of a host of the cluster to ask over TLS, from anywhere and by anybody who has a certificate");
+	host->needs(cert);
+	cert->needs(host);
 	add_cluster(app, context, action);
 	add_volume(app, context, action);
 	add_status(app, context, action);
@@ -93,11 +149,9 @@ int run(const std::vector<std::string> &args, Context &context)
 	} catch (const CLI::ParseError &e) {
 		return parse_error(app, e, args, context);
 	}
-	if (!context.is_root) {
-		context.err << "lockstep: must be run as root\n";
-		return int(Status::failed);
-	}
-	Done done = action();
+	Done done = prepare(app, context);
+	if (done)
+		done = action();
 	context.out.flush();
 	if (done)
 		return int(Status::ok);

@@ -28,8 +28,10 @@ struct Context {
 	std::function<Done()> start_daemon = {};    // on this host; for `lockstep up`
 	bool terminal = false;                  // out is one
 	bool as_json = false;                   // --json, of commands without a flag of their own
+	std::string host = {}, cert = {};       // --host, --cert
+	std::optional<Remote> remote = {};      // made of these
 	unsigned rounds = 0;                    // of what goes on for ever (status --watch, events --follow); 0: no limit. For tests
-	Client client() const { return Client(socket); }
+	Client client() const { return remote ? Client(*remote) : Client(socket); }
 };
 
 // What the chosen subcommand does; set while parsing, run afterwards.

@@ -8,6 +8,11 @@
 
 #include <fmt/format.h>
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
 #include <memory>
 
 namespace lockstep::cli {
@@ -65,6 +70,48 @@ Done token(Context &context, const std::string &valid, bool as_json)
 		print_json(context, *answer);
 	else
 		context.out << answer->value("token", "") << "\n";
+	return Nothing{};
+}
+
+// The file is there before the certificate is: nothing is made that could not be kept, and nobody else can read it at any moment.
+Done cert(Context &context, const std::string &name, const std::string &role, const std::string &valid, const std::string &path)
+{
+	Result<uint64_t> valid_s = parse_seconds(valid);
+	if (!valid_s)
+		return valid_s.error();
+	const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return usage_error(fmt::format("cannot create {}: {}", path, strerror(errno)));
+	Result<json> answer = context.client().post("/v1/cluster/certs/" + url_encode(name), {{"role", role}, {"valid_s", *valid_s}});
+	const std::string bundle = answer ? answer->value("bundle", "") : "";
+	const bool written = write(fd, bundle.data(), bundle.size()) == ssize_t(bundle.size()) && fsync(fd) == 0;
+	const int error = errno;
+	close(fd);
+	if (answer && written)
+		return told(context, {{"name", name}, {"role", role}, {"file", path}, {"end_ms", (*answer)["end_ms"]}},
+			    fmt::format("{} may use the API over TLS ({}) with {}, which holds the key: `lockstep --host HOST --cert {} status`\n", name, role,
+					path, path));
+	unlink(path.c_str());
+	if (!answer)
+		return answer.error();
+	return failed(fmt::format("cannot write {}: {}; the certificate was made: revoke it with `lockstep cluster cert-revoke {}`", path, strerror(error), name));
+}
+
+Done certs(Context &context, bool as_json)
+{
+	Result<json> answer = context.client().get("/v1/cluster/certs");
+	if (!answer)
+		return answer.error();
+	if (as_json) {
+		print_json(context, *answer);
+		return Nothing{};
+	}
+	Table table({"NAME", "ROLE", "ENDS"});
+	for (const json &c : *answer) {
+		const uint64_t end_ms = c["end_ms"], now_ms = context.now_ms();
+		table.row({shown(c["name"]), shown(c["role"]), end_ms <= now_ms ? "has ended" : "in " + format_seconds((end_ms - now_ms) / 1000)});
+	}
+	context.out << (table.empty() ? "nobody may use the API over TLS: `lockstep cluster cert NAME FILE --role ROLE` lets somebody\n" : table.text());
 	return Nothing{};
 }
 
@@ -244,7 +291,7 @@ void add_pool(CLI::App &app, Context &context, Action &action)
 void add_cluster(CLI::App &app, Context &context, Action &action)
 {
 	struct Options {
-		std::string name = "lockstep", address, token, valid = "1h";
+		std::string name = "lockstep", address, token, valid = "1h", role, cert_valid = "365d", file;
 		std::vector<std::string> dead, copies;
 		bool as_json = false, yes = false, from_disks = false;
 	};
@@ -257,6 +304,25 @@ void add_cluster(CLI::App &app, Context &context, Action &action)
 	token_command->add_option("--valid", o->valid, "For how long: a number and s, m, h or d")->capture_default_str();
 	token_command->add_flag("--json", o->as_json, "Print JSON");
 	token_command->callback([=, &context, &action] { action = [=, &context] { return token(context, o->valid, o->as_json); }; });
+	CLI::App *cert_command = cluster->add_subcommand("cert", "Make a certificate with its key, for `lockstep --host HOST --cert FILE` and other programs");
+	cert_command->add_option("NAME", o->name, "Who it is for; an earlier one of the same name counts no more")->required();
+	cert_command->add_option("FILE", o->file, "Where to; must not be there yet")->required();
+	cert_command->add_option("--role", o->role, "admin, or read-only")->required()->check(CLI::IsMember({"admin", "read-only"}));
+	cert_command->add_option("--valid", o->cert_valid, "For how long: a number and s, m, h or d")->capture_default_str();
+	cert_command->callback([=, &context, &action] { action = [=, &context] { return cert(context, o->name, o->role, o->cert_valid, o->file); }; });
+	CLI::App *certs_command = cluster->add_subcommand("certs", "List who may use the API over TLS");
+	certs_command->add_flag("--json", o->as_json, "Print JSON");
+	certs_command->callback([=, &context, &action] { action = [=, &context] { return certs(context, o->as_json); }; });
+	CLI::App *revoke_command = cluster->add_subcommand("cert-revoke", "Revoke a certificate");
+	revoke_command->add_option("NAME", o->name, "Who it was for")->required();
+	revoke_command->callback([=, &context, &action] {
+		action = [=, &context]() -> Done {
+			Result<json> answer = context.client().del("/v1/cluster/certs/" + url_encode(o->name));
+			if (!answer)
+				return answer.error();
+			return told(context, {{"name", o->name}}, fmt::format("the certificate of {} counts no more\n", o->name));
+		};
+	});
 	CLI::App *join_command = cluster->add_subcommand("join", "Make this host part of an existing cluster");
 	join_command->add_option("TOKEN", o->token, "What `lockstep cluster token` printed on a host of the cluster")->required();
 	join_command->add_option("ADDRESS", o->address, "ADDRESS[:PORT] of any host of the cluster")->required();

@@ -105,8 +105,9 @@ void man(const CLI::App &app, std::ostream &out)
 {
 	out << ".\\\" made by `lockstep man`\n.TH LOCKSTEP 8 \"\" Lockstep \"System Administration\"\n"
 	       ".SH NAME\nlockstep \\- " << roff(app.get_description()) << "\n"
-	       ".SH SYNOPSIS\n.B lockstep\n[\\-\\-socket PATH] COMMAND ...\n"
+	       ".SH SYNOPSIS\n.B lockstep\n[\\-\\-socket PATH | \\-\\-host ADDRESS[:PORT] \\-\\-cert FILE] COMMAND ...\n"
 	       ".SH DESCRIPTION\nAsks the daemon lockstepd on this host; any host of the cluster answers any command. Must be run as root.\n"
+	       "With \\-\\-host it asks that host over TLS instead, from anywhere and as any user, with a file that `lockstep cluster cert` has made.\n"
 	       ".SH COMMANDS\n";
 	walk(app, "", [&](const CLI::App &at, const std::string &path) {
 		if (!at.get_subcommands([](const CLI::App *) { return true; }).empty())

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What strangers on the storage network can do: nothing. Joining takes a token, each token serves once, all that goes
-between hosts is encrypted (lanes unless they are told not to be), and garbage, half-open and oversized connections cost a log line.
+"""What strangers on the storage network can do: nothing; and clients of the API, what their certificates say. Joining takes a
+token, each token serves once, all that goes between hosts is encrypted (lanes unless they are told not to be), and garbage,
+half-open and oversized connections cost a log line.
 
     alpha ── beta ── gamma      10.77.2.1, .2, .3: the cluster (gamma joins late)
               │
            10.77.2.254          this program, in the lab's namespace: listens in, and attacks
 """
-import re, subprocess, sys
+import re, subprocess, sys, time
+from pathlib import Path
 
 import pytest
 
 from lablib import Cluster, SyncLog, assert_same, wait
 
+ROOT = Path(__file__).resolve().parents[2]
 MARK = 'lockstep-plain-text-that-nobody-may-read'
 
 # At alpha's port of the switch.
@@ -168,3 +171,114 @@ def test_security_lanes_plain_and_back(cluster):
         good, said = load.check(h)
         assert good, said
     assert_same(cluster, 'v1')
+
+
+# With a client's certificate: a body and a head that are too large, a request that never ends, one that trickles, connections that say
+# nothing; then a long poll, whose end is told.
+CLIENT_ATTACK = '''
+import socket, ssl, sys, time
+address, cert = sys.argv[1:]
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+context.load_cert_chain(cert)
+context.set_alpn_protocols(["http/1.1"])
+def connect():
+    s = context.wrap_socket(socket.create_connection((address, 7788), 5))
+    s.settimeout(30)
+    return s
+def answer(s):
+    text = b""
+    try:
+        while chunk := s.recv(65536):
+            text += chunk
+    except (ConnectionError, ssl.SSLError):
+        pass
+    return text.split(b"\\r\\n")[0].decode(errors="replace")
+def send(s, *texts):
+    try:
+        for text in texts:
+            s.sendall(text)
+    except (ConnectionError, ssl.SSLError):
+        pass
+    return answer(s)
+post = b"POST /v1/volumes HTTP/1.1\\r\\nContent-Length: "
+print("body", send(connect(), post + b"10000000\\r\\n\\r\\n", b" " * 10000000), flush=True)
+print("head", send(connect(), b"GET /v1/status HTTP/1.1\\r\\n", *[b"X-%d: " % i + b"x" * 4000 + b"\\r\\n" for i in range(500)]), flush=True)
+print("nonsense", send(connect(), b"\\0" * 100000), flush=True)
+slow = [connect() for _ in range(4)]
+for s in slow:
+    s.sendall(post + b"60\\r\\n\\r\\n{")
+half = [socket.create_connection((address, 7788), 5) for _ in range(100)]
+print("slow", flush=True)
+begin = time.monotonic()
+print("ended", [answer(s) for s in slow], round(time.monotonic() - begin), flush=True)
+poll = connect()
+poll.sendall(b"GET /v1/wait?index=999999999&ms=30000 HTTP/1.1\\r\\n\\r\\n")
+print("waits", flush=True)
+print("cut", answer(poll), flush=True)
+'''
+
+
+def test_security_clients(cluster, tmp_path):
+    """From outside the cluster, over TLS: a reader reads, an admin creates a volume, who is revoked is cut off within seconds; what a
+    client sends in bad faith holds up nobody."""
+    a, b, c = cluster.hosts
+    for name, role in (('reader', 'read-only'), ('boss', 'admin')):
+        a.lockstep(f'cluster cert {name} /run/{name}.pem --role {role}')
+        assert a.out(f'stat -c %a /run/{name}.pem') == '600'
+        path = tmp_path / f'{name}.pem'
+        path.touch(0o600)
+        path.write_text(a.out(f'cat /run/{name}.pem') + '\n')
+        a.run(f'rm /run/{name}.pem')
+
+    def outside(who, host, arguments):
+        return subprocess.run(['ip', 'netns', 'exec', cluster.lab.networks.namespace, str(ROOT / 'build/lockstep'), '--host', host.address,
+                               '--cert', str(tmp_path / f'{who}.pem'), *arguments.split()],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+
+    for host in cluster.hosts:
+        wait(lambda: outside('boss', host, 'status').returncode == 0, 10, f'{host} to know the certificate')
+        assert 'alpha' in outside('reader', host, 'status').stdout
+    no = outside('reader', b, 'volume create v1 64MiB')
+    assert no.returncode == 5 and 'for reading only' in no.stderr, no
+    no = outside('boss', b, 'cluster token')
+    assert no.returncode == 5 and 'as root on one of them' in no.stderr, no
+    made = outside('boss', b, 'volume create v1 64MiB --on alpha,beta')
+    assert made.returncode == 0, made
+    load = SyncLog(a, '/dev/lockstep/v1')
+    load.wait_for_more()
+
+    leader, before, logs = cluster.status()['cluster']['leader'], fds(c), len(daemon_log(c))
+    attack = inside(cluster.lab, CLIENT_ATTACK, c.address, str(tmp_path / 'boss.pem'))
+
+    def said(what):
+        line = attack.stdout.readline()
+        assert line.startswith(what), f'{line!r}, not {what}'
+        return line
+
+    assert '413' in said('body')
+    assert '200' not in said('head') and '200' not in said('nonsense')
+    said('slow')
+    load.wait_for_more()
+    assert c.lockstep('status --json')['cluster']['leader'] == leader
+    assert outside('reader', c, 'status').returncode == 0
+    assert '200' not in said('ended')
+    said('waits')
+    wait(lambda: outside('reader', c, 'status').returncode == 0, 10, 'the poll to be under way')
+    begin = time.monotonic()
+    b.lockstep('cluster cert-revoke boss')
+    assert said('cut') == 'cut \n' and time.monotonic() - begin < 5
+    assert attack.wait(10) == 0
+    no = outside('boss', c, 'volume list')
+    assert no.returncode == 5 and 'revoked' in no.stderr, no
+    assert outside('reader', c, 'status').returncode == 0
+    load.stop()
+    good, text = load.check(b)
+    assert good, text
+    assert_same(cluster, 'v1')
+    status = cluster.status()
+    assert all(h['status'] == 'online' for h in status['hosts']) and status['cluster']['leader'] == leader
+    wait(lambda: fds(c) <= before + 4, 20, 'the descriptors to be closed')
+    lines = [l for l in daemon_log(c)[logs:].splitlines() if 'refused a connection' in l or 'cut a connection' in l]
+    assert 1 <= len(lines) <= 12 and any('API client boss' in l for l in lines), lines
+    a.lockstep('cluster cert-revoke reader')

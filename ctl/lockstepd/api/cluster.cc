@@ -16,6 +16,9 @@ void ApiServer::Impl::routes_cluster()
 {
 	http.Post("/v1/cluster/init", route(&Impl::cluster_init));
 	http.Post("/v1/cluster/token", route(&Impl::cluster_token));
+	http.Get("/v1/cluster/certs", route(&Impl::cert_list));
+	http.Post("/v1/cluster/certs/([^/]+)", route(&Impl::cert_make));
+	http.Delete("/v1/cluster/certs/([^/]+)", route(&Impl::cert_revoke));
 	http.Post("/v1/cluster/join", route(&Impl::cluster_join));
 	http.Post("/v1/cluster/recover", route(&Impl::cluster_recover));
 	http.Post("/v1/hosts/([^/]+)/net", route(&Impl::host_net));
@@ -55,6 +58,46 @@ Result<json> ApiServer::Impl::cluster_token(const httplib::Request &req)
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
 	return backend.token(valid_s);
+}
+
+Result<json> ApiServer::Impl::cert_list(const httplib::Request &)
+{
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	json list = json::array();
+	const auto s = backend.state();
+	for (const auto &[name, c] : s->clients)
+		list.push_back({{"name", name}, {"role", c.role}, {"end_ms", c.end_ms}, {"ended", c.end_ms <= api_now_ms()}});
+	return list;
+}
+
+Result<json> ApiServer::Impl::cert_make(const httplib::Request &req)
+{
+	const json body = body_of(req);
+	const std::string name = req.matches[1], role = text_of(body, "role");
+	const uint64_t valid_s = body.contains("valid_s") ? number_of(body, "valid_s", CLIENT_CERT_MOST_S) : uint64_t(CLIENT_CERT_SECONDS);
+	if (!valid_name(name))
+		return usage_error("\"" + name + "\" is no valid name of a client: use up to 63 letters, digits, \".\", \"_\" and \"-\"");
+	if (role != "admin" && role != "read-only")
+		return usage_error("\"" + role + "\" is neither admin nor read-only");
+	if (!valid_s)
+		return usage_error("a certificate must be valid for at least a second");
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	return backend.client_cert(name, role, api_now_ms() + valid_s * 1000);
+}
+
+Result<json> ApiServer::Impl::cert_revoke(const httplib::Request &req)
+{
+	const std::string name = req.matches[1];
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	if (Done reached = backend.barrier(); !reached)
+		return reached.error();
+	if (!backend.state()->clients.contains(name))
+		return coded("no-such-cert", not_found("nobody named " + name + " has a certificate for the API"));
+	const json entry = {{"op", "client.remove"}, {"name", name}};
+	return logged(entry, json::object());
 }
 
 Result<json> ApiServer::Impl::cluster_join(const httplib::Request &req)

@@ -63,6 +63,7 @@ struct ApiServer::Impl {
 	void routes();
 	template <class Predicate>
 	bool wait_for(Predicate holds, unsigned timeout_ms);
+	Result<ApiRole> role_of(const Caller &caller) const;
 	Result<HostId> host_of(const State &s, const std::string &name) const;
 	Done ready_for_changes();
 	// only: the volumes of this name, at a cost that hardly grows with the others; brief: see status_json()
@@ -78,6 +79,9 @@ struct ApiServer::Impl {
 	Error in_cluster_already(const std::string &host_name);
 	Result<json> cluster_init(const httplib::Request &req);
 	Result<json> cluster_token(const httplib::Request &req);
+	Result<json> cert_list(const httplib::Request &req);
+	Result<json> cert_make(const httplib::Request &req);
+	Result<json> cert_revoke(const httplib::Request &req);
 	Result<json> cluster_recover(const httplib::Request &req);
 	Result<json> host_net(const httplib::Request &req);
 	Result<json> cluster_join(const httplib::Request &req);

@@ -175,6 +175,8 @@ void ApiServer::Impl::routes()
 	});
 	http.set_payload_max_length(MAX_BODY_BYTES);
 	http.set_keep_alive_timeout(1);
+	http.set_limits(options.limits);
+	http.set_roles([this](const Caller &caller) { return role_of(caller); });
 	http.new_task_queue = [] { return new httplib::ThreadPool(MAX_THREADS); };
 	http.set_error_handler([](const httplib::Request &req, httplib::Response &res) {
 		if (!res.body.empty())
@@ -200,6 +202,18 @@ void ApiServer::Impl::routes()
 	routes_disks();
 	routes_operations();
 	routes_adjust();
+}
+
+// By this host's State: a revoked certificate is out when this host has heard of it.
+Result<ApiRole> ApiServer::Impl::role_of(const Caller &caller) const
+{
+	const auto s = backend.state();
+	const auto known = s->clients.find(caller.name);
+	if (known == s->clients.end() || known->second.key != caller.key)
+		return forbidden("the certificate of " + caller.name + " was revoked, or made a moment ago");
+	if (known->second.end_ms <= api_now_ms())
+		return forbidden("the certificate of " + caller.name + " has ended");
+	return known->second.role == "admin" ? ApiRole::admin : ApiRole::read_only;
 }
 
 Result<HostId> ApiServer::Impl::host_of(const State &s, const std::string &name) const
@@ -309,9 +323,15 @@ void ApiServer::stop()
 	}
 	impl_->moved.notify_all();
 	impl_->http.stop();
+	impl_->http.stop_clients();
 	impl_->thread.join();
 	unlink(impl_->options.socket.c_str());
 	impl_->bound = false;
+}
+
+void ApiServer::serve(int fd, const ClientCert &client)
+{
+	impl_->http.serve(fd, {client.name, client.key_digest});
 }
 
 void ApiServer::changed()

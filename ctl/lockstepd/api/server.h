@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// The API of the daemon: HTTP + JSON below /v1 on a unix socket.
+// The API of the daemon: HTTP + JSON below /v1 on a unix socket, and over TLS on the one port for clients with a certificate.
 //
 // cpp-httplib accepts and answers on threads of its own. A handler checks the request, asks the daemon by the functions of
 // ApiBackend (which post to the main loop and wait for it) and, where the command is to return only when its effect is
@@ -11,6 +11,9 @@
 //                                ?consistent=true not older than anything done before the request, or 10 without quorum
 //   POST   /v1/cluster/init      {name}
 //   POST   /v1/cluster/token     {valid_s(o)}
+//   GET    /v1/cluster/certs     who may use the API over TLS
+//   POST   /v1/cluster/certs/NAME    {role, valid_s(o)}: a certificate with its key; replaces one of that name
+//   DELETE /v1/cluster/certs/NAME    revokes it
 //   POST   /v1/cluster/join      {token, address, port(o)}
 //   POST   /v1/cluster/recover   {yes(o), dead(o): names, from_disks(o), copies(o): {volume: host or "none"}}
 //   POST   /v1/hosts/NAME/net    {verb: "add"|"remove"|"prefer", address}
@@ -32,8 +35,8 @@
 //   GET    /metrics              the same status for Prometheus
 //   GET    /v1/wait?index=N&ms=M long poll: the status once State::applied is above N, or after M ms (at most 30,000)
 //
-// Errors: {"status":2|3|5|10,"code":"volume-open","message":"one line"} with HTTP 400, 404, 409 or 503. Requests are bounded: 64 KiB of body,
-// MAX_THREADS at a time.
+// Errors: {"status":2|3|5|10,"code":"volume-open","message":"one line"} with HTTP 400, 404, 409 or 503. What is refused before it is looked at:
+// HTTP 403, 413 or 429, see guard.h; limits.h has the limits.
 //
 // Soft state. soft(host, report) brings what one host says about itself, this host included; the newest replaces the one
 // before. All fields are optional (what is missing is shown as unknown):
@@ -51,8 +54,10 @@
 #pragma once
 
 #include "lib/error.h"
+#include "lockstepd/api/limits.h"
 #include "lockstepd/api/reports.h"
 #include "lockstepd/cluster/state.h"
+#include "lockstepd/net/certs.h"
 
 #include <nlohmann/json.hpp>
 
@@ -92,6 +97,8 @@ struct ApiBackend {
 	std::function<Done()> barrier;
 	std::function<Result<nlohmann::json>(const std::string &cluster_name)> init;
 	std::function<Result<nlohmann::json>(uint64_t valid_s)> token;
+	// {"bundle": PEM of key, certificate and authority}, made known to the cluster. end_ms: Unix time.
+	std::function<Result<nlohmann::json>(const std::string &name, const std::string &role, uint64_t end_ms)> client_cert;
 	std::function<Result<nlohmann::json>(const std::string &token, const std::string &address, unsigned port)> join;
 	// What a recovery would do; with yes, does it: the daemon then starts anew. May take RECOVER_TIMEOUT_MS.
 	std::function<Result<nlohmann::json>(const RecoverRequest &)> recover;
@@ -106,6 +113,7 @@ struct ApiOptions {
 	std::string socket;                // path; a stale file is removed, a live daemon is an error. Mode 0600
 	unsigned effect_timeout_ms = 60000;    // how long a command waits for its effect before it fails and is rolled back
 	unsigned starting_timeout_ms = 5000;   // how long a command waits for a daemon that has just started
+	ApiLimits limits = {};
 };
 
 class ApiServer {
@@ -119,6 +127,8 @@ public:
 	// Waits for handlers, hence for backend calls in progress: not to be called on the thread that completes those, unless
 	// they fail at once by then. Waits for effects end at once. Removes the socket.
 	void stop();
+	// Takes over the connection of a client of the API, which carries HTTP in plain (net/listener.h). On any thread; does not block.
+	void serve(int fd, const ClientCert &client);
 	void changed();                            // the State has moved on
 	void soft(HostId host, const nlohmann::json &report);
 	// A line of the log, for GET /v1/events; kind, name: what it is about (events.h). Before changed().

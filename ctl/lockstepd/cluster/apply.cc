@@ -723,6 +723,8 @@ json dispatch(State &state, const json &entry)
 		{"host.add", host_add},
 		{"host.rejoin", host_rejoin},
 		{"cluster.recover", cluster_recover},
+		{"client.add", client_add},
+		{"client.remove", client_remove},
 		{"host.set", host_set},
 		{"host.net", host_net},
 		{"host.status", host_status},

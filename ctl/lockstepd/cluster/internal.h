@@ -128,6 +128,10 @@ void forget_host(State &state, HostId host);
 nlohmann::json cluster_recover(State &state, const Fields &f);
 nlohmann::json host_rejoin(State &state, const Fields &f);
 
+// clients.cc
+nlohmann::json client_add(State &state, const Fields &f);
+nlohmann::json client_remove(State &state, const Fields &f);
+
 // rebuild.cc
 nlohmann::json cluster_rebuild(State &state, const Fields &f);
 

@@ -303,6 +303,8 @@ State state_from(const json &j)
 		for (const json &x : *tokens)
 			s.tokens[x.at("hash").get<std::string>()] = {x.at("end_ms"), x.at("used_by")};
 	newer(j, "options", s.options);
+	for (const json &x : j.value("clients", json::array()))
+		s.clients[x.at("name").get<std::string>()] = {x.at("role"), x.at("key"), x.at("end_ms")};
 	return s;
 }
 
@@ -351,7 +353,9 @@ json to_json(const Volume &v)
 json to_json(const State &s)
 {
 	json hosts = json::array(), pools = json::array(), groups = json::array(), volumes = json::array(), snapshots = json::array();
-	json tokens = json::array();
+	json tokens = json::array(), clients = json::array();
+	for (const auto &[name, c] : s.clients)
+		clients.push_back({{"name", name}, {"role", c.role}, {"key", c.key}, {"end_ms", c.end_ms}});
 	for (const auto &[hash, t] : s.tokens)
 		tokens.push_back({{"hash", hash}, {"end_ms", t.end_ms}, {"used_by", t.used_by}});
 	for (const auto &[id, h] : s.hosts)
@@ -383,7 +387,8 @@ json to_json(const State &s)
 		{"snapshot_failures", failures_json(s.snapshot_failures)},
 		{"authority", {{"cert", s.authority.cert}, {"key", s.authority.key}}},
 		{"tokens", tokens},
-		{"options", s.options}};
+		{"options", s.options},
+		{"clients", clients}};
 }
 
 std::vector<uint8_t> snapshot(const State &state) { return json::to_cbor(to_json(state)); }
@@ -412,6 +417,8 @@ uint32_t level_of(const json &entry)
 		return 1;
 	if (*op == "cluster.recover" || *op == "host.rejoin")
 		return 2;
+	if (op->get_ref<const std::string &>().starts_with("client."))
+		return 7;
 	if (*op == "cluster.rebuild")
 		return 6;
 	if (*op == "snapshot.copy" || *op == "snapshot.copied" || *op == "snapshot.drop" || (*op == "snapshot.create" && entry.contains("keep")) ||

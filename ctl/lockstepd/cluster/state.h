@@ -15,6 +15,9 @@
 //  cluster.init     uuid name host{uuid name addresses port o       host raft_id (both 1). The first entry of every log.
 //                   host_level o key o witness o} authority{cert key}(o) now_ms    Idempotent for the same uuid
 //  token.add        hash end_ms now_ms                              An invitation, by the SHA-256 of its secret. Idempotent
+//  client.add       name role("admin"|"read-only") key end_ms       A certificate for the API over TLS. Replaces one of the same name, which counts
+//                   now_ms                                          no more. Idempotent for the same key
+//  client.remove    name                                            Revokes it. Idempotent
 //  host.add         uuid name addresses port(o) host_level(o)       host raft_id. Idempotent for the same uuid (and key, if it
 //                   key(o) token(o: hash) witness(o) now_ms         has one). A token is used up by the first uuid that
 //                                                                   comes with it; refused without token once there is a CA
@@ -132,7 +135,8 @@ using HostId = uint8_t;    // 1..64; 0: none
 // that needs more than the lowest of all hosts is not proposed (level_obstacle()). What is new in a level is a new operation or a new
 // field, never another meaning of what there was. 2: cluster.recover, host.rejoin, witnesses.
 // 3: volume.adopt. 4: replica.invalidate. 5: snapshot.revert onto another volume; snapshot.copy, .copied and .drop, what they need. 6: cluster.rebuild.
-constexpr uint32_t LEVEL = 6;                           // highest feature level of entries that this program understands
+// 7: client.add, client.remove.
+constexpr uint32_t LEVEL = 7;                           // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;
@@ -146,6 +150,7 @@ using Labels = std::map<std::string, std::string>;      // keys: printable ASCII
 constexpr unsigned EPOCH_SHIFT = 32;
 inline uint64_t epoch_of(uint64_t raft_id) { return raft_id >> EPOCH_SHIFT; }    // in which it was given out
 
+constexpr size_t MAX_CLIENTS = 256;
 constexpr size_t MAX_TOKENS = 64;                       // that have not ended yet, used ones included
 
 struct Host {
@@ -330,6 +335,13 @@ struct Token {                                          // an invitation to join
 	bool operator==(const Token &) const = default;
 };
 
+struct ApiClient {                                      // who may use the API over TLS (net/certs.h)
+	std::string role;                               // "admin" or "read-only"
+	std::string key;                                // digest of its public key: another certificate of this name does not count
+	uint64_t end_ms = 0;                            // Unix time at which its certificate ends
+	bool operator==(const ApiClient &) const = default;
+};
+
 struct State {
 	uint64_t applied = 0;                           // index of the last entry, refused ones included
 	std::string uuid, name;                         // of the cluster; empty before cluster.init
@@ -349,6 +361,7 @@ struct State {
 	Authority authority;                            // of the cluster; see host/keys.h for why its key is here
 	std::map<std::string, Token> tokens;            // by the SHA-256 of the secret, in hex
 	std::map<std::string, std::string> options;     // of the cluster, those that are set (option.h)
+	std::map<std::string, ApiClient> clients;       // by name
 	bool operator==(const State &) const = default;
 
 	bool initialized() const { return !uuid.empty(); }

@@ -80,6 +80,9 @@ ApiBackend Daemon::backend()
 		return on_loop([this, name](JsonReply done) { init(name, std::move(done)); });
 	};
 	b.token = [this](uint64_t valid_s) { return on_loop([this, valid_s](JsonReply done) { token(valid_s, std::move(done)); }); };
+	b.client_cert = [this](const std::string &name, const std::string &role, uint64_t end_ms) {
+		return on_loop([=, this](JsonReply done) { client_cert(name, role, end_ms, std::move(done)); });
+	};
 	b.join = [this](const std::string &token, const std::string &address, unsigned port) -> Result<Json> {
 		if (Done left = kernel_is_free(); !left)
 			return left.error();

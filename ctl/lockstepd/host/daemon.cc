@@ -112,6 +112,7 @@ Done Daemon::start()
 			return known;
 	}
 	tls_.set_admission([this](const PeerCert &peer, bool established) { return not_a_member(peer, established); });
+	tls_.set_client_admission([this](const ClientCert &client) { return not_a_client(client); });
 	if (*file)
 		own_id_ = (*file)->host_id;
 	update_facts();
@@ -152,6 +153,7 @@ Done Daemon::start()
 					loop_.log(error);
 				update_facts();
 			}});
+	listener_.handlers().on_http = [this](const ClientCert &client, const std::string &, int fd) { api_->serve(fd, client); };
 	look_timer_.every(LOOK_PERIOD_MS, [this] {
 		if (reconciler_)
 			reconciler_->tick();
@@ -198,6 +200,7 @@ void Daemon::stop(const std::string &why)
 	if (stopping_)
 		return;
 	stopping_ = true;
+	listener_.handlers().on_http = nullptr;
 	loop_.log(fmt::format("stopping: {}; the kernel serves on", why));
 	api_stopper_ = std::thread([this] {
 		api_->stop();

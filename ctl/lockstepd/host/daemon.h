@@ -106,6 +106,8 @@ private:
 	void ask_whether_member();                              // while there is no leader
 	void keep_certificate();                                // renews it in time
 	void token(uint64_t valid_s, JsonReply done);
+	void client_cert(const std::string &name, const std::string &role, uint64_t end_ms, JsonReply done);
+	std::optional<std::string> not_a_client(const ClientCert &client) const;
 	Result<std::string> host_uuid() const;                  // kept on disk until the membership is
 	void init(const std::string &cluster_name, JsonReply done);
 	void join(const std::string &token, const std::string &address, unsigned port, JsonReply done);

@@ -103,6 +103,16 @@ void compare_volume(const State &before, const State &after, const Volume &v, st
 		changes.push_back({"volume", v.name, fmt::format("volume {}: {}", v.name, describe_record(after, v))});
 }
 
+void compare_clients(const State &before, const State &after, std::vector<Change> &changes)
+{
+	for (const auto &[name, c] : after.clients)
+		if (const auto known = before.clients.find(name); known == before.clients.end() || known->second != c)
+			changes.push_back({"cluster", after.name, fmt::format("{} has a certificate for the API ({})", name, c.role)});
+	for (const auto &[name, c] : before.clients)
+		if (!after.clients.contains(name))
+			changes.push_back({"cluster", after.name, fmt::format("{} has no certificate for the API any more", name)});
+}
+
 }    // namespace
 
 std::string describe_record(const State &state, const Volume &v)
@@ -126,6 +136,7 @@ std::vector<Change> changes_between(const State &before, const State &after)
 	if (!before.initialized() && after.initialized())
 		changes.push_back({"cluster", after.name, fmt::format("cluster {} ({})", after.name, after.uuid)});
 	compare_hosts(before, after, changes);
+	compare_clients(before, after, changes);
 	for (const auto &[key, pool] : after.pools)
 		if (!before.pool(pool.name, pool.host))
 			changes.push_back({"pool", pool.name, fmt::format("pool {} on host {}: {}{}{}", pool.name, after.host_name(pool.host), pool.vg,

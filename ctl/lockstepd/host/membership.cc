@@ -250,6 +250,32 @@ void Daemon::token(uint64_t valid_s, JsonReply done)
 	});
 }
 
+// A certificate for a client of the API, with a key of its own, which is told once.
+void Daemon::client_cert(const std::string &name, const std::string &role, uint64_t end_ms, JsonReply done)
+{
+	const std::string key = make_private_key();
+	const std::string public_key = *public_key_of(key);
+	const auto cert = issue_client_certificate(state_.authority, public_key, {state_.uuid, role, name, ""}, int64_t(end_ms / 1000));
+	if (!cert)
+		return done(cert.error());
+	Json entry = {{"op", "client.add"}, {"name", name}, {"role", role}, {"key", *key_digest(public_key)}, {"end_ms", end_ms}, {"now_ms", unix_ms()}};
+	propose(std::move(entry), [bundle = key + *cert + state_.authority.cert, end_ms, done = std::move(done)](Result<Json> answer) {
+		if (!answer)
+			return done(answer.error());
+		done(Json{{"bundle", bundle}, {"end_ms", end_ms}});
+	});
+}
+
+std::optional<std::string> Daemon::not_a_client(const ClientCert &client) const
+{
+	const auto known = state_.clients.find(client.name);
+	if (known == state_.clients.end() || known->second.key != client.key_digest || known->second.role != client.role)
+		return "its certificate was revoked, or made a moment ago";
+	if (known->second.end_ms <= unix_ms())
+		return "its certificate has ended";
+	return std::nullopt;
+}
+
 void Daemon::join(const std::string &token_text, const std::string &address, unsigned port, JsonReply done)
 {
 	if (member_)

@@ -25,7 +25,7 @@ namespace {
 
 constexpr const char *EPOCH = "19700101000000Z";
 constexpr const char *NO_END = "99991231235959Z";    // RFC 5280, 4.1.2.5: no well-defined end
-constexpr const char *URN = "urn:lockstep:";
+constexpr const char *URN = "urn:lockstep:", *CLIENT_URN = "urn:lockstep-client:";
 constexpr int SERIAL_BYTES = 16;
 
 std::string hex(const unsigned char *bytes, size_t n)
@@ -191,7 +191,10 @@ Authority make_authority(const std::string &cluster_uuid)
 	return made;
 }
 
-Result<std::string> issue_certificate(const Authority &authority, const std::string &public_key, const Subject &subject, int64_t end)
+namespace {
+
+Result<std::string> issue(const Authority &authority, const std::string &public_key, const std::string &common_name, const char *usage,
+			  const std::string &uri, int64_t end)
 {
 	const Key signer = read_private_key(authority.key);
 	const Cert issuer = read_cert(authority.cert);
@@ -200,7 +203,7 @@ Result<std::string> issue_certificate(const Authority &authority, const std::str
 	const Key key = read_public_key(public_key);
 	if (!key || !is_p256(key.get()))
 		return usage_error("a public key is damaged or not of our kind (ECDSA on P-256)");
-	const Cert cert = blank("host " + std::to_string(subject.host), key.get());
+	const Cert cert = blank(common_name, key.get());
 	const time_t end_time = time_t(end);
 	tm utc{};
 	char text[32];
@@ -210,11 +213,23 @@ Result<std::string> issue_certificate(const Authority &authority, const std::str
 	must(X509_set_issuer_name(cert.get(), X509_get_subject_name(issuer.get())));
 	extend(cert.get(), issuer.get(), NID_basic_constraints, "critical,CA:FALSE");
 	extend(cert.get(), issuer.get(), NID_key_usage, "critical,digitalSignature");
-	extend(cert.get(), issuer.get(), NID_ext_key_usage, "serverAuth,clientAuth");
-	extend(cert.get(), issuer.get(), NID_subject_alt_name,
-	       std::string("URI:") + URN + subject.cluster_uuid + ":" + std::to_string(subject.host) + ":" + std::to_string(subject.raft_id));
+	extend(cert.get(), issuer.get(), NID_ext_key_usage, usage);
+	extend(cert.get(), issuer.get(), NID_subject_alt_name, "URI:" + uri);
 	must(X509_sign(cert.get(), signer.get(), EVP_sha256()));
 	return pem_of(cert.get());
+}
+
+}    // namespace
+
+Result<std::string> issue_certificate(const Authority &authority, const std::string &public_key, const Subject &subject, int64_t end)
+{
+	return issue(authority, public_key, "host " + std::to_string(subject.host), "serverAuth,clientAuth",
+		     URN + subject.cluster_uuid + ":" + std::to_string(subject.host) + ":" + std::to_string(subject.raft_id), end);
+}
+
+Result<std::string> issue_client_certificate(const Authority &authority, const std::string &public_key, const ClientCert &client, int64_t end)
+{
+	return issue(authority, public_key, client.name, "clientAuth", CLIENT_URN + client.cluster_uuid + ":" + client.role + ":" + client.name, end);
 }
 
 Result<int64_t> end_of(const std::string &pem)
@@ -226,23 +241,46 @@ Result<int64_t> end_of(const std::string &pem)
 	return int64_t(timegm(&utc));
 }
 
-std::optional<PeerCert> read_peer_cert(X509 *cert)
+namespace {
+
+// The one name in it, if it is a URI: exactly one, so that there is nothing to choose from.
+std::optional<std::string> only_uri(X509 *cert)
 {
-	EVP_PKEY *key = X509_get0_pubkey(cert);
 	auto *names = static_cast<GENERAL_NAMES *>(X509_get_ext_d2i(cert, NID_subject_alt_name, nullptr, nullptr));
-	std::optional<PeerCert> found;
-	// Exactly one name, so that there is nothing to choose from.
-	if (key && names && sk_GENERAL_NAME_num(names) == 1) {
+	std::optional<std::string> found;
+	if (names && sk_GENERAL_NAME_num(names) == 1) {
 		const GENERAL_NAME *name = sk_GENERAL_NAME_value(names, 0);
-		if (name->type == GEN_URI) {
-			const auto *text = reinterpret_cast<const char *>(ASN1_STRING_get0_data(name->d.uniformResourceIdentifier));
-			const auto length = size_t(ASN1_STRING_length(name->d.uniformResourceIdentifier));
-			if (const auto subject = parse_urn({text, length}))
-				found = PeerCert{*subject, digest_of(key)};
-		}
+		if (name->type == GEN_URI)
+			found = std::string(reinterpret_cast<const char *>(ASN1_STRING_get0_data(name->d.uniformResourceIdentifier)),
+					    size_t(ASN1_STRING_length(name->d.uniformResourceIdentifier)));
 	}
 	GENERAL_NAMES_free(names);
 	return found;
+}
+
+}    // namespace
+
+std::optional<PeerCert> read_peer_cert(X509 *cert)
+{
+	EVP_PKEY *key = X509_get0_pubkey(cert);
+	const auto uri = only_uri(cert);
+	const auto subject = uri ? parse_urn(*uri) : std::nullopt;
+	if (!key || !subject)
+		return std::nullopt;
+	return PeerCert{*subject, digest_of(key)};
+}
+
+std::optional<ClientCert> read_client_cert(X509 *cert)
+{
+	EVP_PKEY *key = X509_get0_pubkey(cert);
+	const auto uri = only_uri(cert);
+	if (!key || !uri || !uri->starts_with(CLIENT_URN))
+		return std::nullopt;
+	const std::string rest = uri->substr(std::string_view(CLIENT_URN).size());
+	const size_t first = rest.find(':'), second = first == rest.npos ? rest.npos : rest.find(':', first + 1);
+	if (second == rest.npos || first == 0 || second == first + 1 || second + 1 == rest.size() || rest.find(':', second + 1) != rest.npos)
+		return std::nullopt;
+	return ClientCert{rest.substr(0, first), rest.substr(first + 1, second - first - 1), rest.substr(second + 1), digest_of(key)};
 }
 
 }    // namespace lockstep

@@ -102,6 +102,7 @@ struct Listener::Impl : std::enable_shared_from_this<Listener::Impl> {
 	void refuse(const std::string &peer, const std::string &why);
 	void dispatch(HalfOpen *h, const Hello &hello);
 	void serve(const Hello &hello, const std::string &peer, int fd);
+	void serve_http(HalfOpen *h);
 	void request(uint64_t id, json frame);
 };
 
@@ -218,6 +219,10 @@ void Listener::Impl::ready(HalfOpen *h)
 			return;
 		}
 		h->secured = true;
+	}
+	if (h->tls->http()) {
+		serve_http(h);
+		return;
 	}
 	switch (h->reader.read(*h->tls)) {
 	case HelloReader::Step::more:
@@ -337,6 +342,37 @@ void Listener::Impl::dispatch(HalfOpen *h, const Hello &hello)
 		handlers.on_link(hello, *fd);
 	else
 		serve(hello, peer, *fd);
+}
+
+void Listener::Impl::serve_http(HalfOpen *h)
+{
+	auto session = std::move(h->tls);
+	const std::string peer = h->peer;
+	drop(h);
+	const auto client = session->client();
+	std::string no;
+	if (!client)
+		no = "it shows no certificate of a client of the API";
+	else if (client->cluster_uuid != identity.cluster_uuid)
+		no = "its certificate is of another cluster";
+	else if (!handlers.on_http)
+		no = "this host serves no clients now";
+	else
+		no = tls.objection(*client).value_or("");
+	if (no.empty()) {
+		set_dead_peer_detection(session->fd());
+		const auto fd = tls.stream_end(std::move(session));
+		if (fd)
+			return handlers.on_http(*client, peer, *fd);
+		refuse(peer, fd.error().message);
+		return;
+	}
+	refuse(peer + (client ? " (" + client->name + ", api)" : " (unnamed, api)"), no);
+	const std::string body = json{{"status", int(Status::forbidden)}, {"code", "not-admitted"}, {"message", "this cluster's API is not for you: " + no}}.dump();
+	const std::string text = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: " +
+				 std::to_string(body.size()) + "\r\n\r\n" + body;
+	session->write(text.data(), text.size());    // into the socket's buffer, or not at all
+	session->shut();
 }
 
 void Listener::Impl::serve(const Hello &hello, const std::string &peer, int fd)

@@ -11,6 +11,9 @@
 // claims to be, and Tls::objection() must let it in. Without a certificate only a join request is taken. While this host is in
 // no cluster, it has no certificate, and each connection is closed at once.
 //
+// A client of the API says in its handshake that it speaks HTTP (tls.h). With a certificate that the authority has signed and
+// Tls::objection() lets in it is handed to on_http; with none it is told so by HTTP 403 and closed.
+//
 // Nothing a stranger sends can hold more than HALF_OPEN_MAX descriptors, some 50 KiB each, for HELLO_TIMEOUT_MS; when there are
 // that many, the oldest gives way to a new one, since a host of ours is through with its hello in milliseconds. Refusals of
 // the same address for the same reason are logged once in REFUSAL_QUIET_MS.
@@ -51,6 +54,7 @@ struct ListenerHandlers {
 	// An empty handler refuses the purpose.
 	std::function<void(const Hello &, int fd)> on_raft;    // set by ConsensusLog
 	std::function<void(const Hello &, int fd)> on_link;    // set by Links
+	std::function<void(const ClientCert &, const std::string &peer_address, int fd)> on_http;
 	std::function<void(int peer_host, uint32_t lane, uint32_t lanes, uint64_t link_generation, int fd)> on_lane;
 
 	// Join and api connections: a request, and the function that answers it (any time later, at most once, on the loop

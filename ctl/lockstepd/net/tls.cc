@@ -129,6 +129,18 @@ struct TlsCallbacks {
 		}
 	}
 
+	// Hosts offer nothing, and get nothing.
+	static int choose_protocol(SSL *ssl, const unsigned char **chosen, unsigned char *length, const unsigned char *offered, unsigned bytes, void *)
+	{
+		static const unsigned char HTTP[] = "\x08http/1.1";
+		unsigned char *found = nullptr;
+		if (SSL_select_next_proto(&found, length, HTTP, sizeof HTTP - 1, offered, bytes) != OPENSSL_NPN_NEGOTIATED)
+			return SSL_TLSEXT_ERR_ALERT_FATAL;
+		*chosen = found;
+		session(ssl)->http_ = true;
+		return SSL_TLSEXT_ERR_OK;
+	}
+
 	static void message(int sending, int, int type, const void *, size_t, SSL *ssl, void *)
 	{
 		TlsSession *s = session(ssl);
@@ -157,6 +169,8 @@ std::shared_ptr<SSL_CTX> make_context(bool listening)
 	SSL_CTX_set_mode(c, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
 	SSL_CTX_set_keylog_callback(c, TlsCallbacks::key_log);
 	SSL_CTX_set_msg_callback(c, TlsCallbacks::message);
+	if (listening)
+		SSL_CTX_set_alpn_select_cb(c, TlsCallbacks::choose_protocol, nullptr);
 	return ctx;
 }
 
@@ -274,7 +288,9 @@ TlsSession::Step TlsSession::handshake()
 	}
 	if (X509 *cert = SSL_get0_peer_certificate(ssl_)) {
 		peer_ = read_peer_cert(cert);
-		if (!peer_) {
+		if (!peer_ && listening_)
+			client_ = read_client_cert(cert);
+		if (!peer_ && !client_) {
 			error_ = "its certificate names no host";
 			return Step::bad;
 		}
@@ -569,14 +585,25 @@ std::optional<std::string> Tls::objection(const PeerCert &peer) const
 	return objection_ ? objection_(peer, false) : std::nullopt;
 }
 
+void Tls::set_client_admission(std::function<std::optional<std::string>(const ClientCert &)> objection)
+{
+	client_objection_ = std::move(objection);
+}
+
+std::optional<std::string> Tls::objection(const ClientCert &client) const
+{
+	return client_objection_ ? client_objection_(client) : "this host serves no clients now";
+}
+
 void Tls::recheck()
 {
 	for (auto &[id, relay] : relays_) {
 		const auto &peer = relay->session->peer();
-		const auto why = peer && objection_ ? objection_(*peer, true) : std::nullopt;
+		const auto &client = relay->session->client();
+		const auto why = client ? objection(*client) : peer && objection_ ? objection_(*peer, true) : std::nullopt;
 		if (!why || relay->cut)
 			continue;
-		loop_.log("cut a connection with host " + std::to_string(peer->subject.host) + ": " + *why);
+		loop_.log("cut a connection with " + (client ? "API client " + client->name : "host " + std::to_string(peer->subject.host)) + ": " + *why);
 		relay->cut = true;
 		pump_later(id);
 	}

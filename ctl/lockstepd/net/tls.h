@@ -18,6 +18,8 @@
 //                 nothing until it has the answer, and the listening side nothing before. No ticket and no key update can
 //                 come later since neither side makes any.
 //
+// A program that wants the API says so in its handshake (ALPN "http/1.1") and goes on with HTTP in place of the hello; see listener.h.
+//
 // Who is let in: a certificate that the cluster's authority has signed and for which admission() has no objection. The latter
 // is asked at each handshake, and by recheck() for all relays: that cuts a removed host's connections.
 //
@@ -82,6 +84,9 @@ public:
 
 	// Who the other side is, after the handshake. nullopt: it showed no certificate, as a host that wants to join.
 	const std::optional<PeerCert> &peer() const { return peer_; }
+	// ... or which client of the API; peer() is nullopt then.
+	const std::optional<ClientCert> &client() const { return client_; }
+	bool http() const { return http_; }      // it said that it wants HTTP
 
 	// Fails when bytes are left in OpenSSL's buffers.
 	Result<TrafficKeys> traffic_keys(bool sending) const;
@@ -102,6 +107,8 @@ private:
 	bool finished_ = false;    // the handshake
 	std::string error_;
 	std::optional<PeerCert> peer_;
+	std::optional<ClientCert> client_;
+	bool http_ = false;
 	std::string secret_[2];    // of the listening, of the connecting side
 	uint64_t records_[2] = {};    // received, sent since the handshake
 	uint64_t rekey_at_ = UINT64_MAX;
@@ -129,6 +136,9 @@ public:
 	using Admission = std::function<std::optional<std::string>(const PeerCert &, bool established)>;
 	void set_admission(Admission objection);
 	std::optional<std::string> objection(const PeerCert &peer) const;
+	// The same for clients of the API. Unset: none is let in.
+	void set_client_admission(std::function<std::optional<std::string>(const ClientCert &)> objection);
+	std::optional<std::string> objection(const ClientCert &client) const;
 
 	// The objection to a host whose membership has ended for good: it is told so (HelloAnswer::removed).
 	static constexpr const char *REMOVED = "it was removed from the cluster";
@@ -162,6 +172,7 @@ private:
 	LaneEnd lane_end_;
 	std::shared_ptr<ssl_ctx_st> listening_, connecting_;
 	Admission objection_;
+	std::function<std::optional<std::string>(const ClientCert &)> client_objection_;
 	std::map<uint64_t, std::unique_ptr<Relay>> relays_;
 	uint64_t next_relay_ = 1;
 	std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);    // for what was posted to the loop

@@ -66,8 +66,8 @@ public:
 	bool differs_for_ever = false;
 	std::set<HostId> closing;               // hosts that have closed everything; the log hears of it after they were asked
 
-	explicit FakeDaemon(unsigned hosts = 3, unsigned effect_timeout_ms = 5000)
-		: server_(backend(), {socket_path(), effect_timeout_ms, STARTING_TIMEOUT_MS})
+	explicit FakeDaemon(unsigned hosts = 3, unsigned effect_timeout_ms = 5000, const ApiLimits &limits = {})
+		: server_(backend(), {socket_path(), effect_timeout_ms, STARTING_TIMEOUT_MS, limits})
 	{
 		if (!hosts)
 			facts.host = facts.leader = 0;
@@ -355,6 +355,12 @@ private:
 		};
 		b.token = [](uint64_t valid_s) -> Result<nlohmann::json> {
 			return nlohmann::json{{"token", "lks1token" + std::to_string(valid_s)}, {"end_ms", 5}};
+		};
+		b.client_cert = [this](const std::string &name, const std::string &role, uint64_t end_ms) -> Result<nlohmann::json> {
+			if (!quorum)
+				return failed("no quorum: a majority of the hosts must be online");
+			good({{"op", "client.add"}, {"name", name}, {"role", role}, {"key", std::string(64, '7')}, {"end_ms", end_ms}, {"now_ms", NOW_MS}});
+			return nlohmann::json{{"bundle", "key and certificates of " + name + "\n"}, {"end_ms", end_ms}};
 		};
 		b.recover = [this](const RecoverRequest &request) -> Result<nlohmann::json> {
 			const auto &[dead, yes, disks, copies] = request;

@@ -405,3 +405,66 @@ TEST_CASE("two of five survive: the log that holds more goes on, the other host 
 	CHECK(d.raft_id(second) > 1ull << 32);
 	REQUIRE(d.changes(second, "54"));
 }
+
+TEST_CASE("clients ask any host over TLS, as their certificates say; one that is revoked is cut off everywhere")
+{
+	Daemons d(2);
+	const auto client = [&](int host, const std::string &bundle) { return Client(Remote{"127.0.0.1", std::to_string(d.ports[host]), bundle}); };
+	const auto made = [&](const std::string &name, const std::string &role, uint64_t valid_s = 3600) {
+		auto answer = d.post(1, "/v1/cluster/certs/" + name, {{"role", role}, {"valid_s", valid_s}});
+		INFO((answer ? "" : answer.error().message));
+		REQUIRE(answer);
+		return (*answer)["bundle"].get<std::string>();
+	};
+	const std::string reader = made("reader", "read-only"), boss = made("boss", "admin");
+	// The other host may hear of it a moment later.
+	const auto known = [&](const std::string &bundle) { return d.wait([&] { return bool(client(2, bundle).get("/v1/status")); }); };
+	REQUIRE(known(reader));
+	REQUIRE(known(boss));
+	for (int host : {1, 2}) {
+		const auto status = client(host, reader).get("/v1/status");
+		REQUIRE(status);
+		CHECK((*status)["hosts"].size() == 2);
+		const auto text = client(host, reader).get_text("/metrics");
+		REQUIRE(text);
+		CHECK(text->starts_with("#"));
+		const auto no = client(host, reader).post("/v1/options/auto-evict-minutes", {{"value", "7"}});
+		REQUIRE_FALSE(no);
+		CHECK(no.error().code == "read-only");
+		const auto yes = client(host, boss).post("/v1/options/auto-evict-minutes", {{"value", std::to_string(host + 10)}});
+		INFO((yes ? "" : yes.error().message));
+		CHECK(yes);
+		CHECK(client(host, boss).post("/v1/cluster/token", json::object()).error().code == "root-only");
+	}
+	// A long poll over TLS ends when its certificate is revoked, on a host that was not asked to.
+	const auto open_there = [&] { return std::distance(fs::directory_iterator("/proc/" + std::to_string(d.pids[2]) + "/fd"), {}); };
+	auto before = open_there();
+	REQUIRE(d.wait([&, same = 0]() mutable {    // until those of earlier requests are closed
+		same = open_there() == before ? same + 1 : 0;
+		before = open_there();
+		return same >= 10;
+	}));
+	const auto begin = std::chrono::steady_clock::now();
+	std::thread poll([&] { CHECK_FALSE(client(2, reader).get("/v1/wait?index=999999999&ms=30000", 60)); });
+	// The connection, and its two ends inside of the daemon.
+	CHECK(d.wait([&] { return open_there() >= before + 3; }));
+	CHECK(Client(d.socket_of(1)).del("/v1/cluster/certs/reader"));
+	poll.join();
+	CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(10));
+	CHECK(d.log(2).find("cut a connection with API client reader: its certificate was revoked") != std::string::npos);
+	const auto later = client(2, reader).get("/v1/status");
+	REQUIRE_FALSE(later);
+	CHECK(later.error().code == "not-admitted");
+	// Made again under the same name, the earlier one counts no more.
+	const std::string second = made("boss", "read-only");
+	CHECK(client(1, boss).get("/v1/status").error().code == "not-admitted");
+	CHECK(client(1, second).get("/v1/status"));
+	// It outlives a restart of the daemon.
+	d.kill(1);
+	d.start(1);
+	REQUIRE(d.wait([&] { return bool(client(1, second).get("/v1/status")); }));
+	CHECK_FALSE(client(1, boss).get("/v1/status"));
+	// And one that ends, ends.
+	const std::string brief = made("brief", "admin", 1);
+	CHECK(d.wait([&] { return !client(1, brief).get("/v1/status"); }));
+}

@@ -488,4 +488,14 @@ TEST_CASE("the journal tells what changed, in words")
 	before = after;
 	after.volumes.clear();
 	CHECK(differences(before, after) == std::vector<std::string>{"volume db1: is gone"});
+	// Who may use the API is logged, too.
+	before = after;
+	after.clients["boss"] = {"admin", "k", 5};
+	CHECK(differences(before, after) == std::vector<std::string>{"boss has a certificate for the API (admin)"});
+	before = after;
+	after.clients["boss"].key = "l";
+	CHECK(differences(before, after) == std::vector<std::string>{"boss has a certificate for the API (admin)"});
+	before = after;
+	after.clients.clear();
+	CHECK(differences(before, after) == std::vector<std::string>{"boss has no certificate for the API any more"});
 }
