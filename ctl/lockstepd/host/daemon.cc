@@ -80,7 +80,9 @@ uint64_t unix_ms()
 
 Daemon::Daemon(HostConfig config)
 	: config_(std::move(config)), tls_(loop_), listener_(loop_, tls_), dialer_(loop_, tls_), links_(loop_, listener_, dialer_, link_options(config_)),
-	  kernel_(kernel_over_netlink(config_.name)), lvm_(lvm_tools()), look_timer_(loop_), lead_timer_(loop_), cert_timer_(loop_), rejoin_timer_(loop_),
+	  kernel_(kernel_over_netlink(config_.name)), lvm_(lvm_tools()),
+	  decisions_([this](Json entry, JsonReply done) { propose(std::move(entry), std::move(done)); }, [this](const std::string &line) { loop_.log(line); }),
+	  look_timer_(loop_), lead_timer_(loop_), cert_timer_(loop_), rejoin_timer_(loop_),
 	  published_(std::make_shared<State>())
 {
 	loop_.set_log(log_line);
@@ -263,6 +265,7 @@ Done Daemon::serve(const HostFile &file)
 	log_->on_role_change([this](bool is_leader, int leader) {
 		leader_since_ms_ = Loop::now_ms();
 		life_clock_.forget();
+		decisions_.forget();
 		loop_.log(is_leader ? "this host leads the cluster"
 				    : leader ? fmt::format("{} leads the cluster", state_.host(leader) ? "host " + state_.host_name(leader)
 													: fmt::format("host {}", leader))
@@ -614,23 +617,13 @@ void Daemon::lead()
 	}
 	if (state_.initialized())
 		count_time();
-	if (deciding_)
+	if (decisions_.busy())
 		return;
 	if (!state_.initialized()) {
 		found_cluster();
 		return;
 	}
-	for (Json &entry : decide(state_, liveness(), unix_ms())) {
-		deciding_++;
-		propose(std::move(entry), [this](Result<Json> answer) {
-			deciding_--;
-			const std::string error = answer ? "" : answer.error().message;
-			if (!error.empty() && error != lead_error_)
-				loop_.log("a decision was not carried out: " + error);
-			lead_error_ = error;
-			lead();
-		});
-	}
+	decisions_.propose(decide(state_, liveness(), unix_ms()), Loop::now_ms(), [this] { lead(); });
 }
 
 void Daemon::propose(Json entry, JsonReply done)

@@ -33,6 +33,7 @@
 #include "lockstepd/consensus/host_file.h"
 #include "lockstepd/consensus/log.h"
 #include "lockstepd/host/config.h"
+#include "lockstepd/host/decisions.h"
 #include "lockstepd/host/kernel.h"
 #include "lockstepd/host/lanes.h"
 #include "lockstepd/host/lvm.h"
@@ -154,6 +155,7 @@ private:
 	Lvm lvm_;
 	std::optional<HostFile> member_;
 	State state_;
+	Decisions decisions_;                                   // before log_, which answers what it still has when it goes
 	std::unique_ptr<ConsensusLog> log_;
 	std::unique_ptr<Reconciler> reconciler_;
 	std::unique_ptr<Lanes> lanes_;
@@ -167,8 +169,6 @@ private:
 	std::vector<LinkPeer> first_peers_;                     // from the answer to a join, until the State tells
 	bool change_posted_ = false;
 	bool stopping_ = false;
-	unsigned deciding_ = 0;                                 // decisions proposed and not answered
-	std::string lead_error_;                                // why the last one was not carried out
 	uint64_t leader_since_ms_ = 0;
 	LifeClock life_clock_;
 	bool counting_ = false;                                 // a life.elapsed is under way
