@@ -177,3 +177,36 @@ def test_recover_witness(lab):
     good, line = more.check(a)
     assert good, line
     assert_same(cluster, 'v1')
+
+
+@pytest.mark.slow
+def test_recover_boot_alone(cluster):
+    """A host that was lost boots while its network is dead: it assembles its replica from its own copy of the log, by then out of date, and
+    waits. It has no device and serves nothing until it has heard the others, who have gone on; then it catches up."""
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    healthy(a, 'v1')
+    log = SyncLog(c, device)
+    log.wait_for_more(100)
+    a.kill()
+    log.wait_for_more(100, 60)
+    a.link('storage', up=False, silent=True)
+    a.power_on()
+    wait(a.daemon_answers, 60, 'lockstepd of alpha to answer')
+    mine = wait(lambda: next((r for r in (cluster.volume('v1', a) or {'replicas': []})['replicas'] if r['host'] == 'alpha' and r['lv_path']), None),
+                90, 'alpha to assemble its replica')
+    # As the copy has it; the others know better.
+    assert mine['state'] == 'insync' and not mine['attached'], mine
+    assert cluster.volume('v1', a)['health'] != 'ok'
+    assert not cluster.status(a)['cluster']['quorum']
+    assert next(r for r in cluster.volume('v1', b)['replicas'] if r['host'] == 'alpha')['state'] == 'stale'
+    log.wait_for_more(50)
+    assert a.run(f'test -e {device}', check=False).status != 0, 'a device was made without the log'
+    a.link('storage', up=True, silent=True)
+    healthy(c, 'v1', 180)
+    wait(lambda: a.run(f'test -b {device}', check=False).status == 0, 30, 'the device on alpha')
+    log.wait_for_more(50)
+    log.stop()
+    good, line = log.check(a)
+    assert good, line
+    assert_same(cluster, 'v1')

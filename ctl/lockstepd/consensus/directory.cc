@@ -257,12 +257,16 @@ Done note_reached(const std::string &dir, Reached r)
 	return write_file_durably(dir + "/reached", std::to_string(r.term) + " " + std::to_string(r.index) + "\n");
 }
 
-Done check_reached(const ConsensusOptions &options)
+Reached read_reached(const std::string &dir)
 {
 	Reached noted;
-	std::ifstream in(options.dir + "/reached");
-	if (!(in >> noted.term >> noted.index))
-		return Nothing{};
+	std::ifstream in(dir + "/reached");
+	return in >> noted.term >> noted.index ? noted : Reached{};
+}
+
+Done check_reached(const ConsensusOptions &options)
+{
+	const Reached noted = read_reached(options.dir);
 	ConsensusLog::Position at;
 	uint64_t term = 0;
 	int status = 0;
@@ -361,6 +365,8 @@ Done ConsensusLog::recover(const ConsensusOptions &options)
 		return failed("cannot put the recovered log in place as " + dir + ": " + error.message());
 	return flush(fs::path(dir).parent_path().string());
 }
+
+uint64_t ConsensusLog::known_committed(const ConsensusOptions &options) { return read_reached(options.dir).index; }
 
 Result<ConsensusLog::Position> ConsensusLog::replay(const ConsensusOptions &options, StateMachine machine)
 {

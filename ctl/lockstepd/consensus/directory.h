@@ -22,6 +22,7 @@ struct Reached {
 	uint64_t term = 0, index = 0;
 };
 Done note_reached(const std::string &dir, Reached reached);
+Reached read_reached(const std::string &dir);               // zeros: nothing was noted
 Done check_reached(const ConsensusOptions &options);    // an Error, LOG_DAMAGED, if the directory has less than was noted
 
 // What a snapshot holds: `state` is the state machine's, `once` is filled with the rest.

@@ -697,12 +697,13 @@ void ConsensusLog::Impl::became_leader()
 	});
 }
 
-// Once a second, if anything has changed: what is applied is on this disk.
+// Once a second, if anything has changed: what is applied is on this disk. Never less than before: after a start nothing is applied but the
+// snapshot until a leader has been heard.
 void ConsensusLog::Impl::note()
 {
 	if (!ready)
 		return;
-	const Reached now = {lks_raft_term(raft), lks_raft_applied(raft)};
+	const Reached now = {std::max<uint64_t>(noted.term, lks_raft_term(raft)), std::max<uint64_t>(noted.index, lks_raft_applied(raft))};
 	if (now.term == noted.term && now.index == noted.index)
 		return;
 	noted = now;
@@ -778,6 +779,7 @@ Done ConsensusLog::Impl::start()
 		die("consensus was started twice");
 	if (Done whole = check_reached(options); !whole)
 		return whole;
+	noted = read_reached(options.dir);
 	char errmsg[LKS_RAFT_ERRMSG_BYTES];
 	const lks_raft_ops callbacks = ops();
 	const std::string address = encode_member(options.self);

@@ -107,6 +107,10 @@ public:
 	};
 	static Result<Position> replay(const ConsensusOptions &options, StateMachine machine);
 
+	// Up to which entry the log in `options.dir` is known to be committed, without asking anybody: what this host had applied a second ago
+	// at most when it was last up. What is behind it may be committed, or not. 0: nothing is known.
+	static uint64_t known_committed(const ConsensusOptions &options);
+
 	// Takes over listener.handlers().on_raft and the verbs "consensus.*" of links.
 	ConsensusLog(Loop &loop, Listener &listener, Dialer &dialer, Links &links, ConsensusOptions options, StateMachine machine);
 	~ConsensusLog();    // requires closed() or never started

@@ -327,6 +327,7 @@ void Daemon::wire_reconciler()
 	world.dumped = [this] { look(); };
 	world.host_refused = [this] { update_facts(); };
 	world.quorum = [this] { return log_->leader() != 0; };
+	world.last_known = [this] { return last_known_.get(); };
 	world.removed = [this] { removed(); };
 	reconciler_ = std::make_unique<Reconciler>(member_->host_id, std::move(world));
 	reconciler_->module_changed(config_.witness ? "this host is a witness: it has no replicas and no devices" : module_error_);
@@ -503,7 +504,8 @@ void Daemon::state_changed()
 
 void Daemon::publish()
 {
-	auto next = std::make_shared<const State>(state_);
+	const bool recalled = last_known_ && last_known_->state.applied > state_.applied;    // to look at; nothing is decided from it
+	auto next = std::make_shared<const State>(recalled ? last_known_->state : state_);
 	std::shared_ptr<const State> before;
 	{
 		std::lock_guard hold(shared_lock_);
@@ -523,6 +525,7 @@ void Daemon::look()
 {
 	if (!member_ || stopping_)
 		return;
+	recall();
 	lanes_->look();
 	report_soft();
 	keep_address();

@@ -50,6 +50,8 @@ namespace lockstep {
 constexpr uint64_t LOOK_PERIOD_MS = 100;         // reconciler and lanes
 constexpr uint64_t LEAD_PERIOD_MS = 250;         // the leader's decisions
 constexpr uint64_t ELECTED_GRACE_MS = 1500;      // a new leader calls nobody offline: links may just be coming back
+constexpr uint64_t UNHEARD_MS = 5000;            // without a leader: then this host's own copy of the log is asked
+constexpr uint64_t RECALL_RETRY_MS = 30'000;
 constexpr uint64_t SOFT_LEAST_MS = 500;          // between two reports about oneself
 constexpr uint64_t IN_USE_TIMEOUT_MS = 1000;     // for another host to say that it uses a volume
 constexpr uint64_t JOIN_TIMEOUT_MS = 12'000;
@@ -140,6 +142,9 @@ private:
 	void rebuild_answer(Rebuilding &r, const std::string &name, const Result<Json> &answer);
 	void rebuild_decide(std::shared_ptr<Rebuilding> r);
 
+	// assemble.cc
+	void recall();
+
 	// backend.cc
 	ApiBackend backend();
 	Result<Json> on_loop(std::function<void(JsonReply)> task, unsigned timeout_ms = CALL_TIMEOUT_MS);
@@ -172,6 +177,9 @@ private:
 	uint64_t leader_since_ms_ = 0;
 	LifeClock life_clock_;
 	bool counting_ = false;                                 // a life.elapsed is under way
+	std::unique_ptr<const LastKnown> last_known_;           // until the log has been heard
+	uint64_t recall_not_before_ms_ = 0;
+	bool recalling_ = false;
 	bool was_listed_ = false;                               // this host is among the State's
 	std::map<HostId, uint64_t> known_since_ms_;             // when this daemon began to look for a host
 	uint64_t founding_ms_ = 0;

@@ -56,6 +56,7 @@ const char *sync_text(uint8_t state)
 std::string vg_key(const std::string &vg) { return "vg:" + vg; }
 std::string config_key(uint32_t vid) { return fmt::format("config:{}", vid); }
 std::string replica_key(uint32_t vid) { return fmt::format("replica:{}", vid); }
+KernelVolumeSpec kernel_spec(const Volume &v) { return {v.vid, v.uuid, v.name, v.minor, v.size_bytes, v.block_size, v.cls}; }
 std::string serve_key(uint32_t vid) { return fmt::format("serve:{}", vid); }
 
 Reconciler::Reconciler(HostId self, ReconcilerWorld world) : self_(self), world_(std::move(world)) {}
@@ -91,6 +92,8 @@ void Reconciler::finish(Task &task, const std::string &object, const Done &resul
 std::string Reconciler::object_name(uint32_t vid) const
 {
 	const Volume *v = world_.state().volume(vid);
+	if (const LastKnown *known = last_known(); !v && known)
+		v = known->state.volume(vid);
 	return v ? "volume " + v->name : fmt::format("volume {}", vid);
 }
 
@@ -326,6 +329,8 @@ void Reconciler::look()
 	do {
 		look_again_ = false;
 		sync();
+		if (!synced_)
+			assemble();
 		if (!synced_ || !world_.state().host(self_))    // a host that was removed makes nothing anew
 			continue;
 		if (dump_wanted_ && !dumping_ && world_.now_ms() - dumped_ms_ >= DUMP_LEAST_MS)
@@ -452,11 +457,11 @@ void Reconciler::look_config(const Volume &v, const KernelVolume *k, VolumeWork 
 {
 	if (!may(w.config))
 		return;
+	// This kernel knows nothing of any session: whatever the log lists for this host is over.
+	if (const Opener *mine = v.opener(self_); mine && (!k || !k->noted_version))
+		w.ended = std::max(w.ended, mine->session);
 	if (!k) {
-		// This kernel knows nothing of any session: whatever the log lists for this host is over.
-		if (const Opener *mine = v.opener(self_))
-			w.ended = std::max(w.ended, mine->session);
-		KernelVolumeSpec spec = {v.vid, v.uuid, v.name, v.minor, v.size_bytes, v.block_size, v.cls};
+		const KernelVolumeSpec spec = kernel_spec(v);
 		w.tune.reset();
 		w.node_seen = false;
 		act(v.vid, &VolumeWork::config, config_key(v.vid), [kernel = world_.kernel, spec] { return kernel.volume_add(spec); });

@@ -11,8 +11,8 @@
 // of the log that was begun after it had been attached (rule S3), and never before the log calls it suspect if it is (S1);
 // an LV is gone before the log forgets the replica.
 //
-// Nothing at all is done before one barrier has succeeded: an old state could have this host make or remove what the
-// cluster has long changed its mind about. The kernel serves on meanwhile.
+// Nothing is made, removed or let take part before one barrier has succeeded: an old state could have this host make or remove what the
+// cluster has long changed its mind about. The kernel serves on meanwhile; what it lost in a reboot is assembled (assemble.cc).
 //
 // Runs on the loop thread. Blocking steps go to worker threads by ReconcilerWorld::run.
 #pragma once
@@ -32,6 +32,7 @@
 #include "lib/error.h"
 #include "lockstepd/cluster/state.h"
 #include "lockstepd/host/kernel.h"
+#include "lockstepd/host/last_known.h"
 #include "lockstepd/host/lvm.h"
 #include "lockstepd/host/metadata.h"
 #include "lockstepd/host/snapshot_copy.h"
@@ -75,6 +76,7 @@ struct ReconcilerWorld {
 	std::function<void()> dumped;                                  // a new dump is there
 	std::function<void()> host_refused;                            // host_refused() has changed
 	std::function<bool()> quorum;                                  // there is a leader; unset: always
+	std::function<const LastKnown *()> last_known;                 // while nobody has been heard; nullptr or unset: not read (yet)
 	std::function<void()> removed;                                 // this host is in the cluster no more
 };
 
@@ -222,6 +224,11 @@ private:
 	void propose_change(const KernelEvent &event);
 	void refused(const Volume &v, HostId holder, VolumeWork &w);
 
+	// assemble.cc
+	const LastKnown *last_known() const;
+	void assemble();
+	void assemble(const State &state, const Volume &v);
+
 	// serving.cc
 	void look_serving(const Volume &v, const KernelVolume &k, VolumeWork &w);
 	bool look_holds(const Volume &v, const KernelVolume &k, VolumeWork &w);
@@ -267,7 +274,7 @@ private:
 	void hold_changed(uint32_t vid);
 	bool hold_is_wanted(uint32_t vid, uint64_t hold) const;
 	Result<ReplicaLv> lv_of(const Volume &v, const Replica &r) const;
-	Result<ReplicaLv> lv_in(const Volume &v, const std::string &pool, uint64_t md_offset) const;
+	Result<ReplicaLv> lv_in(const State &state, const Volume &v, const std::string &pool, uint64_t md_offset) const;
 	ReplicaMetadata metadata_of(const Volume &v, const Replica &r, const ReplicaLv &lv) const;
 	bool leaving() const;                          // this host is being removed from the cluster
 
@@ -307,6 +314,7 @@ std::string vg_key(const std::string &vg);
 std::string config_key(uint32_t vid);
 std::string replica_key(uint32_t vid);
 std::string serve_key(uint32_t vid);
+KernelVolumeSpec kernel_spec(const Volume &v);
 Done outcome(const Result<nlohmann::json> &answer);
 
 }    // namespace lockstep

@@ -11,18 +11,18 @@
 
 namespace lockstep {
 
-Result<ReplicaLv> Reconciler::lv_in(const Volume &v, const std::string &pool_name, uint64_t md_offset) const
+Result<ReplicaLv> Reconciler::lv_in(const State &state, const Volume &v, const std::string &pool_name, uint64_t md_offset) const
 {
-	const Pool *pool = world_.state().pool(pool_name, self_);
+	const Pool *pool = state.pool(pool_name, self_);
 	if (!pool)
-		return not_found(fmt::format("host {} has no pool {}", world_.state().host_name(self_), pool_name));
+		return not_found(fmt::format("host {} has no pool {}", state.host_name(self_), pool_name));
 	ReplicaLv lv;
 	lv.vg = pool->vg;
 	lv.thin_pool = pool->kind == PoolKind::thin ? pool->thin_lv : "";
 	lv.vid = v.vid;
 	lv.uuid = v.uuid;
 	lv.size_bytes = replica_lv_bytes(md_offset, v.size_bytes, v.block_size);
-	lv.cluster = world_.state().uuid;
+	lv.cluster = state.uuid;
 	lv.name = v.name;
 	lv.pool = pool_name;
 	lv.shared = v.cls == LKS_SHARED;
@@ -31,7 +31,7 @@ Result<ReplicaLv> Reconciler::lv_in(const Volume &v, const std::string &pool_nam
 
 Result<ReplicaLv> Reconciler::lv_of(const Volume &v, const Replica &r) const
 {
-	auto lv = lv_in(v, r.pool, r.md_offset);
+	auto lv = lv_in(world_.state(), v, r.pool, r.md_offset);
 	if (lv)
 		lv->added = r.added;
 	return lv;
@@ -104,7 +104,7 @@ void Reconciler::make_replica(const Volume &v, const Replica &r, VolumeWork &w)
 
 void Reconciler::purge(const Volume &v, const std::string &pool, uint64_t md_offset, VolumeWork &w)
 {
-	auto lv = lv_in(v, pool, md_offset);
+	auto lv = lv_in(world_.state(), v, pool, md_offset);
 	if (!lv) {
 		finish(w.replica, object_name(v.vid), lv.error());
 		return;

@@ -157,6 +157,30 @@ TEST_CASE("a lost majority: one log is read while it is in use, goes on alone un
 	c.put(3, put_entry("both"));
 }
 
+TEST_CASE("how far the log is known to be committed is noted, and stays known through starts that hear nobody")
+{
+	Hosts c(3);
+	for (int i = 0; i < 20; i++)
+		c.put(1, put_entry(std::to_string(i)));
+	const ConsensusOptions options = c.node(2).options;
+	const uint64_t applied = c.node(1).log->applied_index();
+	REQUIRE(c.wait([&] { return ConsensusLog::known_committed(options) >= applied; }));
+	c.nodes.erase(1);
+	c.nodes.erase(3);
+	const uint64_t known = ConsensusLog::known_committed(options);
+	for (int start = 0; start < 2; start++) {
+		c.nodes.erase(2);
+		c.add(2);
+		REQUIRE(c.node(2).start());
+		const uint64_t begin = Loop::now_ms();
+		REQUIRE(c.wait([&] { return Loop::now_ms() - begin > 2 * options.rebalance_ms; }));    // it has looked whether there is anything to note
+		CHECK(c.node(2).log->applied_index() < known);
+		CHECK(ConsensusLog::known_committed(options) == known);
+	}
+	c.nodes.erase(2);
+	CHECK(ConsensusLog::known_committed([&] { auto o = options; o.dir = c.raft_of(9); return o; }()) == 0);
+}
+
 TEST_CASE("a recovery that was killed between its two renames is finished by the next")
 {
 	Hosts c(1);

@@ -26,6 +26,14 @@ nlohmann::json FakeWorld::propose(Json entry)
 	return answer;
 }
 
+void FakeWorld::remember()
+{
+	last_known = LastKnown{state, {}};
+	for (const auto &[vid, v] : state.volumes)
+		if (may_assemble(state, state, 1, vid))
+			last_known->certain.insert(vid);
+}
+
 // ---- the daemon ----
 
 void FakeWorld::start_daemon()
@@ -229,6 +237,7 @@ ReconcilerWorld FakeWorld::world()
 		return false;
 	};
 	w.quorum = [this] { return quorum; };
+	w.last_known = [this] { return last_known ? &*last_known : nullptr; };
 	w.now_ms = [this] { return now_ms; };
 	w.log = [this](const std::string &line) { log_lines.push_back(line); };
 	w.log_about = [this](const std::string &, const std::string &line) { log_lines.push_back(line); };

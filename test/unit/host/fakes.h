@@ -63,6 +63,8 @@ public:
 	Json propose(Json entry);      // by anybody; throws if refused
 	State state;
 	bool quorum = true;
+	std::optional<LastKnown> last_known;   // of this host's own log; the daemon asks for it as long as it has heard nobody
+	void remember();                       // ... as the log is now
 	bool removed = false;                  // the daemon was told that its host is in the cluster no more
 	uint64_t barriers_begun = 0;
 	std::vector<std::string> proposals;    // ops of this host, in order
