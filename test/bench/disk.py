@@ -18,7 +18,7 @@ from lablib.cluster import wait
 
 import report
 from measure import fio
-from targets import AL_EXTENTS_LARGE, LARGE_MIB, Drbd, Lockstep, Raw
+from targets import AL_EXTENTS_LARGE, LARGE_MIB, VG, Drbd, Lockstep, Raw
 
 REGION = '--size=512m'
 # name, options, least ratio to DRBD's IOPS that is wanted
@@ -169,7 +169,7 @@ def usage(host):
 
 
 def many_volumes(cluster, counts, seconds):
-    """[{volumes, open, iops of 4 KiB writes to all of them at depth 32 together, and alpha's usage(), open and closed}]"""
+    """[{volumes, iops and p99_us of 4 KiB writes to all of them at depth 32 together, and alpha's usage() afterwards}]"""
     alpha, made, rows = cluster['alpha'], 0, []
     for count in counts:
         for made in range(made, count):
@@ -191,6 +191,16 @@ def many_volumes(cluster, counts, seconds):
     for i in range(made):
         alpha.lockstep(f'volume delete many{i}', timeout=60)
     return rows
+
+
+def plain_lvs(host, count):
+    """KiB of memory, without the daemon's, that each of so many active LVs takes: what a volume's replica would take in any case."""
+    held = lambda u: u['memory_kib'] - u['daemon_kib']
+    before = held(usage(host))
+    host.run(f'for i in $(seq {count}); do lvcreate -qq --yes -Wn -Zn -L {MANY_MIB}m -n plain$i {VG} || exit; done', timeout=300)
+    each = (held(usage(host)) - before) / count
+    host.run(f'lvremove -qq --yes $(seq -f {VG}/plain%g {count})', timeout=300)
+    return each
 
 
 def machine():
@@ -239,6 +249,8 @@ def main():
                 result['resync'].append(resync(cluster, targets[name], devices[name]['small'], 'small', args.seconds))
                 say(f'resync of 256 MiB, {name}: {result["resync"][-1]}')
             result['many'] = many_volumes(cluster, [int(n) for n in args.volumes.split(',')], args.seconds)
+            result['plain_lv_kib'] = plain_lvs(hosts[0], result['many'][-1]['volumes'])
+            say(f'memory of a plain LV: {result["plain_lv_kib"]:.0f} KiB')
             result['life'] = life_cycle(cluster)
             say(f'life cycle: {result["life"]}')
             result['failover'] = {}

@@ -84,8 +84,10 @@ def rest(result):
         first, last = result['many'][0], result['many'][-1]
         if last['volumes'] > first['volumes']:
             kernel = [m['memory_kib'] - m['daemon_kib'] for m in (first, last)]
-            lines += ['', f'Memory in use without the daemon\'s, for each more volume: {(kernel[1] - kernel[0]) / (last["volumes"] - first["volumes"]):.0f} KiB '
-                      '(all that the kernel needs for a logical volume and two devices included).']
+            each = (kernel[1] - kernel[0]) / (last['volumes'] - first['volumes'])
+            plain = result.get('plain_lv_kib')
+            alone = f', {plain:.0f} of them for its logical volume alone: {each - plain:.0f} KiB are ours (wanted: 100)' if plain is not None else ''
+            lines += ['', f'Memory in use without the daemon\'s, for each more volume: {each:.0f} KiB{alone}.']
     if 'failover' in result:
         lines += ['', "## Death of the primary's host, silent: the longest that a write of another host took", '',
                   *[f'- it {"led" if k == "leader" else "did not lead"} the consensus group: {v:.2f} s' for k, v in result['failover'].items()]]
