@@ -8,7 +8,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <ctime>
+#include <cstdlib>
 
 #include <fmt/format.h>
 
@@ -22,18 +22,6 @@
 namespace lockstep {
 
 namespace {
-
-void log_line(const std::string &line)
-{
-	timespec now;
-	tm utc;
-	char time[32];
-	clock_gettime(CLOCK_REALTIME, &now);
-	gmtime_r(&now.tv_sec, &utc);
-	strftime(time, sizeof(time), "%Y-%m-%dT%H:%M:%S", &utc);
-	const std::string text = fmt::format("{}.{:03}Z {}\n", time, now.tv_nsec / 1'000'000, line);
-	fwrite(text.data(), 1, text.size(), stderr);
-}
 
 LinkOptions link_options(const HostConfig &config)
 {
@@ -79,13 +67,16 @@ uint64_t unix_ms()
 // ---- life ----
 
 Daemon::Daemon(HostConfig config)
-	: config_(std::move(config)), tls_(loop_), listener_(loop_, tls_), dialer_(loop_, tls_), links_(loop_, listener_, dialer_, link_options(config_)),
-	  kernel_(kernel_over_netlink(config_.name)), lvm_(lvm_tools()),
+	: config_(std::move(config)), log_sink_(config_.name, getenv("JOURNAL_STREAM")), tls_(loop_), listener_(loop_, tls_), dialer_(loop_, tls_),
+	  links_(loop_, listener_, dialer_, link_options(config_)), kernel_(kernel_over_netlink(config_.name)), lvm_(lvm_tools()),
 	  decisions_([this](Json entry, JsonReply done) { propose(std::move(entry), std::move(done)); }, [this](const std::string &line) { loop_.log(line); }),
 	  look_timer_(loop_), lead_timer_(loop_), cert_timer_(loop_), rejoin_timer_(loop_),
 	  published_(std::make_shared<State>())
 {
-	loop_.set_log(log_line);
+	loop_.set_log([this](const std::string &line) {
+		const auto [kind, name] = subject_of(line);
+		log_sink_.write(line, kind, name);
+	});
 	workers_ = std::make_unique<Workers>([this](std::function<void()> task) { loop_.post(std::move(task)); });
 }
 
@@ -515,7 +506,7 @@ void Daemon::publish()
 		published_ = next;
 	}
 	for (const Change &change : changes_between(*before, *next)) {
-		loop_.log(change.line);
+		log_sink_.write(change.line, change.kind, change.name);
 		api_->happened(change.kind, change.name, change.line);
 	}
 	api_->changed();

@@ -36,6 +36,7 @@
 #include "lockstepd/host/decisions.h"
 #include "lockstepd/host/kernel.h"
 #include "lockstepd/host/lanes.h"
+#include "lockstepd/host/logging.h"
 #include "lockstepd/host/lvm.h"
 #include "lockstepd/host/pending.h"
 #include "lockstepd/host/reconciler.h"
@@ -151,6 +152,7 @@ private:
 	void pool_create(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv, JsonReply done);
 
 	HostConfig config_;
+	const LogSink log_sink_;
 	Loop loop_;
 	Tls tls_;
 	Listener listener_;
