@@ -282,3 +282,104 @@ def test_security_clients(cluster, tmp_path):
     lines = [l for l in daemon_log(c)[logs:].splitlines() if 'refused a connection' in l or 'cut a connection' in l]
     assert 1 <= len(lines) <= 12 and any('API client boss' in l for l in lines), lines
     a.lockstep('cluster cert-revoke reader')
+
+
+SHOWN = '''
+import socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+with socket.create_connection((sys.argv[1], 7788), 5) as s, context.wrap_socket(s) as t:
+    print(ssl.DER_cert_to_PEM_cert(t.getpeercert(True)))
+'''
+
+
+def ends_soon(pem):
+    """Within 30 days."""
+    return subprocess.run(['openssl', 'x509', '-checkend', str(30 * 86400), '-noout'], input=pem, stdout=subprocess.DEVNULL, text=True).returncode != 0
+
+
+def shown_by(lab, host):
+    """The certificate that a host shows to whoever connects."""
+    return inside(lab, SHOWN, host.address).communicate(timeout=30)[0]
+
+
+@pytest.mark.slow
+def test_security_certificates_renewed(cluster, tmp_path):
+    """Certificates that end soon are renewed by their hosts, while a volume is written to: no I/O is held up, no lane made anew for
+    it; connections made later show the new ones and are let in."""
+    a, b, c = cluster.hosts
+    load = SyncLog(c, cluster.create_volume('v1', '64MiB', '--on alpha,beta'))
+    load.wait_for_more()
+    tls = '/var/lib/lockstep/tls'
+    for h in (a, b):
+        for name in ('key', 'cert', 'authority', 'authority-key'):
+            (tmp_path / f'{name}.pem').write_bytes(h.get(f'{tls}/{name}.pem'))
+        old = (tmp_path / 'cert.pem').read_text()
+        assert not ends_soon(old)
+        uri = re.search(r'URI:(\S+)', subprocess.run(['openssl', 'x509', '-noout', '-ext', 'subjectAltName'], input=old, stdout=subprocess.PIPE,
+                                                    text=True, check=True).stdout).group(1)
+        (tmp_path / 'ext').write_text(f'subjectAltName=URI:{uri}\nextendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=critical,CA:FALSE\n')
+        brief = subprocess.run('openssl req -new -key key.pem -subj /CN=brief | openssl x509 -req -CA authority.pem -CAkey authority-key.pem '
+                               '-set_serial 99 -days 10 -extfile ext', cwd=tmp_path, shell=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               text=True, check=True).stdout
+        assert ends_soon(brief)
+        h.put(brief, f'{tls}/cert.pem')
+    lanes = {h.name: encrypted_lanes(h) for h in cluster.hosts}
+    for h in (a, b):
+        log = len(daemon_log(h))
+        h.daemon('kill')
+        wait(lambda: "renewed this host's certificate" in daemon_log(h)[log:], 60, f'{h} to renew its certificate')
+        load.wait_for_more()
+        wait(lambda: not ends_soon(shown_by(cluster.lab, h)), 10, f'{h} to show it')
+        assert not ends_soon(h.out(f'cat {tls}/cert.pem') + '\n')
+        assert h.out(f'stat -c %a {tls}/cert.pem') == '600'
+    assert {h.name: encrypted_lanes(h) for h in cluster.hosts} == lanes
+    # All connections between the two are made anew.
+    def beta():
+        return next(r['state'] for r in cluster.volume('v1', a)['replicas'] if r['host'] == 'beta')
+    b.link('storage', up=False)
+    wait(lambda: beta() == 'stale', 60, 'beta to be left out')
+    b.link('storage', up=True)
+    wait(lambda: beta() == 'insync', 60, 'beta to be in sync again')
+    load.wait_for_more()
+    load.stop()
+    good, said = load.check(a)
+    assert good, said
+    assert_same(cluster, 'v1')
+
+
+def connections_with(host, other):
+    """To or from the other one's storage address, established: links, raft, and the kernel's lanes."""
+    address = ''.join(f'{int(n):02X}' for n in reversed(other.address.split('.')))
+    return int(host.out(f"awk '$3 ~ /^{address}:/ && $4 == \"01\"' /proc/net/tcp | wc -l"))
+
+
+@pytest.mark.slow
+def test_security_lost_host_is_cut_off(lab):
+    """A host whose daemon has stopped serves on in its kernel. Once it is given up, its lanes are cut within seconds, and it does not come
+    in again with the certificate that it still has."""
+    a, b, c = lab.boot(3)
+    cluster = Cluster(lab).form()
+    load = SyncLog(a, cluster.create_volume('v1', '64MiB', '--on alpha,gamma'))
+    load.wait_for_more()
+    assert connections_with(a, c) > 0
+    c.daemon('stop')
+    wait(lambda: [h['status'] for h in cluster.status(a)['hosts'] if h['name'] == 'gamma'] == ['offline'], 60, 'gamma to be offline')
+    load.wait_for_more()
+    assert connections_with(a, c) > 0, 'lanes need no daemon'
+    log = len(daemon_log(a))
+    a.lockstep('host lost gamma', timeout=90)
+    begin = time.monotonic()
+    wait(lambda: connections_with(a, c) == 0 and connections_with(b, c) == 0, 10, "gamma's lanes to be cut")
+    print(f'cut after {time.monotonic() - begin:.1f} s')
+    load.wait_for_more()
+    c.daemon('start')
+    wait(lambda: 'was removed from the cluster' in c.vm.daemon_log(), 60, 'gamma to be told')
+    load.wait_for_more(200)
+    assert connections_with(a, c) == 0 and connections_with(b, c) == 0
+    refusals = [l for l in daemon_log(a)[log:].splitlines() if 'refused a connection' in l]
+    assert len(refusals) <= 4, refusals
+    load.stop()
+    good, said = load.check(b)
+    assert good, said
+    assert_same(cluster, 'v1')

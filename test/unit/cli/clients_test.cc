@@ -10,8 +10,15 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <memory>
+#include <sstream>
+#include <thread>
+#include <tuple>
 
 using namespace lockstep;
 using namespace lockstep::test;
@@ -191,7 +198,9 @@ TEST_CASE("clients: so many requests, so many connections; root and others are n
 
 TEST_CASE("clients: all of them together have so many connections")
 {
-	FakeDaemon d;
+	ApiLimits limits;
+	limits.request_ms = 60'000;
+	FakeDaemon d(3, 5000, limits);
 	std::vector<std::unique_ptr<Line>> lines;
 	for (size_t i = 0; i < CLIENT_CONNECTIONS_MAX; i++) {
 		const std::string name = "c" + std::to_string(i);
@@ -202,10 +211,19 @@ TEST_CASE("clients: all of them together have so many connections")
 	let_in(d, "late", "admin");
 	CHECK(http_status(Line(d, "late").hear()) == 429);
 	CHECK(d.run({"status"}).status == 0);
-	// Stopping does not wait for them.
+	// Stopping does not wait for them, not even for a request that still trickles in.
+	std::atomic<bool> done = false;
+	std::thread trickle([&] {
+		while (!done) {
+			lines[0]->say("x");
+			std::this_thread::sleep_for(std::chrono::milliseconds(50));
+		}
+	});
 	const auto begin = std::chrono::steady_clock::now();
 	d.server().stop();
-	CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(5));
+	CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(20));
+	done = true;
+	trickle.join();
 	CHECK(http_status(Line(d, "late").hear()) == 429);
 }
 
@@ -219,6 +237,16 @@ TEST_CASE("clients: requests that are too large, too slow, cut short or nonsense
 	{
 		Line large(d, "boss");
 		CHECK(http_status(large.ask("POST", "/v1/volumes", std::string(70 * 1024, ' '))) == 413);
+	}
+	{
+		Line huge(d, "boss");    // is not read to its end before it is refused
+		huge.say("POST /v1/volumes HTTP/1.1\r\nContent-Length: 8000000\r\n\r\n");
+		const std::string chunk(50'000, ' ');
+		size_t sent = 0;
+		for (ssize_t n = 1; n > 0 && sent < 8'000'000; sent += size_t(std::max<ssize_t>(n, 0)))
+			n = send(huge.fd, chunk.data(), chunk.size(), MSG_NOSIGNAL);
+		CHECK(sent < 2'000'000);
+		CHECK(http_status(huge.hear()) == 413);
 	}
 	{
 		Line endless(d, "boss");    // its head alone is larger than a request may be

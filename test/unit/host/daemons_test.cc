@@ -355,6 +355,7 @@ TEST_CASE("no log survives: a new one is made of what the disks say, and the hos
 	}));
 	REQUIRE(d.post(1, "/v1/cluster/recover", {{"from_disks", true}, {"yes", true}}));
 	REQUIRE(d.wait([&] { return d.ended(1); }));
+	const size_t begun = d.log(1).size();
 	SECTION("at once") {}
 	SECTION("killed before and after it had its new id")
 	{
@@ -367,7 +368,8 @@ TEST_CASE("no log survives: a new one is made of what the disks say, and the hos
 	CHECK(d.raft_id(1) == (1ull << 32) + 1);
 	CHECK((d.raft_id(2) > 1ull << 32 && d.raft_id(3) > 1ull << 32 && d.raft_id(2) != d.raft_id(3)));
 	// They vote: the one that began can go.
-	REQUIRE(d.wait([&] { return d.log(1).find("making beta a voter: done") != std::string::npos && d.log(1).find("making gamma a voter: done") != std::string::npos; }));
+	const auto says = [&](const char *what) { return d.log(1).find(what, begun) != std::string::npos; };
+	REQUIRE(d.wait([&] { return says("making beta a voter: done") && says("making gamma a voter: done"); }));
 	d.kill(1);
 	REQUIRE(d.wait([&] { return d.changes(3, "51"); }));
 	d.start(1);
