@@ -25,6 +25,21 @@ std::optional<uint32_t> number_in(const std::string &key)
 	return error == std::errc() && end == key.data() + key.size() ? std::optional(n) : std::nullopt;
 }
 
+// What is not said counts as 0, false or nothing (soft.h), and most of what most hosts say is just that. has_replica and has_device are
+// asked for being said at all; some fields are for whoever reads a host's report as such.
+json worth_keeping(const json &report)
+{
+	json rest = json::object();
+	for (const auto &[key, value] : report.items()) {
+		const bool said = key == "has_replica" || key == "has_device";
+		const bool nothing = value == 0 || value == false || value == "" || (value.is_object() && value.empty());
+		const bool unread = key == "role" || key == "term" || key == "hot_extents" || key == "written_extents";
+		if (said || !(nothing || unread))
+			rest[key] = value;
+	}
+	return rest;
+}
+
 }    // namespace
 
 Reports::Reports(const json &all)
@@ -68,7 +83,7 @@ void Reports::set(HostId host, const json &report)
 	table->reserve(volumes.size());
 	for (const auto &[key, volume] : volumes.items())
 		if (std::optional<uint32_t> vid = number_in(key); vid && volume.is_object())
-			table->push_back({*vid, shared(host, *vid, volume)});
+			table->push_back({*vid, shared(host, *vid, worth_keeping(volume))});
 	std::sort(table->begin(), table->end(), [](const Entry &a, const Entry &b) { return a.vid < b.vid; });
 	said_[host] = std::move(table);
 	const json &disks = soft_object(report, "disks");

@@ -19,9 +19,11 @@ constexpr unsigned ROLLBACK_TIMEOUT_MS = 20000;
 // Hosts that still have something of a tombstone; online ones only.
 std::vector<HostId> still_deleting(const State &s, const Volume &v)
 {
-	std::set<HostId> hosts = v.hosts_with_something();
-	std::erase_if(hosts, [&](HostId h) { return !s.online(h); });
-	return {hosts.begin(), hosts.end()};
+	std::vector<HostId> hosts;
+	for (HostId h : v.hosts_with_something())
+		if (s.online(h))
+			hosts.push_back(h);
+	return hosts;
 }
 
 std::vector<HostId> without_device(const State &s, const Volume &v)

@@ -95,9 +95,9 @@ Replica *Volume::replica(HostId host) { return with_host(replicas, host); }
 const Opener *Volume::opener(HostId host) const { return with_host(openers, host); }
 const Remnant *Volume::remnant(HostId host) const { return with_host(remnants, host); }
 
-std::set<HostId> Volume::hosts_with_something() const
+HostSet Volume::hosts_with_something() const
 {
-	std::set<HostId> hosts = devices;
+	HostSet hosts = devices;
 	for (const Replica &r : replicas)
 		hosts.insert(r.host);
 	for (const Remnant &r : remnants)

@@ -114,6 +114,7 @@
 #pragma once
 
 #include "lib/error.h"
+#include "lockstepd/cluster/host_set.h"
 #include "lockstepd/net/certs.h"
 #include "uapi/lockstep.h"
 
@@ -259,7 +260,7 @@ struct Volume {
 	uint32_t source = 0;                            // creating: snapshot whose content its replicas get; 0: empty
 	bool reverting = false;                         // creating: it has been ready before, and is never rolled back
 	std::string adopts;                             // creating: LV of the orphan that becomes its one replica; never rolled back, either
-	std::set<HostId> devices;                       // hosts that said device.ready
+	HostSet devices;                                // hosts that said device.ready
 	// the record of DESIGN section 3
 	uint64_t version = 1, term = 1, incarnation = 0, session_serial = 0;
 	HostId primary = 0;
@@ -267,7 +268,7 @@ struct Volume {
 	std::vector<Replica> replicas;                  // ascending host
 	std::vector<Opener> openers;                    // ascending host
 	std::vector<Remnant> remnants;                  // ascending host; never of a host that has a replica
-	std::set<HostId> shunned;                       // a replica could not be made there: others are tried first
+	HostSet shunned;                                // a replica could not be made there: others are tried first
 	bool operator==(const Volume &) const = default;
 
 	bool may_be_rolled_back() const { return !reverting && adopts.empty(); }
@@ -275,7 +276,7 @@ struct Volume {
 	Replica *replica(HostId host);
 	const Opener *opener(HostId host) const;
 	const Remnant *remnant(HostId host) const;
-	std::set<HostId> hosts_with_something() const;  // a replica, a remnant or a device
+	HostSet hosts_with_something() const;           // a replica, a remnant or a device
 };
 
 // ---- snapshots (snapshots.cc) ----

@@ -125,7 +125,7 @@ TEST_CASE("a replica that cannot be made is taken back, and what was made of it 
 	e.add();
 	REQUIRE(e.w.run_until([&] { return e.clean(); }));
 	CHECK(e.w.state.failures.at(e.vid).message == "volume db1 gets no replica on host alpha: the disk is broken");
-	CHECK(e.v().shunned == std::set<HostId>{1});
+	CHECK(e.v().shunned == HostSet{1});
 	CHECK(e.w.violations.empty());
 }
 
