@@ -57,8 +57,12 @@ Result<json> ApiServer::Impl::disk_change(const httplib::Request &req)
 	if (!s->online(*host))
 		return coded("host-offline", forbidden("host " + s->host_name(*host) + " is offline: only it can change its disks"));
 	Result<json> answer = backend.ask_host(*host, "disk.change", {{"pool", pool}, {"add", add}, {"remove", remove}});
-	if (answer)
+	if (answer) {
 		(*answer)["host"] = s->host_name(*host);
+		(*answer)["operations"] = json::array();
+		if (!remove.empty())
+			(*answer)["operations"].push_back("disk:" + s->host_name(*host) + ":" + remove);
+	}
 	return answer;
 }
 

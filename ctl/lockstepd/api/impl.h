@@ -170,6 +170,7 @@ struct ApiServer::Impl {
 	Result<json> operation_list(const httplib::Request &req);
 	Result<json> operation_get(const httplib::Request &req);
 	Result<json> operation_cancel(const httplib::Request &req);
+	json operations_of(const char *field, const std::string &name);    // ids; field: "volume" or "host"
 	Result<json> stay(const Volume &v, HostId host);
 
 	// adjust.cc

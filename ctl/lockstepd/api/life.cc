@@ -81,7 +81,7 @@ Result<json> ApiServer::Impl::replica_add(const httplib::Request &req)
 			return created.error();
 		made.push_back(backend.state()->host_name(host));
 	}
-	return json{{"name", name}, {"hosts", made}};
+	return json{{"name", name}, {"hosts", made}, {"operations", operations_of("volume", name)}};
 }
 
 Result<json> ApiServer::Impl::replica_remove(const httplib::Request &req)
@@ -122,6 +122,7 @@ Result<json> ApiServer::Impl::replica_remove(const httplib::Request &req)
 	const Volume *v = s->volume(*vid);
 	json answer = {{"name", name}, {"host", s->host_name(*host)}, {"in_record", in_record(*s)}, {"pending", !gone(*s)}};
 	answer["left_behind"] = v && v->remnant(*host);
+	answer["operations"] = operations_of("volume", name);
 	return answer;
 }
 
@@ -148,7 +149,8 @@ Result<json> ApiServer::Impl::replica_move(const httplib::Request &req)
 	HostId to = moved->at("host");
 	if (Done created = wait_created(*vid, to); !created)
 		return created.error();
-	return json{{"name", name}, {"from", backend.state()->host_name(*from)}, {"to", backend.state()->host_name(to)}};
+	return json{{"name", name}, {"from", backend.state()->host_name(*from)}, {"to", backend.state()->host_name(to)},
+		    {"operations", operations_of("volume", name)}};
 }
 
 // Answers when the new, empty replica is there.
@@ -186,7 +188,7 @@ Result<json> ApiServer::Impl::volume_invalidate(const httplib::Request &req)
 		return failed("volume " + name + " gets a replica elsewhere, none could be made on host " + where +
 			      (why != s->failures.end() ? ": " + why->second.message : ""));
 	}
-	return json{{"name", name}, {"host", where}};
+	return json{{"name", name}, {"host", where}, {"operations", operations_of("volume", name)}};
 }
 
 Result<json> ApiServer::Impl::volume_redundancy(const httplib::Request &req)
@@ -225,6 +227,7 @@ Result<json> ApiServer::Impl::host_verb(const httplib::Request &req)
 	if (verb == "remove" && !wait_for([&](const State &s) { return !s.host(*host); }, options.effect_timeout_ms))
 		return failed("host " + name + " is being removed, but has not taken down its devices yet: see `lockstep status`, and the log of "
 			      "lockstepd there; `lockstep host restore " + name + "` calls it off");
+	answer["operations"] = operations_of("host", name);
 	return answer;
 }
 

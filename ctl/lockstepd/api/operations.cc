@@ -336,6 +336,15 @@ Result<json> ApiServer::Impl::operation_cancel(const httplib::Request &req)
 	return result ? Result<json>(json{{"id", id}}) : result;
 }
 
+json ApiServer::Impl::operations_of(const char *field, const std::string &name)
+{
+	json ids = json::array();
+	for (const json &o : operations_json(*backend.state(), said()))
+		if (o[field] == name)
+			ids.push_back(o["id"]);
+	return ids;
+}
+
 // A replica that leaves stays. What was to take its place goes instead, else there is one more again.
 Result<json> ApiServer::Impl::stay(const Volume &v, HostId host)
 {

@@ -215,9 +215,11 @@ Result<json> ApiServer::Impl::volume_verify(const httplib::Request &req)
 	Result<json> begun = ask_primary(name, "volume.verify", {{"start", !stop}, {"repair", repair}});
 	if (!begun)
 		return begun;
-	json answer = {{"name", name}, {"running", !stop}};
-	if (!stop)
+	json answer = {{"name", name}, {"running", !stop}, {"operations", json::array()}};
+	if (!stop) {    // the report by which it is listed comes a moment later
+		answer["operations"].push_back("verify:" + name);
 		answer["begun_ms"] = soft_number(*begun, "begun_ms");
+	}
 	return answer;
 }
 

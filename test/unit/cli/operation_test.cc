@@ -163,3 +163,33 @@ TEST_CASE("up without a daemon starts it, and says so if that fails")
 	CHECK(cli::run({"adjust"}, context) == 10);
 	CHECK(started == 2);
 }
+
+TEST_CASE("operations: what begins something that takes long answers with the ids under which it goes on")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
+	REQUIRE(d.run({"volume", "create", "w", "1GiB", "--on", "alpha,beta"}).status == 0);
+	d.good({{"op", "record.open"}, {"vid", 2}, {"host", 1}});
+	const Client client(FakeDaemon::socket_path());
+	const auto begun = [&](const std::string &path, const json &body = json::object()) {
+		auto answer = client.post(path, body);
+		INFO((answer ? answer->dump() : answer.error().message));
+		REQUIRE(answer);
+		return (*answer)["operations"];
+	};
+	CHECK(begun("/v1/volumes/v/replicas/beta/move", {{"to", "gamma"}}) == json{"move:v@beta", "sync:v@gamma"});
+	CHECK(begun("/v1/volumes/w/replicas", {{"hosts", {"gamma"}}}) == json{"sync:w@gamma"});
+	CHECK(begun("/v1/volumes/w/verify") == json{"verify:w"});
+	CHECK(begun("/v1/volumes/w/verify", {{"stop", true}}) == json::array());
+	CHECK(begun("/v1/hosts/beta/evacuate") == json{"evacuate:beta", "move:v@beta"});
+	CHECK(begun("/v1/hosts/beta/restore") == json{"move:v@beta"});
+	CHECK(begun("/v1/disks", {{"host", "alpha"}, {"remove", "/dev/sdb"}}) == json{"disk:alpha:/dev/sdb"});
+	CHECK(begun("/v1/disks", {{"host", "alpha"}, {"pool", "default"}, {"add", "/dev/sdc"}}) == json::array());
+	CHECK(begun("/v1/volumes/w/invalidate", {{"host", "beta"}}) == json{"sync:w@beta", "sync:w@gamma"});
+	// Each of them is one that can be asked for.
+	for (const char *id : {"move:v@beta", "sync:v@gamma", "sync:w@beta"})
+		CHECK(client.get(std::string("/v1/operations/") + id));
+	auto leaves = client.del("/v1/volumes/w/replicas/gamma");
+	REQUIRE(leaves);
+	CHECK((*leaves)["operations"].is_array());
+}
