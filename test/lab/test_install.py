@@ -193,6 +193,8 @@ def test_install_uninstall(host, disks):
     one, = disks[:1]
     settings = host.run('cat /etc/lvm/lvmlocal.conf', check=False).out		# Debian's own, if no other scenario removed it
     install(host, f'--disks {one}')
+    helps = '/usr/share/bash-completion/completions/lockstep /usr/share/man/man8/lockstep.8'
+    assert '_lockstep lockstep' in host.out(f'cat {helps}') and '.TH LOCKSTEP 8' in host.out(f'cat {helps}')
     before = state(host)
     assert 'would run: rm' in install(host, '--uninstall --dry-run').out
     assert state(host) == before, 'a dry run changes nothing'
@@ -201,7 +203,7 @@ def test_install_uninstall(host, disks):
     host.run('rm /var/lib/lockstep/host.json')
     for _ in range(2):
         install(host, '--uninstall')
-        gone = '/etc/modules-load.d/lockstep.conf /etc/systemd/system/lockstepd.service /usr/sbin/lockstepd'
+        gone = f'{helps} /etc/modules-load.d/lockstep.conf /etc/systemd/system/lockstepd.service /usr/sbin/lockstepd'
         assert host.run(f'ls {gone}', check=False).out == ''
         assert host.run('cat /etc/lvm/lvmlocal.conf', check=False).out == settings
         assert host.out('vgs --noheadings -o vg_name') == 'lockstep_group', 'disks are left alone'

@@ -63,6 +63,32 @@ def test_operate_seeing_what_happens(cluster):
         p.stop()
 
 
+def test_operate_metadata(cluster):
+    """What `md` says of a replica, in use and after `down`, is what is: version, extents, a torn superblock, of which the other copy is
+    enough; `up` goes on with it. Completion knows the volumes."""
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    a.run(f'dd if=/dev/urandom of={device} bs=1M seek=6 count=4 oflag=direct conv=fsync')
+    volume, paths = cluster.volume('v1'), {h: replica_path(cluster, 'v1', h) for h in (a, b)}
+    for h, path in paths.items():
+        said = h.lockstep(f'md dump {path} --json')
+        assert said['uuid'] == volume['uuid'] and said['version'] > 0 and said['written_extents'] == 2, (h, said, volume)
+        assert 'in order' in h.lockstep(f'md check {path}').out
+    complete = 'source <(lockstep completion bash); COMP_WORDS=(lockstep why v) COMP_CWORD=2; _lockstep; echo ${COMPREPLY[@]}'
+    assert b.out(f"bash -c '{complete}'").split() == ['v1']
+    b.daemon('stop')
+    b.lockstep('down')
+    said = b.lockstep(f'md dump {paths[b]} --json')
+    b.run(f'dd if=/dev/urandom of={paths[b]} bs=512 count=1 seek={said["offset"] // 512} oflag=direct conv=notrunc')
+    assert 'copy A of the superblock is damaged' in b.lockstep(f'md check {paths[b]}').out
+    b.daemon('start')
+    wait(b.daemon_answers, 60, 'the daemon of beta to be back')
+    b.lockstep('up', timeout=90)
+    healthy(c, 'v1')
+    assert b.lockstep(f'md dump {paths[b]} --json')['notes'] == []
+    assert_same(cluster, 'v1')
+
+
 def test_operate_suspend(cluster):
     """Writes are suspended for longer than a lease of the kernel: none is done meanwhile, the replicas are equal under load, reads
     go on; resumed, the writer goes on. Suspended again, the daemon dies: the kernel lets the writes go on, and the one who resumes is told."""
