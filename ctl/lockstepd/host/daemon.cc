@@ -551,8 +551,11 @@ void Daemon::update_facts()
 
 void Daemon::report_soft()
 {
-	if (Loop::now_ms() - soft_said_ms_ < SOFT_LEAST_MS)
+	const uint64_t now = Loop::now_ms(), revision = reconciler_->soft_revision();
+	if (now - soft_said_ms_ < SOFT_LEAST_MS || (revision == soft_revision_ && now - soft_seen_ms_ < SOFT_LOOK_MS))
 		return;
+	soft_revision_ = revision;
+	soft_seen_ms_ = now;
 	Json report = reconciler_->soft_report();
 	if (report == soft_said_)
 		return;

@@ -54,6 +54,7 @@ constexpr uint64_t ELECTED_GRACE_MS = 1500;      // a new leader calls nobody of
 constexpr uint64_t UNHEARD_MS = 5000;            // without a leader: then this host's own copy of the log is asked
 constexpr uint64_t RECALL_RETRY_MS = 30'000;
 constexpr uint64_t SOFT_LEAST_MS = 500;          // between two reports about oneself
+constexpr uint64_t SOFT_LOOK_MS = 1000;          // without a cause; of thousands of volumes the report takes a while to make
 constexpr uint64_t IN_USE_TIMEOUT_MS = 1000;     // for another host to say that it uses a volume
 constexpr uint64_t JOIN_TIMEOUT_MS = 12'000;
 constexpr uint64_t ASK_MEMBER_PERIOD_MS = 5000;
@@ -199,6 +200,7 @@ private:
 	std::vector<std::string> listening_for_;                // the State's addresses of this host that the port follows
 	Json soft_said_;
 	uint64_t soft_said_ms_ = 0;
+	uint64_t soft_revision_ = 0, soft_seen_ms_ = 0;         // of the reconciler's last report, and when it was asked for
 	std::string module_error_;
 
 	mutable std::mutex shared_lock_;                        // for what API threads read:

@@ -73,6 +73,7 @@ bool Reconciler::may(const Task &task) const
 void Reconciler::finish(Task &task, const std::string &object, const Done &result, uint64_t retry_max_ms)
 {
 	task.busy = false;
+	soft_revision_++;    // a dump ends here, too
 	if (result) {
 		if (!task.error.empty())
 			world_.log(object + ": works again");

@@ -110,6 +110,9 @@ public:
 	const std::string &host_refused() const { return host_refused_; }    // why the kernel does not take this host's id; empty: it does
 	std::vector<Problem> problems() const;
 	nlohmann::json soft_report() const;            // as in api/server.h, and "problem" of a volume
+	// Another number whenever the report may be another one, but for what changes with time alone: refusals that are long ago, the
+	// progress of copies.
+	uint64_t soft_revision() const { return soft_revision_; }
 
 	// Compares the members' blocks with the primary's, which is on this host. begun_ms names this verify: reports tell how far it is
 	// under this name, never what an earlier one found.
@@ -291,6 +294,7 @@ private:
 		std::function<void(Result<bool>)> done;
 	};
 	std::vector<InUseQuestion> in_use_questions_;
+	uint64_t soft_revision_ = 0;
 	bool synced_ = false;
 	bool barrier_busy_ = false;
 	std::set<uint32_t> barrier_for_;                  // volumes whose replica waits for the next barrier

@@ -665,6 +665,54 @@ TEST_CASE("the soft report has the shape that the API expects")
 	CHECK(!v.contains("problem"));
 }
 
+TEST_CASE("when a host's report is another one its revision is, too; when nothing happens neither is")
+{
+	FakeWorld w;
+	w.start_daemon();
+	Json report = w.daemon().soft_report();
+	uint64_t revision = w.daemon().soft_revision();
+	unsigned reports = 0;
+	auto passes = [&](uint64_t ms) {
+		for (uint64_t end = w.now_ms + ms; w.now_ms < end;) {
+			w.run_for(100);
+			Json now = w.daemon().soft_report();
+			if (now == report)
+				continue;
+			CHECK(w.daemon().soft_revision() != revision);
+			report = std::move(now);
+			revision = w.daemon().soft_revision();
+			reports++;
+		}
+	};
+	const uint32_t vid = create_volume(w);
+	passes(500);
+	beta_created(w, vid);
+	passes(3000);
+	REQUIRE(serving(w, vid));
+	w.volumes.at(vid).open_waiters = 1;
+	w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, vid));
+	passes(3000);
+	bool held = false;
+	w.daemon().suspend_writes(vid, 5, [&](Result<Json> answer) { held = bool(answer); });
+	passes(5000);
+	REQUIRE(held);
+	REQUIRE(report["volumes"]["1"].contains("suspended_since_ms"));
+	w.daemon().resume_writes(vid, [](Result<Json>) {});
+	passes(5000);
+	REQUIRE_FALSE(report["volumes"]["1"].contains("suspended_since_ms"));
+	w.failing["config_set"] = "the kernel is out of memory";
+	tell(w, {{"op", "record.failed"}, {"vid", vid}, {"host", 2}});
+	passes(3000);
+	REQUIRE(report["volumes"]["1"].contains("problem"));
+	w.failing.clear();
+	passes(40'000);
+	REQUIRE_FALSE(report["volumes"]["1"].contains("problem"));
+	CHECK(reports > 6);
+	revision = w.daemon().soft_revision();
+	w.run_for(DUMP_PERIOD_MS / 2);
+	CHECK(w.daemon().soft_revision() <= revision + 3);    // one dump at most
+}
+
 TEST_CASE("events are numbered without a hole, or the kernel is dumped again")
 {
 	EventSequence s;
