@@ -23,7 +23,7 @@ constexpr auto PERIOD = std::chrono::seconds(1);
 std::string state_of(const json &disk)
 {
 	if (disk["missing"] == true)
-		return "MISSING";
+		return disk["leaving"] == true ? "missing, being taken out" : "MISSING";
 	return disk["leaving"] == true ? fmt::format("moving away, {:.0f} %", disk["percent"].get<double>()) : "";
 }
 
@@ -48,9 +48,9 @@ Done list_disks(Context &context, bool as_json)
 }
 
 // Until the disk is in no pool any more.
-Done watch_disk(Context &context, const std::string &host, const std::string &disk)
+Done watch_disk(Context &context, const std::string &host, const std::string &disk, bool dead)
 {
-	Progress progress(context, fmt::format("emptying {} of host {}", disk, host));
+	Progress progress(context, fmt::format("{} {} of host {}", dead ? "taking out" : "emptying", disk, host));
 	for (;; std::this_thread::sleep_for(PERIOD)) {
 		Result<json> answer = context.client().get("/v1/disks");
 		if (!answer)
@@ -68,26 +68,37 @@ Done watch_disk(Context &context, const std::string &host, const std::string &di
 	}
 }
 
+std::string counted(const json &n, const char *one, const char *many) { return fmt::format("{} {}", n.get<uint64_t>(), n == 1 ? one : many); }
+
+// What became of the disks, in words.
+void tell_of_disks(Context &context, const json &answer, bool waited)
+{
+	const std::string host = shown(answer["host"]), pool = shown(answer["pool"]), add = answer["add"], remove = answer["remove"];
+	const bool dead = answer.contains("lost");
+	if (dead)
+		context.out << fmt::format("{} is lost, and with it {} and {}: they are made anew from other hosts' wherever there is room, see `lockstep status`\n",
+					   remove, counted(answer["lost"]["replicas"], "replica", "replicas"),
+					   counted(answer["lost"]["copies"], "copy of a snapshot", "copies of snapshots"));
+	if (!add.empty() && (waited || !dead))
+		context.out << fmt::format("{} is a disk of pool {} on host {}\n", add, pool, host);
+	if (!remove.empty() && waited)
+		context.out << fmt::format("{} is {}no disk of pool {} on host {} any more\n", remove, dead ? "" : "empty, and ", pool, host);
+	else if (!remove.empty())
+		context.out << fmt::format("{} is being {}: see `lockstep disk list`\n", remove, dead ? "taken out" : "emptied");
+}
+
 Done change_disks(Context &context, const json &body, bool wait, bool as_json)
 {
 	Result<json> answer = context.client().post("/v1/disks", body);
 	if (!answer)
 		return answer.error();
-	const std::string host = shown((*answer)["host"]), pool = shown((*answer)["pool"]);
-	const std::string add = (*answer)["add"], remove = (*answer)["remove"];
-	if (!remove.empty() && wait)
-		if (Done gone = watch_disk(context, host, remove); !gone)
+	if (const std::string remove = (*answer)["remove"]; !remove.empty() && wait)
+		if (Done gone = watch_disk(context, shown((*answer)["host"]), remove, answer->contains("lost")); !gone)
 			return gone;
-	if (as_json) {
+	if (as_json)
 		print_json(context, *answer);
-		return Nothing{};
-	}
-	if (!add.empty())
-		context.out << fmt::format("{} is a disk of pool {} on host {}\n", add, pool, host);
-	if (!remove.empty() && wait)
-		context.out << fmt::format("{} is empty, and no disk of pool {} on host {} any more\n", remove, pool, host);
-	else if (!remove.empty())
-		context.out << fmt::format("{} is being emptied: see `lockstep disk list`\n", remove);
+	else
+		tell_of_disks(context, *answer, wait);
 	return Nothing{};
 }
 
@@ -134,7 +145,7 @@ void add_disk(CLI::App &app, Context &context, Action &action)
 	all->callback([=, &context, &action] { action = [=, &context] { return list_disks(context, o->as_json); }; });
 	CLI::App *replace = disk->add_subcommand("replace", "Put a disk in another one's place while volumes are in use");
 	replace->add_option("HOST", o->host, "Host whose disk it is")->required();
-	replace->add_option("OLD", o->disk, "The disk that goes, see `lockstep disk list`")->required();
+	replace->add_option("OLD", o->disk, "The disk that goes, see `lockstep disk list`; it may be dead and missing")->required();
 	replace->add_option("NEW", o->by, "An unused disk, such as /dev/sdc")->required();
 	add_flags(*replace, *o, true);
 	replace->callback([=, &context, &action] {

@@ -57,12 +57,42 @@ Result<json> ApiServer::Impl::disk_change(const httplib::Request &req)
 	if (!s->online(*host))
 		return coded("host-offline", forbidden("host " + s->host_name(*host) + " is offline: only it can change its disks"));
 	Result<json> answer = backend.ask_host(*host, "disk.change", {{"pool", pool}, {"add", add}, {"remove", remove}});
-	if (answer) {
-		(*answer)["host"] = s->host_name(*host);
-		(*answer)["operations"] = json::array();
-		if (!remove.empty())
-			(*answer)["operations"].push_back("disk:" + s->host_name(*host) + ":" + remove);
+	if (!answer)
+		return answer;
+	(*answer)["host"] = s->host_name(*host);
+	(*answer)["operations"] = json::array();
+	if (!remove.empty())
+		(*answer)["operations"].push_back("disk:" + s->host_name(*host) + ":" + answer->value("remove", remove));
+	return answer->contains("mend") ? disk_mend(std::move(*answer)) : answer;
+}
+
+// A dead disk: the log is told of each replica on it that it has failed, as far as nobody has noticed yet, so that none of them serves;
+// then all are given up together. That it will be is tried on a copy first.
+Result<json> ApiServer::Impl::disk_mend(json answer)
+{
+	const json entry = answer["mend"];
+	answer.erase("mend");
+	const std::shared_ptr<const State> s = backend.state();
+	std::vector<json> failed_replicas;
+	for (const json &vid : entry.value("replicas", json::array())) {
+		const Volume *v = s->volume(vid.get<uint32_t>());
+		const Replica *r = v && v->phase == Phase::ready ? v->replica(entry["host"].get<HostId>()) : nullptr;
+		if (r && r->created && r->state != ReplicaState::failed)
+			failed_replicas.push_back({{"op", "record.failed"}, {"vid", vid}, {"host", entry["host"]}});
 	}
+	State trial = *s;
+	for (const json &e : failed_replicas)
+		apply(trial, trial.applied + 1, e);
+	if (json tried = apply(trial, trial.applied + 1, entry); !tried.value("ok", false))
+		return coded(tried.value("code", ""), Error{Status(tried.value("status", int(Status::failed))), tried.value("message", "")});
+	for (const json &e : failed_replicas)
+		if (Result<json> told = backend.propose(e); !told)
+			return told;
+	Result<json> agreed = backend.propose(entry);
+	if (!agreed)
+		return agreed;
+	answer["changed"] = (*agreed)["changed"];
+	answer["lost"] = {{"replicas", (*agreed)["replicas"]}, {"copies", (*agreed)["copies"]}};
 	return answer;
 }
 

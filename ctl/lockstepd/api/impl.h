@@ -151,6 +151,7 @@ struct ApiServer::Impl {
 	void routes_disks();
 	Result<json> disk_list(const httplib::Request &req);
 	Result<json> disk_change(const httplib::Request &req);
+	Result<json> disk_mend(json answer);
 
 	// life.cc
 	void routes_life();

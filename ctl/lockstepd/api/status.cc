@@ -359,6 +359,7 @@ json status_head(const State &s, const LocalFacts &local, const Reports &soft)
 				      {"available_bytes", room.available(p)},
 				      {"used_percent", pool_used_percent(p)},
 				      {"metadata_percent", p.metadata_percent},
+				      {"disks", p.disks},
 				      {"alarm", pool_alarm(p)}});
 	for (const auto &[name, g] : s.groups)
 		j["groups"].push_back({{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"labels", g.labels}});

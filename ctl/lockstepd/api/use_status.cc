@@ -2,6 +2,7 @@
 #include "lockstepd/api/shown.h"
 
 #include "lockstepd/api/soft.h"
+#include "lockstepd/cluster/repair.h"
 
 
 namespace lockstep {
@@ -112,6 +113,9 @@ json snapshots_json(const State &s, const Reports &soft)
 		json going = json::array();
 		for (const SnapshotCopy &c : x.going)
 			going.push_back(s.host_name(c.host));
+		json without_room = json::array();
+		for (const auto &[host, why] : copies_without_room(s, x))
+			without_room.push_back({{"host", s.host_name(host)}, {"message", why}});
 		list.push_back({{"name", x.name},
 				{"uuid", x.uuid},
 				{"sid", x.sid},
@@ -126,7 +130,8 @@ json snapshots_json(const State &s, const Reports &soft)
 				{"temporary", x.temporary},
 				{"hosts", hosts},
 				{"arriving", arriving_json(s, x, soft)},
-				{"going", going}});
+				{"going", going},
+				{"without_room", without_room}});
 	}
 	return list;
 }

@@ -7,6 +7,8 @@
 
 #include <fmt/format.h>
 
+#include <map>
+
 namespace lockstep {
 
 using nlohmann::json;
@@ -98,6 +100,20 @@ void explain_replica(const json &status, const json &v, const json &r, Causes &c
 	}
 }
 
+// A snapshot that is not beside every replica ends with fewer hosts than the volume.
+void explain_snapshots(const json &status, const json &v, Causes &causes)
+{
+	std::map<std::pair<std::string, std::string>, std::vector<std::string>> without;
+	for (const json &s : status["snapshots"])
+		for (const json &w : s["volume"] == v["name"] ? s["without_room"] : json::array())
+			without[{text(w["host"]), text(w["message"])}].push_back(text(s["name"]));
+	for (const auto &[where, names] : without)
+		causes.add("no-room-for-snapshot",
+			   fmt::format("snapshot {}{} gets no copy on host {}: {}", names[0], names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : "",
+				       where.first, where.second),
+			   "add a disk to that pool, delete snapshots, or move replicas away: the copy is then made by itself");
+}
+
 void explain_use(const json &v, Causes &causes)
 {
 	const std::string name = text(v["name"]);
@@ -161,6 +177,7 @@ json why_volume(const json &status, const json &v)
 		causes.add("left-behind", fmt::format("{} still has the logical volume of a former replica", joined(behind)),
 			   "it removes that by itself when it is online");
 	explain_use(v, causes);
+	explain_snapshots(status, v, causes);
 	if (v["redundancy"] == 1)
 		causes.add("single-copy", "it is kept on one host only: it stops with that host",
 			   fmt::format("`lockstep volume redundancy {} 2` makes a second replica", name));
@@ -202,7 +219,7 @@ json why_host(const json &status, const json &h)
 					   "add a host, or room in a pool");
 			if (r["state"] == "failed")
 				causes.add("disk-failed", fmt::format("the disk under its replica of volume {} failed (pool {})", text(v["name"]), text(r["pool"])),
-					   "replace that disk");
+					   fmt::format("bring it back, or put another in its place: `lockstep disk replace {} OLD NEW`, see `lockstep disk list`", name));
 			else if (h["status"] == "online" && r["wanted"] == true && r["state"] != "insync")
 				causes.add("not-in-sync", fmt::format("its replica of volume {} is {}", text(v["name"]), text(r["state"])),
 					   fmt::format("see `lockstep why {}`", text(v["name"])));

@@ -485,6 +485,8 @@ json pool_report(State &state, const Fields &f)
 		refuse(coded("no-such-pool", not_found("host " + h.name + " has no pool named " + name)));
 	Pool next = *known;
 	pool_numbers(f, next);
+	if (f.has("disks"))
+		next.disks = pool_disks(f);
 	bool changed = next != *known;
 	state.pools[{next.name, next.host}] = next;
 	return done(changed);
@@ -730,6 +732,8 @@ json dispatch(State &state, const json &entry)
 		{"host.status", host_status},
 		{"pool.add", pool_add},
 		{"pool.report", pool_report},
+		{"pool.mend", pool_mend},
+		{"pool.mended", pool_mended},
 		{"volume.create", volume_create},
 		{"volume.adopt", volume_adopt},
 		{"replica.created", replica_created},

@@ -78,6 +78,9 @@ bool bury(State &state, uint32_t vid);
 // What keeps a replica where it is, though it is not needed (life.cc); empty if nothing does.
 std::string bound(const State &state, const Volume &volume, HostId host);
 
+// Out of the record, into what its host has to remove (life.cc).
+void move_to_remnants(Volume &next, HostId host);
+
 // A replica that could not be made in a volume that is ready goes again (life.cc).
 void take_back(State &state, const Volume &volume, HostId host, const std::string &message);
 void remember_failure(State &state, const Volume &volume, const std::string &message);
@@ -108,7 +111,14 @@ void refuse_snapshots_in_the_way(const State &state, const Volume &v);    // of 
 std::string check_snapshots(const State &state);
 void forget_copies(State &state, HostId host);                            // that host is lost, and its copies of snapshots with it
 
+// mend.cc
+nlohmann::json pool_mend(State &state, const Fields &f);
+nlohmann::json pool_mended(State &state, const Fields &f);
+std::map<std::string, std::string> pool_disks(const Fields &f);           // field "disks" of pool.report
+
 // snapshot_copies.cc
+void take_from(std::vector<SnapshotCopy> &from, HostId host, std::vector<SnapshotCopy> &to);
+bool in_use(const State &s, const Snapshot &x, HostId host);              // what is just being made from it on that host needs it there
 nlohmann::json snapshot_copy(State &state, const Fields &f);
 nlohmann::json snapshot_copied(State &state, const Fields &f);
 nlohmann::json snapshot_drop(State &state, const Fields &f);

@@ -143,8 +143,6 @@ std::string bound(const State &state, const Volume &v, HostId host)
 	return {};
 }
 
-namespace {
-
 void move_to_remnants(Volume &next, HostId host)
 {
 	const Replica r = *next.replica(host);
@@ -152,6 +150,8 @@ void move_to_remnants(Volume &next, HostId host)
 	auto at = std::find_if(next.remnants.begin(), next.remnants.end(), [&](const Remnant &x) { return x.host > host; });
 	next.remnants.insert(at, {host, r.pool, r.md_offset, replica_bytes(next, r), false});
 }
+
+namespace {
 
 json replica_remove(State &state, const Fields &f)
 {

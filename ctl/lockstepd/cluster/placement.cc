@@ -30,6 +30,8 @@ Obstacle obstacle(const State &state, const Reservations &room, const Host &host
 		return {host.name + (host.evicted ? ": is evicted" : ": is offline")};
 	if (!host.keeps_replicas())
 		return {host.name + (host.removing ? ": is being removed" : ": is being evacuated")};
+	if (!pool->mending.empty())
+		return {host.name + ": pool " + w.pool + " has lost a disk, which is being taken out"};
 	if (unsigned used = pool_used_percent(*pool); used > POOL_FULL_PERCENT)
 		return {host.name + ": pool " + w.pool + " is " + std::to_string(used) + " % full, above " + std::to_string(POOL_FULL_PERCENT) +
 				" % it takes nothing new", true};

@@ -37,6 +37,9 @@ bool wanted(const State &state, const Replica &replica);
 // Why the volume has fewer wanted replicas than its redundancy and none can be added; empty otherwise.
 std::string repair_obstacle(const State &state, const Volume &volume);
 
+// Hosts with a good replica that should have a copy of the snapshot beside it and get none, and why.
+std::map<HostId, std::string> copies_without_room(const State &state, const Snapshot &snapshot);
+
 // An entry to propose for the volume, null if there is none.
 nlohmann::json decide_repair(const State &state, const Volume &volume);
 

@@ -58,7 +58,7 @@ json pool_json(const Pool &p)
 {
 	return {{"name", p.name},       {"host", p.host},             {"kind", to_string(p.kind)}, {"vg", p.vg},
 		{"thin_lv", p.thin_lv}, {"size_bytes", p.size_bytes}, {"free_bytes", p.free_bytes},
-		{"metadata_percent", p.metadata_percent}};
+		{"metadata_percent", p.metadata_percent}, {"disks", p.disks}, {"mending", p.mending}, {"mending_by", p.mending_by}};
 }
 
 Pool pool_from(const json &j)
@@ -72,6 +72,9 @@ Pool pool_from(const json &j)
 	j.at("size_bytes").get_to(p.size_bytes);
 	j.at("free_bytes").get_to(p.free_bytes);
 	newer(j, "metadata_percent", p.metadata_percent);
+	newer(j, "disks", p.disks);
+	newer(j, "mending", p.mending);
+	newer(j, "mending_by", p.mending_by);
 	return p;
 }
 
@@ -415,6 +418,8 @@ uint32_t level_of(const json &entry)
 	const auto op = entry.is_object() ? entry.find("op") : entry.end();
 	if (!entry.is_object() || op == entry.end() || !op->is_string())
 		return 1;
+	if (*op == "pool.mend" || *op == "pool.mended" || (*op == "pool.report" && entry.contains("disks")))
+		return 8;
 	if (*op == "cluster.recover" || *op == "host.rejoin")
 		return 2;
 	if (op->get_ref<const std::string &>().starts_with("client."))

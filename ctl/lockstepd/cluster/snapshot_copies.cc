@@ -29,6 +29,8 @@
 #include "lockstepd/cluster/internal.h"
 #include "lockstepd/cluster/repair.h"
 
+#include "lib/units.h"
+
 #include <algorithm>
 
 namespace lockstep::cluster {
@@ -50,14 +52,6 @@ void insert(std::vector<SnapshotCopy> &copies, const SnapshotCopy &copy)
 	copies.insert(std::find_if(copies.begin(), copies.end(), [&](const SnapshotCopy &c) { return c.host > copy.host; }), copy);
 }
 
-void take_from(std::vector<SnapshotCopy> &from, HostId host, std::vector<SnapshotCopy> &to)
-{
-	auto it = std::find_if(from.begin(), from.end(), [&](const SnapshotCopy &c) { return c.host == host; });
-	const SnapshotCopy copy = *it;
-	from.erase(it);
-	insert(to, copy);
-}
-
 bool listed(const std::vector<SnapshotCopy> &list, HostId host)
 {
 	return std::any_of(list.begin(), list.end(), [&](const SnapshotCopy &c) { return c.host == host; });
@@ -68,15 +62,6 @@ bool can_be_read(const State &s, const Snapshot &x)
 	return std::any_of(x.copies.begin(), x.copies.end(), [&](const SnapshotCopy &c) { return s.online(c.host); });
 }
 
-// What is made from it on that host needs it there.
-bool in_use(const State &s, const Snapshot &x, HostId host)
-{
-	return std::any_of(s.volumes.begin(), s.volumes.end(), [&](const auto &entry) {
-		const Volume &v = entry.second;
-		return v.source == x.sid && v.phase == Phase::creating && v.replica(host);
-	});
-}
-
 // The volume it is of, if that is there.
 const Volume *living(const State &s, const Snapshot &x)
 {
@@ -84,14 +69,35 @@ const Volume *living(const State &s, const Snapshot &x)
 	return v && v->phase != Phase::deleting ? v : nullptr;
 }
 
-bool has_room(const State &s, const Pool &pool, const Snapshot &x)
+// Why a copy has no room there; empty: it has.
+std::string no_room(const State &s, const Pool &pool, const Snapshot &x)
 {
-	if (pool.kind == PoolKind::thin)
-		return pool_used_percent(pool) <= POOL_FULL_PERCENT;
-	return pool_available(s, pool) >= x.reserve_bytes;
+	if (!pool.mending.empty())
+		return "pool " + pool.name + " has lost a disk, which is being taken out";
+	if (unsigned used = pool_used_percent(pool); pool.kind == PoolKind::thin && used > POOL_FULL_PERCENT)
+		return "pool " + pool.name + " is " + std::to_string(used) + " % full, above " + std::to_string(POOL_FULL_PERCENT) + " % it takes nothing new";
+	if (uint64_t room = pool_available(s, pool); pool.kind == PoolKind::thick && room < x.reserve_bytes)
+		return "pool " + pool.name + " has room for " + format_bytes(room) + ", " + format_bytes(x.reserve_bytes) + " needed";
+	return {};
 }
 
 }    // namespace
+
+void take_from(std::vector<SnapshotCopy> &from, HostId host, std::vector<SnapshotCopy> &to)
+{
+	auto it = std::find_if(from.begin(), from.end(), [&](const SnapshotCopy &c) { return c.host == host; });
+	const SnapshotCopy copy = *it;
+	from.erase(it);
+	insert(to, copy);
+}
+
+bool in_use(const State &s, const Snapshot &x, HostId host)
+{
+	return std::any_of(s.volumes.begin(), s.volumes.end(), [&](const auto &entry) {
+		const Volume &v = entry.second;
+		return v.source == x.sid && v.phase == Phase::creating && v.replica(host);
+	});
+}
 
 json snapshot_copy(State &state, const Fields &f)
 {
@@ -224,15 +230,17 @@ bool keeps_replica(const State &s, const Volume &v, HostId host)
 	return r && wanted(s, *r);
 }
 
+bool lacks_copy(const State &s, const Snapshot &x, const Replica &r)
+{
+	return wanted(s, r) && r.clean() && r.created && at_work(s, r.host) && !x.trace(r.host) && s.pool(r.pool, r.host);
+}
+
 // Beside a good replica that has none.
 json copy_to_replica(const State &s, const Snapshot &x, const Volume &v, const Arrivals &arrivals)
 {
-	for (const Replica &r : v.replicas) {
-		const Pool *pool = s.pool(r.pool, r.host);
-		if (wanted(s, r) && r.clean() && r.created && at_work(s, r.host) && !x.trace(r.host) && pool && has_room(s, *pool, x) &&
-		    arrivals.allow(x, r.host))
+	for (const Replica &r : v.replicas)
+		if (lacks_copy(s, x, r) && no_room(s, *s.pool(r.pool, r.host), x).empty() && arrivals.allow(x, r.host))
 			return copy_entry(x, r.host, r.pool);
-	}
 	return nullptr;
 }
 
@@ -330,3 +338,20 @@ std::vector<json> decide_copies(const State &s, size_t most)
 }
 
 }    // namespace lockstep::cluster
+
+namespace lockstep {
+
+std::map<HostId, std::string> copies_without_room(const State &s, const Snapshot &x)
+{
+	std::map<HostId, std::string> hosts;
+	const Volume *v = cluster::living(s, x);
+	if (x.phase != SnapshotPhase::ready || x.temporary || !v || v->phase != Phase::ready)
+		return hosts;
+	for (const Replica &r : v->replicas)
+		if (cluster::lacks_copy(s, x, r))
+			if (std::string why = cluster::no_room(s, *s.pool(r.pool, r.host), x); !why.empty())
+				hosts[r.host] = why;
+	return hosts;
+}
+
+}    // namespace lockstep

@@ -464,7 +464,8 @@ std::string check(const State &s)
 	if (std::string error = check_hosts(s); !error.empty())
 		return error;
 	for (const auto &[key, p] : s.pools)
-		if (key != std::pair(p.name, p.host) || !s.host(p.host) || !p.size_bytes || p.free_bytes > p.size_bytes)
+		if (key != std::pair(p.name, p.host) || !s.host(p.host) || !p.size_bytes || p.free_bytes > p.size_bytes ||
+		    p.disks.size() > MAX_POOL_DISKS || (p.mending.empty() && !p.mending_by.empty()))
 			return "pool " + p.name + " is on no host, or its numbers do not fit";
 	for (const auto &[name, g] : s.groups)
 		if (name != g.name || !valid_name(name) || g.redundancy < 1 || g.redundancy > LKS_MAX_REPLICAS || g.labels.size() > MAX_LABELS)

@@ -34,7 +34,11 @@
 //  host.status      host online now_ms                              changed
 //  pool.add         name host kind("thick"|"thin") vg thin_lv(thin) Idempotent for the same host, vg and thin_lv
 //                   size_bytes free_bytes
-//  pool.report      name host size_bytes free_bytes                 changed. What LVM says; send on change, not by the clock
+//  pool.report      name host size_bytes free_bytes disks(o)        changed. What LVM says; send on change, not by the clock
+//                                                                   disks{LVM's UUID: path}: by which one that is dead can be named
+//  pool.mend        name host disk(UUID) by(o: path) replicas[vid]  changed, replicas, copies: how many. A disk is gone for good, and with it
+//                   copies[sid] (both o)                            these; see mend.cc. Idempotent
+//  pool.mended      name host disk                                  it is out of the volume group. Idempotent
 //  volume.create    name uuid size_bytes pool redundancy(o)         vid minor hosts. Phase creating; each host of the list
 //                   hosts(o: ids) block_size(o) class(o) now_ms     makes its replica and says replica.created or .failed.
 //                   no_quorum(o) group(o) labels(o)                 pool, redundancy: by default the group's
@@ -137,7 +141,8 @@ using HostId = uint8_t;    // 1..64; 0: none
 // field, never another meaning of what there was. 2: cluster.recover, host.rejoin, witnesses.
 // 3: volume.adopt. 4: replica.invalidate. 5: snapshot.revert onto another volume; snapshot.copy, .copied and .drop, what they need. 6: cluster.rebuild.
 // 7: client.add, client.remove.
-constexpr uint32_t LEVEL = 7;                           // highest feature level of entries that this program understands
+// 8: pool.mend, pool.mended, disks in pool.report.
+constexpr uint32_t LEVEL = 8;                           // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;
@@ -145,6 +150,7 @@ constexpr uint64_t MAX_VOLUME_BYTES = 64ull << 40;      // 64 TiB
 constexpr size_t MAX_FAILURES = 64;                     // reasons of rolled back creates that are remembered
 constexpr size_t MAX_ADDRESSES = 8;                     // of one host
 constexpr size_t MAX_LABELS = 32;                       // of one group or volume
+constexpr size_t MAX_POOL_DISKS = 256, MAX_DISK_PATH = 255;
 constexpr size_t MAX_LABEL_KEY = 64, MAX_LABEL_BYTES = 1024;
 
 using Labels = std::map<std::string, std::string>;      // keys: printable ASCII without spaces; texts: UTF-8
@@ -186,6 +192,9 @@ struct Pool {
 	uint64_t size_bytes = 0;                        // of the volume group or thin pool
 	uint64_t free_bytes = 0;                        // as last reported
 	unsigned metadata_percent = 0;                  // of a thin pool, used, rounded up; as last reported
+	std::map<std::string, std::string> disks;       // LVM's UUID -> path when it was last seen, those that are missing included
+	std::string mending;                            // UUID of a disk that is gone for good and not out of the volume group yet; see mend.cc
+	std::string mending_by;                         // path of the disk that takes its place; empty: none does
 	bool operator==(const Pool &) const = default;
 };
 

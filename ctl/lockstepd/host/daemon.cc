@@ -697,10 +697,12 @@ void Daemon::serve_disks()
 			return list_disks(lvm, pools, percent);
 		});
 	});
-	links_.on_call("disk.change", [this, own_pools, work](int, Json body, Links::Reply reply) {
-		work(reply, true, [lvm = lvm_, pools = own_pools(), host = config_.name, pool = body.at("pool").get<std::string>(),
+	links_.on_call("disk.change", [this, work](int, Json body, Links::Reply reply) {
+		if (!member_)
+			return reply(failed("not ready"));
+		work(reply, true, [lvm = lvm_, state = std::make_shared<const State>(state_), self = member_->host_id, pool = body.at("pool").get<std::string>(),
 			     add = body.at("add").get<std::string>(), remove = body.at("remove").get<std::string>()] {
-			return change_disks(lvm, pools, host, pool, add, remove);
+			return change_disks(lvm, *state, self, pool, add, remove);
 		});
 	});
 }

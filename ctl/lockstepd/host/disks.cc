@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <set>
 
 #include <fmt/format.h>
 
@@ -22,17 +23,6 @@ namespace lockstep {
 using Json = nlohmann::json;
 
 namespace {
-
-// The name that LVM has for a disk, which may be another one (/dev/mapper/..., a link) for the same device. What LVM does not know keeps its.
-std::string lvm_name(const LvmReport &report, const std::string &disk)
-{
-	struct stat asked, known;
-	if (stat(disk.c_str(), &asked) == 0 && S_ISBLK(asked.st_mode))
-		for (const PhysicalVolume &d : report.disks)
-			if (stat(d.disk.c_str(), &known) == 0 && S_ISBLK(known.st_mode) && known.st_rdev == asked.st_rdev)
-				return d.disk;
-	return disk;
-}
 
 // Bytes of a disk that nobody uses.
 Result<uint64_t> free_disk_bytes(const std::string &disk)
@@ -62,6 +52,87 @@ const Pool *pool_of(const std::vector<Pool> &pools, const LvmReport &report, con
 	return nullptr;
 }
 
+// ---- a disk that is dead ----
+
+struct MissingDisk {
+	const Pool *pool = nullptr;
+	std::string uuid, name;        // name: as it is listed and asked for
+	uint64_t size_bytes = 0, used_bytes = 0;
+};
+
+// The path where it was last seen, unless another device has that now; else LVM's UUID.
+std::string missing_name(const Pool &pool, const std::string &uuid)
+{
+	auto known = pool.disks.find(uuid);
+	struct stat st;
+	return known == pool.disks.end() || stat(known->second.c_str(), &st) == 0 ? uuid : known->second;
+}
+
+// Those that LVM misses, and those of groups that are gone as a whole or forget the disk just now.
+std::vector<MissingDisk> missing_disks(const LvmReport &report, const std::vector<Pool> &pools)
+{
+	std::vector<MissingDisk> list;
+	for (const PhysicalVolume &d : report.disks) {
+		const auto pool = std::find_if(pools.begin(), pools.end(), [&](const Pool &p) { return p.vg == d.vg; });
+		if (pool != pools.end() && d.missing)
+			list.push_back({&*pool, d.uuid, d.disk.starts_with("/") ? d.disk : missing_name(*pool, d.uuid), d.size_bytes, d.used_bytes});
+	}
+	for (const Pool &p : pools)
+		for (const auto &[uuid, path] : p.disks) {
+			const bool listed = std::ranges::any_of(list, [&](const MissingDisk &m) { return m.uuid == uuid; });
+			if (!listed && (!report.group(p.vg) || p.mending == uuid))
+				list.push_back({&p, uuid, missing_name(p, uuid), 0, 0});
+		}
+	return list;
+}
+
+std::vector<Pool> pools_of(const State &state, HostId self)
+{
+	std::vector<Pool> pools;
+	for (const auto &[key, pool] : state.pools)
+		if (pool.host == self)
+			pools.push_back(pool);
+	return pools;
+}
+
+// Is the logical volume of that name lost? One that is not there at all is, too.
+struct Lost {
+	const LvmReport &report;
+	std::string vg;
+	std::set<std::string> names;
+	bool group_gone = false;
+
+	Lost(const LvmReport &r, const std::vector<Pool> &pools, const std::string &group) : report(r), vg(group), group_gone(!r.group(group))
+	{
+		for (const Pool &p : pools)
+			if (p.vg == vg) {
+				const auto of_pool = lost_volumes(report, vg, p.thin_lv);
+				if (names.empty())
+					names.insert(of_pool.begin(), of_pool.end());
+				names.erase(p.thin_lv);
+			}
+	}
+	bool is(const std::string &name) const { return group_gone || names.contains(name) || !report.volume(vg, name); }
+};
+
+// The entry that gives up what is on the disk. Refused if anything is that is none of ours: it would go with it.
+Result<Json> mend_entry(const State &state, HostId self, const LvmReport &report, const MissingDisk &disk, const std::string &by)
+{
+	const Lost lost(report, pools_of(state, self), disk.pool->vg);
+	const LvmNames ours = lvm_names(state, self, disk.pool->vg);
+	for (const std::string &name : lost.names)
+		if (!ours.wanted.contains(name) && !ours.expendable.contains(name))
+			return forbidden(fmt::format("logical volume {}/{} has something on {} and does not belong to the cluster: it would be lost with it; "
+						     "remove it first", disk.pool->vg, name, disk.name));
+	Json entry = {{"op", "pool.mend"}, {"name", disk.pool->name}, {"host", self}, {"disk", disk.uuid}};
+	if (!by.empty())
+		entry["by"] = by;
+	for (const auto &[name, object] : ours.wanted)
+		if (lost.is(name))
+			entry[object.snapshot ? "copies" : "replicas"].push_back(object.id);
+	return entry;
+}
+
 // Is there room for what is on the disk that leaves, on the others?
 Done has_room(const LvmReport &report, const VolumeGroup &group, const PhysicalVolume &leaving, uint64_t added_bytes)
 {
@@ -83,33 +154,100 @@ Done has_room(const LvmReport &report, const VolumeGroup &group, const PhysicalV
 
 }    // namespace
 
+LvmNames lvm_names(const State &state, HostId self, const std::string &vg)
+{
+	LvmNames names;
+	auto in_group = [&](const std::string &pool_name) {
+		const Pool *pool = state.pool(pool_name, self);
+		return pool && pool->vg == vg;
+	};
+	for (const auto &[vid, v] : state.volumes) {
+		const std::string name = replica_lv_name(vid);
+		if (const Replica *r = v.replica(self); r && in_group(r->pool) && v.phase != Phase::deleting)
+			names.wanted[name] = {false, vid};
+		else if (const Remnant *left = v.remnant(self); (r && in_group(r->pool)) || (left && in_group(left->pool)))
+			names.expendable.insert(name);
+	}
+	for (const auto &[sid, s] : state.snapshots) {
+		const SnapshotCopy *c = s.trace(self);
+		const Pool *pool = c ? state.pool(c->pool, self) : nullptr;
+		if (!pool || pool->vg != vg)
+			continue;
+		const std::string name = snapshot_lv_name({vg, pool->kind == PoolKind::thin, s.vid, sid, s.attempt, s.uuid, s.reserve_bytes});
+		const bool going = std::ranges::any_of(s.going, [&](const SnapshotCopy &x) { return x.host == self; });
+		if (going || s.phase == SnapshotPhase::deleting || s.phase == SnapshotPhase::discarding)
+			names.expendable.insert(name);
+		else
+			names.wanted[name] = {true, sid};
+	}
+	return names;
+}
+
 Result<Json> list_disks(const Lvm &lvm, const std::vector<Pool> &pools, const std::map<std::string, double> &percent)
 {
 	auto report = lvm.report_all();
 	if (!report)
 		return report.error();
 	Json list = Json::array();
-	std::sort(report->disks.begin(), report->disks.end(), [](const auto &a, const auto &b) { return a.disk < b.disk; });
+	auto add = [&](const Pool &pool, const PhysicalVolume &d) {
+		const auto moved = percent.find(d.disk);
+		list.push_back({{"pool", pool.name}, {"vg", pool.vg}, {"disk", d.disk}, {"uuid", d.uuid}, {"size_bytes", d.size_bytes},
+				{"used_bytes", d.used_bytes}, {"missing", d.missing}, {"leaving", d.leaving},
+				{"percent", d.leaving && moved != percent.end() ? moved->second : 0.0}});
+	};
 	for (const PhysicalVolume &d : report->disks) {
 		const auto pool = std::find_if(pools.begin(), pools.end(), [&](const Pool &p) { return p.vg == d.vg; });
-		const auto moved = percent.find(d.disk);
-		if (pool != pools.end())
-			list.push_back({{"pool", pool->name}, {"vg", d.vg}, {"disk", d.disk}, {"size_bytes", d.size_bytes},
-					{"used_bytes", d.used_bytes}, {"missing", d.missing}, {"leaving", d.leaving},
-					{"percent", d.leaving && moved != percent.end() ? moved->second : 0.0}});
+		if (pool != pools.end() && !d.missing)
+			add(*pool, d);
 	}
+	for (const MissingDisk &m : missing_disks(*report, pools))
+		add(*m.pool, {.vg = m.pool->vg, .disk = m.name, .size_bytes = m.size_bytes, .used_bytes = m.used_bytes, .missing = true,
+			      .leaving = m.pool->mending == m.uuid, .uuid = m.uuid});
+	std::sort(list.begin(), list.end(), [](const Json &a, const Json &b) { return a["disk"] < b["disk"]; });
 	return list;
 }
 
-Result<Json> change_disks(const Lvm &lvm, const std::vector<Pool> &pools, const std::string &host, const std::string &name, std::string add,
-			  std::string remove)
+namespace {
+
+// A disk that is dead is not emptied: what was on it is given up. The answer has the entry that says so, for whoever asked to propose.
+Result<Json> replace_missing(const LvmReport &report, const State &state, HostId self, const MissingDisk &disk, const std::string &add)
 {
+	const std::string &vg = disk.pool->vg;
+	const VolumeGroup *group = report.group(vg);
+	if (add.empty() && std::ranges::none_of(report.disks, [&](const PhysicalVolume &d) { return d.vg == vg && !d.missing; }))
+		return forbidden(fmt::format("{} is the only disk of volume group {}: put another in its place with `lockstep disk replace`", disk.name, vg));
+	if (!add.empty() && !report.disk(vg, add)) {
+		auto free = free_disk_bytes(add);
+		if (!free)
+			return free.error();
+		const uint64_t extent = group && group->extent_bytes ? group->extent_bytes : 4 << 20;
+		if (*free < 2 * extent)
+			return usage_error(fmt::format("{} has only {}", add, format_bytes(*free)));
+	}
+	auto entry = mend_entry(state, self, report, disk, add);
+	if (!entry)
+		return entry.error();
+	return Json{{"pool", disk.pool->name}, {"vg", vg}, {"add", add}, {"remove", disk.name}, {"changed", true}, {"mend", *entry}};
+}
+
+}    // namespace
+
+Result<Json> change_disks(const Lvm &lvm, const State &state, HostId self, const std::string &name, std::string add, std::string remove)
+{
+	const std::string host = state.host_name(self);
+	const std::vector<Pool> pools = pools_of(state, self);
 	auto here = [&](const Error &e) { return Error{e.status, fmt::format("host {}: {}", host, e.message), e.code}; };
 	auto report = lvm.report_all();
 	if (!report)
 		return here(report.error());
-	add = lvm_name(*report, add);
-	remove = lvm_name(*report, remove);
+	for (const MissingDisk &m : missing_disks(*report, pools)) {
+		if (remove.empty() || (m.name != remove && m.uuid != remove) || (!name.empty() && m.pool->name != name))
+			continue;
+		auto answer = replace_missing(*report, state, self, m, add.empty() ? add : known_disk_name(*report, add));
+		return answer ? answer : here(answer.error());
+	}
+	add = known_disk_name(*report, add);
+	remove = known_disk_name(*report, remove);
 	const Pool *pool = pool_of(pools, *report, name, remove);
 	const VolumeGroup *group = pool ? report->group(pool->vg) : nullptr;
 	if (!pool)
@@ -123,8 +261,6 @@ Result<Json> change_disks(const Lvm &lvm, const std::vector<Pool> &pools, const 
 	uint64_t bytes = 0;
 	if (!remove.empty() && !leaving)
 		return here(not_found(fmt::format("{} is no disk of pool {}: see `lockstep disk list`", remove, pool->name)));
-	if (leaving && leaving->missing)
-		return here(forbidden(fmt::format("{} is missing: what is on it cannot be moved away", remove)));
 	if (!add.empty() && !added) {
 		auto free = free_disk_bytes(add);
 		if (!free)

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -12,14 +13,25 @@
 
 namespace lockstep {
 
-// Of all pools given: [{pool, vg, disk, size_bytes, used_bytes, missing, leaving, percent}], sorted by disk. percent: how far LVM is with
-// what it is moving away from it now, as last looked at; 0 for others.
+// The logical volumes of a group that are the cluster's, as the log has them.
+struct LvmNames {
+	struct Object {
+		bool snapshot = false;
+		uint32_t id = 0;       // vid or sid
+	};
+	std::map<std::string, Object> wanted;     // replicas, and copies of snapshots, whole or not
+	std::set<std::string> expendable;         // given up: this host is to remove them
+};
+LvmNames lvm_names(const State &state, HostId self, const std::string &vg);
+
+// Of all pools given: [{pool, vg, disk, uuid, size_bytes, used_bytes, missing, leaving, percent}], sorted by disk. percent: how far LVM is
+// with what it is moving away from it now, as last looked at; 0 for others. A missing disk has the path where it was last seen, or if
+// another device has that now, LVM's UUID.
 Result<nlohmann::json> list_disks(const Lvm &lvm, const std::vector<Pool> &pools, const std::map<std::string, double> &percent);
 
-// pool: empty if remove says which. add, remove: paths of disks, one may be empty. Refused as a whole, by one line that begins with the
-// host's name, if it cannot be done to its end; then nothing has changed. {pool, vg, add, remove, changed}: what is left to do is done by
-// the reconciler. Idempotent.
-Result<nlohmann::json> change_disks(const Lvm &lvm, const std::vector<Pool> &pools, const std::string &host, const std::string &pool,
-				    std::string add, std::string remove);
+// pool: empty if remove says which. add, remove: paths of disks, one may be empty; remove may be a UUID. Refused as a whole, by one line
+// that begins with the host's name, if it cannot be done to its end; then nothing has changed. {pool, vg, add, remove, changed}: what is
+// left to do is done by the reconciler. Idempotent. With "mend": the disk is missing, and nothing happens before that entry is agreed on.
+Result<nlohmann::json> change_disks(const Lvm &lvm, const State &state, HostId self, const std::string &pool, std::string add, std::string remove);
 
 }    // namespace lockstep

@@ -125,6 +125,7 @@ void read_group(const Json &part, LvmReport &report)
 		PhysicalVolume pv;
 		pv.vg = vg.name;
 		pv.disk = text_field(pv_row, "pv_name");
+		pv.uuid = text_field(pv_row, "pv_uuid");
 		pv.size_bytes = bytes_field(pv_row, "pv_size");
 		pv.used_bytes = bytes_field(pv_row, "pv_used");
 		pv.missing = !text_field(pv_row, "pv_missing").empty();
@@ -164,7 +165,7 @@ std::vector<std::string> report_command(const std::string &vg)
 		"--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_missing_pv_count,vg_tags",
 		"--configreport", "lv", "-o",
 		"lv_name,lv_path,pool_lv,origin,lv_layout,lv_size,data_percent,metadata_percent,lv_metadata_size,lv_tags,lv_active,lv_device_open,lv_health_status",
-		"--configreport", "pv", "-o", "pv_name,pv_size,pv_used,pv_missing,pv_tags", "--configreport", "pvseg", "-o", "pv_uuid", "--configreport", "seg", "-o", "lv_name,chunk_size"};
+		"--configreport", "pv", "-o", "pv_name,pv_uuid,pv_size,pv_used,pv_missing,pv_tags", "--configreport", "pvseg", "-o", "pv_uuid", "--configreport", "seg", "-o", "lv_name,chunk_size"};
 	if (!vg.empty())
 		args.push_back(vg);
 	return args;
@@ -326,13 +327,18 @@ Result<PoolSpace> pool_space(const LvmReport &report, const std::string &vg, con
 	if (!group)
 		return not_found(fmt::format("there is no volume group {}", vg));
 	if (group->incomplete)
-		return failed(fmt::format("volume group {} lacks a physical volume", vg));
+		return failed(fmt::format("volume group {} lacks a disk: bring it back, or `lockstep disk replace` puts another in its place (see "
+					  "`lockstep disk list`)", vg));
+	std::map<std::string, std::string> disks;
+	for (const PhysicalVolume &d : report.disks)
+		if (d.vg == vg && !d.uuid.empty())
+			disks[d.uuid] = d.disk;
 	if (thin_pool.empty()) {
 		uint64_t free = group->free_bytes;
 		for (const PhysicalVolume &d : report.disks)
 			if (d.vg == vg && d.leaving)
 				free -= std::min(free, d.size_bytes - d.used_bytes);
-		return PoolSpace{group->size_bytes, free, -1};
+		return PoolSpace{group->size_bytes, free, -1, std::move(disks)};
 	}
 	const LogicalVolume *pool = report.volume(vg, thin_pool);
 	if (!pool)
@@ -342,7 +348,7 @@ Result<PoolSpace> pool_space(const LvmReport &report, const std::string &vg, con
 	if (!pool->health.empty())
 		return failed(fmt::format("thin pool {}/{} is not healthy: {}", vg, thin_pool, pool->health));
 	const double used = std::clamp(pool->data_percent, 0.0, 100.0);
-	return PoolSpace{pool->size_bytes, uint64_t(double(pool->size_bytes) * (100 - used) / 100), pool->metadata_percent};
+	return PoolSpace{pool->size_bytes, uint64_t(double(pool->size_bytes) * (100 - used) / 100), pool->metadata_percent, std::move(disks)};
 }
 
 Result<LvmReport> parse_lvm_report(std::string_view json)
@@ -370,6 +376,7 @@ Lvm lvm_tools()
 	add_snapshot_tools(lvm);
 	add_orphan_tools(lvm);
 	add_disk_tools(lvm);
+	add_mend_tools(lvm);
 	return lvm;
 }
 

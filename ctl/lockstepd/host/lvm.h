@@ -13,6 +13,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -49,10 +51,11 @@ struct LogicalVolume {
 
 // A disk of a volume group.
 struct PhysicalVolume {
-	std::string vg, disk;       // disk: /dev/...
+	std::string vg, disk;       // disk: /dev/..., or "[unknown]"
 	uint64_t size_bytes = 0, used_bytes = 0;
 	bool missing = false;       // LVM does not find it
 	bool leaving = false;       // it is being emptied (lvm_disks.cc)
+	std::string uuid = {};      // LVM's
 	bool operator==(const PhysicalVolume &) const = default;
 };
 
@@ -122,6 +125,7 @@ Result<std::string> run_lvm(std::vector<std::string> args, const std::string &wh
 struct PoolSpace {
 	uint64_t size_bytes = 0, free_bytes = 0;
 	double metadata_percent = -1;
+	std::map<std::string, std::string> disks = {};    // LVM's UUID -> path
 };
 Result<PoolSpace> pool_space(const LvmReport &report, const std::string &vg, const std::string &thin_pool);
 
@@ -131,6 +135,19 @@ uint64_t metadata_growth(const LvmReport &report, const std::string &vg, const s
 // By how many bytes the thin pool's data should grow to take what its volume group has free, but for what its metadata may need; 0:
 // not at all, or it is none. lvm_disks.cc.
 uint64_t data_growth(const LvmReport &report, const std::string &vg, const std::string &thin_pool);
+
+// The name that LVM has for a disk, which may be another one (/dev/mapper/..., a link) for the same device. What LVM does not know keeps its.
+std::string known_disk_name(const LvmReport &report, const std::string &disk);    // lvm_mend.cc
+
+// lvm_mend.cc: logical volumes that lack something because a disk of the group is missing, or are made of such; not the thin pool itself.
+std::vector<std::string> lost_volumes(const LvmReport &report, const std::string &vg, const std::string &thin_pool);
+// Of "name open uuid" lines as dmsetup prints them, the names of those that are the group's.
+std::vector<std::string> group_devices(const std::string &vg, const std::string &listed);
+// How a thin pool is made that takes what is free in a group, as scripts/install does; data_bytes 0: there is no room.
+struct ThinPoolPlan {
+	uint64_t chunk_bytes = 0, metadata_bytes = 0, data_bytes = 0;
+};
+ThinPoolPlan plan_thin_pool(uint64_t free_bytes, uint64_t extent_bytes);
 
 // What `lvm fullreport --reportformat json --units b --nosuffix` with our fields says.
 Result<LvmReport> parse_lvm_report(std::string_view json);
@@ -158,6 +175,11 @@ struct Lvm {
 	std::function<Result<DiskMove>(const std::string &vg, const std::string &disk, double last)> drain_disk;
 	// The thin pool's data, by so many bytes; then the volume group counts as growing no more.
 	std::function<Done(const std::string &vg, const std::string &thin_pool, uint64_t bytes)> grow_data;
+	// Takes all missing disks out of the group, with the logical volumes that had something on them, puts `by` in (unless empty), and makes
+	// the thin pool (unless empty) anew if it was lost; likewise a group that is gone as a whole. false: something of it is still in use, to
+	// be tried again. Refused (forbidden) if more were lost than the expendable ones, which are names. Idempotent.
+	std::function<Result<bool>(const std::string &vg, const std::string &thin_pool, const std::string &by, const std::set<std::string> &expendable)>
+		mend;
 	// At least lv.size_bytes; never smaller.
 	std::function<Done(const ReplicaLv &)> extend;
 	// Of the replica's LV, which may be in use. One with our tag is taken as it is.
@@ -188,6 +210,7 @@ Lvm lvm_tools();
 void add_snapshot_tools(Lvm &lvm);    // lvm_snapshots.cc: extend, snapshot, remove_snapshot, clone
 void add_orphan_tools(Lvm &lvm);      // lvm_orphans.cc: purge, show, take_over
 void add_disk_tools(Lvm &lvm);        // lvm_disks.cc: add_disk, leave_disk, drain_disk, grow_data
+void add_mend_tools(Lvm &lvm);        // lvm_mend.cc: mend
 
 constexpr const char *LEAVING_TAG = "lockstep.leaving";    // of a physical volume
 constexpr const char *GROWING_TAG = "lockstep.growing";    // of a volume group

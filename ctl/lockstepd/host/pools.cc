@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 
 #include "lib/units.h"
+#include "lockstepd/host/disks.h"
 #include "lockstepd/host/reconciler.h"
 
 namespace lockstep {
@@ -95,10 +96,15 @@ void Reconciler::look_at_pools()
 			continue;
 		Task &task = pool_tasks_[pool.name];
 		auto seen = pool_seen_ms_.find(pool.name);
-		if (!may(task) || (seen != pool_seen_ms_.end() && world_.now_ms() - seen->second < POOL_PERIOD_MS && !task.failures))
+		const uint64_t period_ms = pool.mending.empty() ? POOL_PERIOD_MS : DISK_PERIOD_MS;
+		if (!may(task) || (seen != pool_seen_ms_.end() && world_.now_ms() - seen->second < period_ms && !task.failures))
 			continue;
 		task.busy = true;
 		pool_seen_ms_[pool.name] = world_.now_ms();
+		if (!pool.mending.empty()) {
+			mend(pool);
+			continue;
+		}
 		auto look = std::make_shared<PoolLook>();
 		world_.run(
 			vg_key(pool.vg),
@@ -140,6 +146,36 @@ void Reconciler::look_at_pools()
 	}
 }
 
+// A disk is dead, and what was on it is given up. What the kernel still has open of that is closed by itself, since it is in no record.
+void Reconciler::mend(const Pool &pool)
+{
+	auto mended = std::make_shared<Result<bool>>(false);
+	world_.run(
+		vg_key(pool.vg),
+		[mended, lvm = world_.lvm, pool, expendable = lvm_names(world_.state(), self_, pool.vg).expendable] {
+			*mended = lvm.mend(pool.vg, pool.thin_lv, pool.mending_by, expendable);
+		},
+		[this, mended, name = pool.name, disk = pool.mending] {
+			Task &task = pool_tasks_[name];
+			const std::string object = "pool " + name;
+			if (!*mended || !**mended)
+				return finish(task, object, *mended ? Done(Nothing{}) : mended->error());
+			world_.log(fmt::format("{}: its dead disk {} is out of the volume group", object, disk));
+			world_.propose({{"op", "pool.mended"}, {"name", name}, {"host", self_}, {"disk", disk}}, [this, name, object](Result<Json> answer) {
+				finish(pool_tasks_[name], object, outcome(answer));
+				look_at_pools_soon();
+				look();
+			});
+		});
+}
+
+// LVM changes nothing in a group that lacks a disk, but to forget that disk: what is to be removed there waits for it.
+bool Reconciler::mending(const std::string &pool_name) const
+{
+	const Pool *pool = world_.state().pool(pool_name, self_);
+	return pool && !pool->mending.empty();
+}
+
 void Reconciler::look_at_disks()
 {
 	for (auto &[pool, seen_ms] : pool_seen_ms_)
@@ -164,14 +200,17 @@ void Reconciler::report_pool(const Pool &pool, const Result<PoolSpace> &space)
 		return;
 	}
 	const uint64_t change = std::max(space->free_bytes, pool.free_bytes) - std::min(space->free_bytes, pool.free_bytes);
+	const bool disks_told = space->disks == pool.disks || !all_understand(world_.state(), level_of({{"op", "pool.report"}, {"disks", nullptr}}));
 	const auto metadata_percent = unsigned(std::ceil(std::clamp(space->metadata_percent, 0.0, 100.0)));
-	if (space->size_bytes == pool.size_bytes && metadata_percent == pool.metadata_percent &&
+	if (disks_told && space->size_bytes == pool.size_bytes && metadata_percent == pool.metadata_percent &&
 	    change < std::max<uint64_t>(pool.size_bytes / 200, 4 << 20)) {
 		finish(task, object, Nothing{});
 		return;
 	}
 	Json entry = {{"op", "pool.report"}, {"name", pool.name}, {"host", self_}, {"size_bytes", space->size_bytes},
 		      {"free_bytes", space->free_bytes}, {"metadata_percent", metadata_percent}};
+	if (!disks_told)
+		entry["disks"] = space->disks;
 	world_.propose(entry, [this, name = pool.name, object](Result<Json> answer) {
 		finish(pool_tasks_[name], object, outcome(answer));
 		look();

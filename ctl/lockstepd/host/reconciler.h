@@ -206,6 +206,8 @@ private:
 	void look_at_peer(HostId host, const std::string &name, bool wanted);
 	void look_at_pools();
 	void look_at_pools_soon();
+	void mend(const Pool &pool);
+	bool mending(const std::string &pool) const;
 	void report_pool(const Pool &pool, const Result<PoolSpace> &space);
 	void look_at_volume(uint32_t vid);
 	void look_creating(const Volume &v, VolumeWork &w);

@@ -104,6 +104,8 @@ void Reconciler::make_replica(const Volume &v, const Replica &r, VolumeWork &w)
 
 void Reconciler::purge(const Volume &v, const std::string &pool, uint64_t md_offset, VolumeWork &w)
 {
+	if (mending(pool))
+		return;
 	auto lv = lv_in(world_.state(), v, pool, md_offset);
 	if (!lv) {
 		finish(w.replica, object_name(v.vid), lv.error());

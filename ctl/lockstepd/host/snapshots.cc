@@ -203,6 +203,8 @@ void Reconciler::break_snapshot(const Snapshot &s, const std::string &why, bool 
 
 void Reconciler::remove_snapshot(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &w)
 {
+	if (mending(copy.pool))
+		return;
 	auto lv = snapshot_lv(s, copy);
 	if (!lv) {
 		finish(w.task, title(s), lv.error());

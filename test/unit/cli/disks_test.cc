@@ -41,3 +41,30 @@ TEST_CASE("disks are listed, added, and watched until they are gone")
 		CHECK(d.run(wrong).status == 2);
 	CHECK(d.run({"disk", "replace", "nobody", "/dev/sdb", "/dev/sde"}).status == 3);
 }
+
+TEST_CASE("a dead disk is replaced: it is said what was lost with it, and nothing is given up that is the last of its kind")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "a", "1GiB", "--on", "alpha,beta"}).status == 0);
+	const uint32_t vid = d.volume("a").vid;
+	json dead = disk("/dev/sdb", GIB);
+	dead["missing"] = true;
+	d.disks[1] = json{dead};
+	CHECK(has(d.run({"disk", "list"}).out, "MISSING"));
+	d.mend[1] = {{"op", "pool.mend"}, {"name", "default"}, {"host", 1}, {"disk", "uuid-b"}, {"by", "/dev/sde"}, {"replicas", {vid}}};
+	Outcome o = d.run({"disk", "replace", "alpha", "/dev/sdb", "/dev/sde"});
+	INFO(o.out << o.err);
+	CHECK(o.status == 0);
+	CHECK(o.out == "/dev/sdb is lost, and with it 1 replica and 0 copies of snapshots: they are made anew from other hosts' wherever there is room, "
+		       "see `lockstep status`\n/dev/sde is a disk of pool default on host alpha\n/dev/sdb is no disk of pool default on host alpha any more\n");
+	CHECK_FALSE(d.volume("a").replica(1));
+	CHECK(d.state()->pool("default", 1)->mending == "uuid-b");
+
+	// The other one is the last now.
+	d.disks[2] = json{dead};
+	d.mend[2] = {{"op", "pool.mend"}, {"name", "default"}, {"host", 2}, {"disk", "uuid-c"}, {"replicas", {vid}}};
+	o = d.run({"pool", "remove-disk", "default", "beta", "/dev/sdb"});
+	CHECK(o.status == 5);
+	CHECK(has(o.err, "no other one is in sync"));
+	CHECK(d.volume("a").replica(2)->state == ReplicaState::insync);
+}

@@ -55,6 +55,7 @@ public:
 	nlohmann::json trail = {{"extents", nlohmann::json::array()}, {"next", nullptr}};
 	std::map<HostId, nlohmann::json> orphans;    // answers to orphan.list
 	std::map<HostId, nlohmann::json> disks;      // answers to disk.list; each answer brings a disk that is leaving 60 % further
+	std::map<HostId, nlohmann::json> mend;       // in answers to disk.change: the disk is dead
 	nlohmann::json orphans_kept = nlohmann::json::array();
 	unsigned rounds = 0;                    // Context::rounds
 	std::function<void()> first_shown;      // happens once, when the next command has shown something and goes on
@@ -426,7 +427,10 @@ private:
 				for (nlohmann::json &d : disks[host])
 					if (d["disk"] == body["remove"])
 						d["leaving"] = true;
-				return nlohmann::json{{"pool", "default"}, {"vg", "lockstep_group"}, {"add", body["add"]}, {"remove", body["remove"]}, {"changed", true}};
+				nlohmann::json answer = {{"pool", "default"}, {"vg", "lockstep_group"}, {"add", body["add"]}, {"remove", body["remove"]}, {"changed", true}};
+				if (mend.contains(host))
+					answer["mend"] = mend[host];
+				return answer;
 			}
 			if (verb == "orphan.list" || verb == "orphan.purge") {
 				nlohmann::json list = nlohmann::json::array();

@@ -182,6 +182,31 @@ TEST_CASE("why: no room, a single copy, opens refused, events")
 	CHECK(codes(d, "gamma").contains("evacuated"));
 }
 
+TEST_CASE("why: snapshots that get no copy beside a new replica, for its pool is too full")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
+	for (const char *name : {"s1", "s2"})
+		REQUIRE(d.run({"snapshot", "create", "v", name}).status == 0);
+	d.repairs = d.resyncs = true;
+	REQUIRE(d.run({"volume", "replica", "add", "v", "gamma"}).status == 0);
+	REQUIRE(d.volume("v").replica(3)->clean());
+	d.attach_all();
+	auto report = [&](uint64_t free_bytes) {
+		d.good({{"op", "pool.report"}, {"name", "default"}, {"host", 3}, {"size_bytes", 100 * GIB}, {"free_bytes", free_bytes}});
+	};
+	report(50 * GIB);
+	CHECK(codes(d, "v") == Codes{});
+	report(5 * GIB);
+	CHECK(codes(d, "v") == Codes{"no-room-for-snapshot"});
+	CHECK(d.json_of({"why", "v", "--json"})["causes"][0]["what"] ==
+	      "snapshot s1 and 1 more gets no copy on host gamma: pool default is 94 % full, above 90 % it takes nothing new");
+	CHECK(d.json_of({"snapshot", "list", "--json"})[0]["without_room"][0]["host"] == "gamma");
+	REQUIRE(d.run({"snapshot", "delete", "v", "s1"}).status == 0);
+	REQUIRE(d.run({"snapshot", "delete", "v", "s2"}).status == 0);
+	CHECK(codes(d, "v") == Codes{});
+}
+
 TEST_CASE("why: a volume that could not be made")
 {
 	FakeDaemon d(3, 300);

@@ -11,6 +11,12 @@ using namespace lockstep::test;
 
 namespace {
 
+nlohmann::json with(nlohmann::json entry, const nlohmann::json &changes)
+{
+	entry.update(changes);
+	return entry;
+}
+
 struct Disks {
 	Disks()
 	{
@@ -21,10 +27,7 @@ struct Disks {
 
 	Result<nlohmann::json> change(const std::string &pool, const std::string &add, const std::string &remove)
 	{
-		std::vector<Pool> pools(1);
-		pools[0].name = "default";
-		pools[0].vg = "vg";
-		return change_disks(w.lvm(), pools, "alpha", pool, add, remove);
+		return change_disks(w.lvm(), w.state, 1, pool, add, remove);
 	}
 
 	std::string refused(const std::string &pool, const std::string &add, const std::string &remove)
@@ -51,8 +54,6 @@ TEST_CASE("what cannot be done to its end with a disk is refused, and changes no
 	CHECK(d.refused("default", "", "/dev/c") == "host alpha: /dev/c is no disk of pool default: see `lockstep disk list`");
 	d.w.disks["/dev/b"].used_bytes = 15 * GIB;
 	CHECK(d.refused("", "", "/dev/b") == "host alpha: /dev/b holds 15 GiB, the other disks of volume group vg have room for 12 GiB");
-	d.w.disks["/dev/a"].missing = true;
-	CHECK(d.refused("", "", "/dev/a") == "host alpha: /dev/a is missing: what is on it cannot be moved away");
 	d.w.disks.erase("/dev/a");
 	CHECK(d.refused("", "", "/dev/b") ==
 	      "host alpha: /dev/b is the only disk of volume group vg: add another first, or use `lockstep disk replace`");
@@ -104,6 +105,165 @@ TEST_CASE("that a disk cannot be emptied is a problem until it can")
 	CHECK(d.w.daemon().problems()[0].message == d.w.failing["drain_disk"]);
 	d.w.failing.clear();
 	REQUIRE(d.w.run_until([&] { return !d.w.disks.contains("/dev/a") && d.w.daemon().problems().empty(); }, 60'000));
+}
+
+// ---- a disk that is dead ----
+
+namespace {
+
+struct Dead : Disks {
+	uint32_t vid = 0;
+	Dead()
+	{
+		w.disks["/dev/a"].uuid = "uuid-a";
+		w.disks["/dev/b"].uuid = "uuid-b";
+		for (auto &[id, host] : w.state.hosts)
+			host.level = LEVEL;
+		vid = w.propose({{"op", "volume.create"}, {"name", "v"}, {"uuid", VOLUME_UUID}, {"size_bytes", GIB}, {"pool", "default"},
+				 {"hosts", {1, 2}}, {"now_ms", 1}})["vid"];
+		w.propose({{"op", "replica.created"}, {"vid", vid}, {"host", 2}});
+		w.start_daemon();
+		REQUIRE(w.run_until([&] {
+			return w.state.volume(vid)->phase == Phase::ready && w.volumes.contains(vid) && w.volumes[vid].replica &&
+			       !w.state.pool("default", 1)->disks.empty();
+		}));
+	}
+
+	// LVM has no name for it, and its kernel device is gone.
+	void dies(const std::string &disk)
+	{
+		w.disks[disk].missing = true;
+		w.disks[disk].disk = "[unknown]";
+		w.groups["vg"].incomplete = true;
+		w.lvs["/dev/vg/lockstep." + std::to_string(vid)].lv.health = "partial";
+	}
+
+	nlohmann::json listed(const std::string &disk)
+	{
+		const nlohmann::json disks = *list_disks(w.lvm(), {*w.state.pool("default", 1)}, {});
+		for (const nlohmann::json &d : disks)
+			if (d["disk"] == disk)
+				return d;
+		return nullptr;
+	}
+};
+
+}    // namespace
+
+TEST_CASE("a dead disk is named by where it was, and replaced: what was on it is given up first")
+{
+	Dead d;
+	CHECK(d.w.state.pool("default", 1)->disks == std::map<std::string, std::string>{{"uuid-a", "/dev/a"}, {"uuid-b", "/dev/b"}});
+	d.dies("/dev/a");
+	CHECK(d.listed("/dev/a")["missing"] == true);
+	CHECK(d.listed("/dev/a")["leaving"] == false);
+	for (const char *name : {"/dev/a", "uuid-a"}) {
+		auto r = d.change("", "", name);
+		INFO((r ? "" : r.error().message));
+		REQUIRE(r);
+		CHECK((*r)["remove"] == "/dev/a");
+		CHECK((*r)["mend"] == nlohmann::json{{"op", "pool.mend"}, {"name", "default"}, {"host", 1}, {"disk", "uuid-a"}, {"replicas", {d.vid}}});
+	}
+	CHECK(d.refused("", "/dev/no-such-disk", "/dev/a") == "host alpha: there is no disk /dev/no-such-disk");
+	d.w.run_for(2 * POOL_PERIOD_MS);
+	CHECK(d.w.count("mend") == 0);    // nobody has agreed to it yet
+
+	d.w.propose({{"op", "record.failed"}, {"vid", d.vid}, {"host", 1}});
+	d.w.propose({{"op", "record.failover"}, {"vid", d.vid}, {"version", d.w.state.volume(d.vid)->version}, {"primary", 2}, {"keep", {2}}});
+	d.w.propose(with((*d.change("", "", "/dev/a"))["mend"], {{"by", "/dev/n"}}));
+	CHECK(d.listed("/dev/a")["leaving"] == true);
+	REQUIRE(d.w.run_until([&] { return d.w.state.pool("default", 1)->mending.empty(); }));
+	CHECK(d.w.disks.contains("/dev/n"));
+	CHECK_FALSE(d.w.disks.contains("/dev/a"));
+	CHECK_FALSE(d.w.volumes[d.vid].replica);
+	REQUIRE(d.w.run_until([&] { return d.w.state.volume(d.vid)->remnants.empty(); }));
+	CHECK(d.w.lvs.empty());
+	REQUIRE(d.w.run_until([&] { return d.w.state.pool("default", 1)->disks.contains("uuid/dev/n"); }, 2 * POOL_PERIOD_MS));
+	CHECK(d.w.daemon().problems().empty());
+	CHECK(d.w.violations.empty());
+}
+
+TEST_CASE("a daemon that is killed at any step of replacing a dead disk leaves nothing half done")
+{
+	for (uint64_t at = 1; at < 8; at++)
+		for (Fault fault : {Fault::killed_before, Fault::killed_after}) {
+			Dead d;
+			d.dies("/dev/a");
+			d.w.propose({{"op", "record.failed"}, {"vid", d.vid}, {"host", 1}});
+			d.w.propose({{"op", "record.failover"}, {"vid", d.vid}, {"version", d.w.state.volume(d.vid)->version}, {"primary", 2}, {"keep", {2}}});
+			d.w.propose(with((*d.change("", "", "/dev/a"))["mend"], {{"by", "/dev/n"}}));
+			d.w.fault_at = d.w.steps + at;
+			d.w.fault = fault;
+			INFO("step " << at << (fault == Fault::killed_before ? " before" : " after"));
+			REQUIRE(d.w.run_until([&] { return d.w.state.pool("default", 1)->mending.empty() && d.w.state.volume(d.vid)->remnants.empty(); }));
+			CHECK(d.w.disks.contains("/dev/n"));
+			CHECK(d.w.lvs.empty());
+			CHECK(d.w.violations.empty());
+		}
+}
+
+TEST_CASE("a volume group that is gone with its only disk: all of it is given up, under the name that the disk had")
+{
+	Dead d;
+	d.w.disks.clear();
+	d.w.groups.clear();
+	CHECK(d.listed("/dev/b")["missing"] == true);
+	CHECK(d.refused("", "", "/dev/a") ==
+	      "host alpha: /dev/a is the only disk of volume group vg: put another in its place with `lockstep disk replace`");
+	d.w.disks["/dev/n"] = {.vg = "vg", .disk = "/dev/n", .uuid = "n"};    // as if it were there already
+	auto r = d.change("", "/dev/n", "/dev/a");
+	INFO((r ? "" : r.error().message));
+	REQUIRE(r);
+	CHECK((*r)["mend"]["replicas"] == nlohmann::json{d.vid});
+}
+
+TEST_CASE("what is on a dead disk and is not the cluster's is not removed with it")
+{
+	Dead d;
+	d.dies("/dev/a");
+	LogicalVolume &home = d.w.lvs["/dev/vg/home"].lv;
+	home.vg = "vg";
+	home.name = "home";
+	home.health = "partial";
+	CHECK(d.refused("", "", "/dev/a") ==
+	      "host alpha: logical volume vg/home has something on /dev/a and does not belong to the cluster: it would be lost with it; remove it first");
+}
+
+TEST_CASE("what is lost with a disk: what has a part on it, and what is made of that")
+{
+	LvmReport r;
+	auto add = [&](const char *name, const char *pool, const char *origin, const char *health) {
+		LogicalVolume lv;
+		lv.vg = "vg";
+		lv.name = name;
+		lv.pool = pool;
+		lv.origin = origin;
+		lv.health = health;
+		r.volumes.push_back(lv);
+	};
+	add("s2", "", "s1", "");
+	add("s1", "", "a", "");
+	add("a", "", "", "partial");
+	add("b", "", "", "");
+	add("t", "tp", "", "");
+	add("tp", "", "", "");
+	CHECK(lost_volumes(r, "vg", "tp") == std::vector<std::string>{"a", "s1", "s2"});
+	r.volumes.back().health = "partial";
+	CHECK(lost_volumes(r, "vg", "tp") == std::vector<std::string>{"a", "s1", "s2", "t"});
+	CHECK(lost_volumes(r, "other", "tp").empty());
+	CHECK(group_devices("a-b", "a--b-lv Closed LVM-1\na--b-tp_tdata Open LVM-1\na--b--c-lv Closed LVM-2\na-b Closed LVM-2\na--b-x Closed CRYPT-1\n") ==
+	      std::vector<std::string>{"a--b-lv", "a--b-tp_tdata"});
+}
+
+TEST_CASE("a thin pool is made anew as scripts/install makes it")
+{
+	ThinPoolPlan plan = plan_thin_pool(100 * GIB, 4 << 20);
+	CHECK(plan.chunk_bytes == 64 << 10);
+	CHECK(plan.metadata_bytes == 204 << 20);
+	CHECK(plan.data_bytes == 100 * GIB - 3 * plan.metadata_bytes);
+	CHECK(plan_thin_pool(5000 * GIB, 4 << 20).chunk_bytes == 128 << 10);
+	CHECK(plan_thin_pool(12 << 20, 4 << 20).data_bytes == 0);
+	CHECK(plan_thin_pool(0, 0).data_bytes == 0);
 }
 
 TEST_CASE("a thin pool leaves of a new disk what its metadata may need")

@@ -565,6 +565,34 @@ Lvm FakeWorld::lvm()
 			return DiskMove{.percent = last < 0 ? 0 : last < 50 ? 50.0 : 100.0};
 		});
 	};
+	l.mend = [this](const std::string &vg, const std::string &thin_pool, const std::string &by, const std::set<std::string> &expendable) {
+		return effect<Result<bool>>("mend " + vg, [=, this]() -> Result<bool> {
+			LvmReport report;
+			for (const auto &[path, lv] : lvs)
+				report.volumes.push_back(lv.lv);
+			for (const std::string &name : lost_volumes(report, vg, thin_pool)) {
+				if (!expendable.contains(name))
+					return forbidden(name + " was not given up");
+				for (const auto &[vid, k] : volumes)
+					if (k.replica && k.replica->path == "/dev/" + vg + "/" + name)
+						return false;
+			}
+			for (const std::string &name : lost_volumes(report, vg, thin_pool))
+				lvs.erase("/dev/" + vg + "/" + name);
+			if (!groups.contains(vg)) {
+				for (const auto &[vid, k] : volumes)
+					if (k.replica && k.replica->path.starts_with("/dev/" + vg + "/"))
+						return false;
+				std::erase_if(lvs, [&](const auto &lv) { return lv.second.lv.vg == vg; });
+				groups[vg] = {.name = vg, .size_bytes = 20 * GIB, .free_bytes = 20 * GIB, .extent_bytes = 4 << 20};
+			}
+			groups[vg].incomplete = false;
+			std::erase_if(disks, [&](const auto &d) { return d.second.vg == vg && d.second.missing; });
+			if (!by.empty())
+				disks.try_emplace(by, PhysicalVolume{.vg = vg, .disk = by, .size_bytes = 20 * GIB, .uuid = "uuid" + by});
+			return true;
+		});
+	};
 	l.grow_data = [this](const std::string &vg, const std::string &thin_pool, uint64_t bytes) {
 		return effect<Done>("grow_data " + std::to_string(bytes >> 20), [=, this]() -> Done {
 			lvs["/dev/" + vg + "/" + thin_pool].lv.size_bytes += bytes;
