@@ -11,6 +11,28 @@
 #include "host.h"
 #include "volume.h"
 
+#ifdef CONFIG_DEBUG_LOCK_ALLOC
+/*
+ * To lockdep the lock of one socket is that of any other, and programs' sockets wait for memory while they are locked. Whoever frees
+ * memory by writing to a volume locks a lane's socket. That would be a deadlock if lanes' sockets waited for memory, so they are
+ * told apart: then lockdep sees that they do not, or says where they do.
+ */
+static void tell_apart(struct sock *sk)
+{
+	static struct lock_class_key keys[2], spin_keys[2];
+	bool v6 = sk->sk_family == AF_INET6;
+
+	if (!sock_allow_reclassification(sk))
+		return;
+	if (v6)
+		sock_lock_init_class_and_name(sk, "slock-AF_INET6-lockstep", &spin_keys[1], "sk_lock-AF_INET6-lockstep", &keys[1]);
+	else
+		sock_lock_init_class_and_name(sk, "slock-AF_INET-lockstep", &spin_keys[0], "sk_lock-AF_INET-lockstep", &keys[0]);
+}
+#else
+static void tell_apart(struct sock *sk) { }
+#endif
+
 static void prepare(struct socket *sock)
 {
 	struct sock *sk = sock->sk;
@@ -19,6 +41,7 @@ static void prepare(struct socket *sock)
 	lks_no_task_frag(sk);
 	sk_set_memalloc(sk);
 	if (sk->sk_protocol == IPPROTO_TCP && (sk->sk_family == AF_INET || sk->sk_family == AF_INET6)) {
+		tell_apart(sk);
 		tcp_sock_set_nodelay(sk);
 		tcp_sock_set_user_timeout(sk, LKS_SILENT_TCP_MS);
 		sock_set_keepalive(sk);
