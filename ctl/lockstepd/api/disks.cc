@@ -3,6 +3,9 @@
 // The API's handlers for the disks under pools. Each host knows its own (host/disks.h).
 #include "lockstepd/api/impl.h"
 
+#include <algorithm>
+#include <cctype>
+
 namespace lockstep {
 
 using nlohmann::json;
@@ -35,6 +38,17 @@ Result<json> ApiServer::Impl::disk_list(const httplib::Request &)
 	return json{{"disks", std::move(disks)}, {"unreachable", std::move(unreachable)}};
 }
 
+namespace {
+
+// Of a missing disk, whose path another one may have by now. 32 letters and digits, in seven groups.
+bool is_lvm_uuid(const std::string &text)
+{
+	return text.size() == 38 && std::count(text.begin(), text.end(), '-') == 6 &&
+	       std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isalnum(c) || c == '-'; });
+}
+
+}    // namespace
+
 Result<json> ApiServer::Impl::disk_change(const httplib::Request &req)
 {
 	const json body = body_of(req);
@@ -44,7 +58,7 @@ Result<json> ApiServer::Impl::disk_change(const httplib::Request &req)
 	if (pool.empty() && remove.empty())
 		return usage_error("name the pool that " + add + " is for");
 	for (const std::string &disk : {add, remove})
-		if (!disk.empty() && (!disk.starts_with("/dev/") || disk.find("..") != std::string::npos))
+		if (!disk.empty() && (!disk.starts_with("/dev/") || disk.find("..") != std::string::npos) && !(disk == remove && is_lvm_uuid(disk)))
 			return usage_error("\"" + disk + "\" is no disk: give its path, such as /dev/sdb");
 	if (add == remove)
 		return usage_error(add + " cannot replace itself");

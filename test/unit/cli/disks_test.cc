@@ -36,6 +36,12 @@ TEST_CASE("disks are listed, added, and watched until they are gone")
 	CHECK(o.out == "/dev/sde is a disk of pool default on host alpha\n/dev/sdb is empty, and no disk of pool default on host alpha any more\n");
 	CHECK(d.run({"disk", "list"}).status == 0);
 
+	// A missing disk whose path another one has by now is named by its UUID; no other is.
+	const std::string uuid = "tTKvMu-2Tyd-zzy6-Xfqb-x1d2-HwXw-Sax3LF";
+	CHECK(d.run({"disk", "replace", "alpha", uuid, "/dev/sde"}).status == 0);
+	CHECK(d.run({"disk", "replace", "alpha", "/dev/sdb", uuid}).status == 2);
+	CHECK(d.run({"disk", "replace", "alpha", uuid.substr(1), "/dev/sde"}).status == 2);
+
 	for (const auto &wrong : {std::vector<std::string>{"disk", "replace", "alpha", "sdb", "/dev/sde"},
 				  {"disk", "replace", "alpha", "/dev/sdb", "/dev/sdb"}, {"pool", "add-disk", "default", "alpha", "/dev/../etc"}})
 		CHECK(d.run(wrong).status == 2);

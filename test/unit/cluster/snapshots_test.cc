@@ -83,6 +83,26 @@ TEST_CASE("several volumes are taken at one point: each phase waits for all of t
 	CHECK(w.good({{"op", "snapshot.broken"}, {"set", x}, {"attempt", 1}, {"message", "late"}})["changed"] == false);
 }
 
+TEST_CASE("of a volume without a good copy no snapshot is taken, whatever others are held for it")
+{
+	World w;
+	const json answer = w.good(w.create_of({w.a, w.b}));
+	const uint32_t x = answer["sids"][0], y = answer["sids"][1];
+	w.good(w.of("held", x, 1));
+	for (int host : {1, 2})
+		w.good({{"op", "record.suspect"}, {"vid", w.a}, {"host", host}});
+	// Programs before level 8 took it; all must make the same of an entry.
+	State old = w.state;
+	old.level = 7;
+	CHECK(apply(old, w.state.applied + 1, w.of("held", y, 3))["ok"] == true);
+	w.state.level = 8;
+	CHECK(has(w.bad(5, w.of("held", y, 3)), "no replica of volume a is in sync and certain"));
+	CHECK(w.snap(x).phase == SnapshotPhase::quiescing);
+	CHECK(w.snap(y).hold == 0);
+	w.good({{"op", "snapshot.broken"}, {"set", x}, {"attempt", 1}, {"message", "late"}});
+	CHECK(w.state.volume(w.b)->phase == Phase::ready);
+}
+
 TEST_CASE("a broken hold: what was taken is removed, then it is tried once more, then given up with the reason")
 {
 	World w;
