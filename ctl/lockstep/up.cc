@@ -60,19 +60,27 @@ bool daemon_is_away(const Result<json> &status) { return !status && status.error
 
 Done up(Context &context, const std::string &volume)
 {
+	const uint64_t end_ms = context.now_ms() + START_TIMEOUT_MS;
 	Result<json> status = context.client().get("/v1/status?brief=true");
 	if (daemon_is_away(status)) {
 		if (!context.start_daemon)
 			return status.error();
 		if (Done started = context.start_daemon(); !started)
 			return started;
-		const uint64_t end_ms = context.now_ms() + START_TIMEOUT_MS;
 		while (daemon_is_away(status) && context.now_ms() < end_ms) {
 			std::this_thread::sleep_for(START_PERIOD);
 			status = context.client().get("/v1/status?brief=true");
 		}
 	}
-	return status ? adjust(context, volume) : status.error();
+	if (!status)
+		return status.error();
+	// A daemon that was started a moment ago, by us or by others, has yet to hear from the cluster.
+	Done done = adjust(context, volume);
+	while (!done && done.error().code == "not-heard" && context.now_ms() < end_ms) {
+		std::this_thread::sleep_for(START_PERIOD);
+		done = adjust(context, volume);
+	}
+	return done;
 }
 
 }    // namespace

@@ -65,6 +65,7 @@ public:
 	std::function<nlohmann::json(uint64_t begun_ms)> verify_report;    // what the primary's host says a moment after it has begun one
 	nlohmann::json differs = nlohmann::json::array();    // answer to host.adjust, until it is asked to try again
 	bool differs_for_ever = false;
+	unsigned unheard = 0;                   // so many times this host has not heard from the cluster when it is to adjust
 	std::set<HostId> closing;               // hosts that have closed everything; the log hears of it after they were asked
 
 	explicit FakeDaemon(unsigned hosts = 3, unsigned effect_timeout_ms = 5000, const ApiLimits &limits = {})
@@ -461,6 +462,8 @@ private:
 				return nlohmann::json{{"begun_ms", begun_ms}};
 			}
 			if (verb == "host.adjust") {
+				if (unheard && unheard--)
+					return coded("not-heard", failed("this host has not heard from the cluster"));
 				if (body["retry"] == true && !differs_for_ever)
 					differs = nlohmann::json::array();
 				return differs;

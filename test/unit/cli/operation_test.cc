@@ -134,6 +134,8 @@ TEST_CASE("adjust tells what differed, and what still does; up starts the daemon
 		CHECK(d.asked() == R"(host 1 host.adjust {"retry":true,"vid":1})");
 	}
 	FakeDaemon slow(1, 300);
+	slow.unheard = 3;
+	CHECK(has(slow.run({"adjust"}).err, "has not heard"));
 	CHECK(slow.run({"up", "all"}).out == "nothing differs on host alpha\n");
 	slow.differs = {{{"volume", nullptr}, {"what", "this host"}, {"error", "LVM does not answer"}}};
 	slow.differs_for_ever = true;
