@@ -14,6 +14,7 @@
 //       api/              what the command line talks to
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -24,6 +25,10 @@
 
 #include "lockstepd/host/config.h"
 #include "lockstepd/host/daemon.h"
+
+#ifndef PR_SET_IO_FLUSHER
+#define PR_SET_IO_FLUSHER 57
+#endif
 
 using namespace lockstep;
 
@@ -77,6 +82,10 @@ int main(int argc, char **argv)
 	// each step. First what there is, as a whole; then what will come, when it is used.
 	if (mlockall(MCL_CURRENT) < 0 || mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0)
 		fprintf(stderr, "lockstepd: cannot keep its memory from being paged out: %s\n", strerror(errno));
+	// Nor one that waits for itself: to get memory a task may have to write some out, to a volume that stands still until this program has
+	// had its say. From Linux 5.6 on; the commands that it runs inherit it.
+	if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) < 0 && errno != EINVAL)
+		fprintf(stderr, "lockstepd: cannot have memory without waiting for volumes: %s\n", strerror(errno));
 
 	Daemon daemon(std::move(*config));
 	if (Done started = daemon.start(); !started)

@@ -35,6 +35,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -581,6 +583,9 @@ static void decide_alone(uint32_t vid, char *replicas)
 {
 	struct lks_record r = { .version = 1, .vid = vid };
 
+	/* as lockstepd: it waits neither for its own memory nor for that of others to be swapped out to the volume */
+	if (mlockall(MCL_CURRENT | MCL_FUTURE) < 0 || prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) < 0)
+		die("cannot keep its memory: %s", strerror(errno));
 	parse_replicas(&r, replicas);
 	r.size = size_of(vid);
 	set_config(&r, true);

@@ -732,6 +732,28 @@ def test_module_pressure(lab):
     assert same[0] == same[1]
 
 
+@pytest.mark.slow
+def test_module_pressure_alone(lab):
+    """The other replica's host dies meanwhile: the volume stands still until whoever decides lets it go on alone, and he needs memory, too,
+    which there is none of but by swapping to that volume."""
+    size = 128 << 20
+    a, b = pair(lab, size, lease_ms=8000, memory_mb=320)
+    kdrive(b, 'config 1 1 0 0 0 1:insync,2:insync - admit')
+    decider = auto(a, '1:insync,2:insync')
+    a.run('/lab/memhog swap /dev/lockstep/v1')
+    a.run('echo 60 >/proc/sys/kernel/hung_task_timeout_secs')
+    swapped = lambda: int(a.out("awk '$1 == \"pswpout\" { print $2 }' /proc/vmstat", timeout=120))
+    free = int(a.out("awk '$1 == \"MemAvailable:\" { print $2 }' /proc/meminfo")) >> 10
+    hog = a.start(f'exec /lab/memhog fill {free + 50} 4')
+    wait(lambda: swapped() > 1000, 60, 'pages to be swapped out')
+    b.kill()
+    wait(lambda: int(volume(a)['peers'][0]['dirty']) > 0, 90, 'the volume to go on without the other replica')
+    hog.wait(400)
+    a.run('/lab/memhog unswap /dev/lockstep/v1', timeout=120)
+    wait(lambda: volume(a)['writers'] == '0', 20, 'the device to be closed')
+    decider.stop()
+
+
 def test_module_shared(lab):
     """A volume of class shared: two hosts write it at once, in many short opens, as XAPI does with its statefile."""
     a, b = pair(lab, shared='shared')
