@@ -76,7 +76,7 @@ Done up(Context &context, const std::string &volume)
 		return status.error();
 	// A daemon that was started a moment ago, by us or by others, has yet to hear from the cluster.
 	Done done = adjust(context, volume);
-	while (!done && done.error().code == "not-heard" && context.now_ms() < end_ms) {
+	while (!done && done.error().code == "starting" && context.now_ms() < end_ms) {
 		std::this_thread::sleep_for(START_PERIOD);
 		done = adjust(context, volume);
 	}

@@ -37,7 +37,7 @@ void Reconciler::adjust(uint32_t vid, bool retry, std::function<void(Result<Json
 	if (!module_error_.empty())
 		return done(failed(module_error_));
 	if (!synced_)
-		return done(coded("not-heard", failed("this host has not heard from the rest of the cluster since its daemon started: no quorum")));
+		return done(coded("starting", failed("this host has not heard from the rest of the cluster since its daemon started: no quorum")));
 	if (retry)
 		try_again(vid);
 	// The dump that answers is begun after this call; what it shows to be missing is told before it is brought about.

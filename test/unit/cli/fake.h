@@ -463,7 +463,7 @@ private:
 			}
 			if (verb == "host.adjust") {
 				if (unheard && unheard--)
-					return coded("not-heard", failed("this host has not heard from the cluster"));
+					return coded("starting", failed("this host has not heard from the cluster"));
 				if (body["retry"] == true && !differs_for_ever)
 					differs = nlohmann::json::array();
 				return differs;
