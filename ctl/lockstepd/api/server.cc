@@ -208,12 +208,9 @@ void ApiServer::Impl::routes()
 Result<ApiRole> ApiServer::Impl::role_of(const Caller &caller) const
 {
 	const auto s = backend.state();
-	const auto known = s->clients.find(caller.name);
-	if (known == s->clients.end() || known->second.key != caller.key)
-		return forbidden("the certificate of " + caller.name + " was revoked, or made a moment ago");
-	if (known->second.end_ms <= api_now_ms())
-		return forbidden("the certificate of " + caller.name + " has ended");
-	return known->second.role == "admin" ? ApiRole::admin : ApiRole::read_only;
+	if (std::string why = client_objection(*s, caller.name, caller.key, api_now_ms()); !why.empty())
+		return forbidden("the certificate of " + caller.name + " " + why);
+	return s->clients.at(caller.name).role == "admin" ? ApiRole::admin : ApiRole::read_only;
 }
 
 Result<HostId> ApiServer::Impl::host_of(const State &s, const std::string &name) const

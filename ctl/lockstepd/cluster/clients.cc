@@ -39,3 +39,15 @@ json client_remove(State &state, const Fields &f)
 }
 
 }    // namespace lockstep::cluster
+
+namespace lockstep {
+
+std::string client_objection(const State &state, const std::string &name, const std::string &key, uint64_t now_ms)
+{
+	const auto known = state.clients.find(name);
+	if (known == state.clients.end() || known->second.key != key)
+		return "was revoked, or made a moment ago";
+	return known->second.end_ms <= now_ms ? "has ended" : "";
+}
+
+}    // namespace lockstep

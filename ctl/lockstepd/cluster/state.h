@@ -399,6 +399,9 @@ nlohmann::json apply_bytes(State &state, uint64_t index, std::span<const uint8_t
 uint32_t level_of(const nlohmann::json &entry);                        // that it needs
 // Why the entry cannot be proposed yet: a host runs a program that would not understand it. Empty: it can.
 std::string level_obstacle(const State &state, const nlohmann::json &entry);
+
+// What has become of the certificate of that name and key (its digest), so that it does not count; empty: it counts. now_ms: Unix time.
+std::string client_objection(const State &state, const std::string &name, const std::string &key, uint64_t now_ms);
 bool all_understand(const State &state, uint32_t level);               // ... all hosts' programs
 std::vector<uint8_t> encode(const nlohmann::json &entry);              // CBOR; adds "level" if there is none
 std::vector<uint8_t> snapshot(const State &state);

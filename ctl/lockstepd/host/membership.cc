@@ -268,12 +268,10 @@ void Daemon::client_cert(const std::string &name, const std::string &role, uint6
 
 std::optional<std::string> Daemon::not_a_client(const ClientCert &client) const
 {
-	const auto known = state_.clients.find(client.name);
-	if (known == state_.clients.end() || known->second.key != client.key_digest || known->second.role != client.role)
-		return "its certificate was revoked, or made a moment ago";
-	if (known->second.end_ms <= unix_ms())
-		return "its certificate has ended";
-	return std::nullopt;
+	if (std::string why = client_objection(state_, client.name, client.key_digest, unix_ms()); !why.empty())
+		return "its certificate " + why;
+	// A key is made with its certificate, so the role is the log's unless the authority has signed something else with it.
+	return state_.clients.at(client.name).role == client.role ? std::nullopt : std::optional<std::string>("its certificate is for another role");
 }
 
 void Daemon::join(const std::string &token_text, const std::string &address, unsigned port, JsonReply done)
