@@ -27,17 +27,7 @@ struct Copies : Living {
 		open(vid, 1);
 	}
 
-	uint32_t take(const std::string &name)
-	{
-		const uint32_t sid = good({{"op", "snapshot.create"}, {"keep", true}, {"name", name}, {"vids", {vid}}, {"uuids", {uuid(3000 + ++serial)}}, {"now_ms", 1}})["sids"][0];
-		auto of = [&](const char *op, HostId host) { return json{{"op", op}, {"sid", sid}, {"host", host}, {"attempt", 1}, {"hold", 100 + sid}}; };
-		good(of("snapshot.held", vol(vid).primary));
-		for (const SnapshotCopy &copy : std::vector<SnapshotCopy>(state.snapshot(sid)->copies))
-			good(of("snapshot.taken", copy.host));
-		good(of("snapshot.resumed", vol(vid).primary));
-		REQUIRE(state.snapshot(sid)->phase == SnapshotPhase::ready);
-		return sid;
-	}
+	uint32_t take(const std::string &name) { return take_snapshot(vid, name); }
 
 	bool work()
 	{

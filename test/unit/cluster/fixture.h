@@ -127,6 +127,19 @@ struct Cluster {
 		return good({{"op", "record.open"}, {"vid", vid}, {"host", host}})["session"];
 	}
 
+	// A snapshot that is kept, of a volume that is served; its sid.
+	uint32_t take_snapshot(uint32_t vid, const std::string &name)
+	{
+		const uint32_t sid = good({{"op", "snapshot.create"}, {"keep", true}, {"name", name}, {"vids", {vid}}, {"uuids", {uuid(3000 + ++serial)}}, {"now_ms", 1}})["sids"][0];
+		auto of = [&](const char *op, HostId host) { return nlohmann::json{{"op", op}, {"sid", sid}, {"host", host}, {"attempt", 1}, {"hold", 100 + sid}}; };
+		good(of("snapshot.held", vol(vid).primary));
+		for (const SnapshotCopy &copy : std::vector<SnapshotCopy>(state.snapshot(sid)->copies))
+			good(of("snapshot.taken", copy.host));
+		good(of("snapshot.resumed", vol(vid).primary));
+		REQUIRE(state.snapshot(sid)->phase == SnapshotPhase::ready);
+		return sid;
+	}
+
 	nlohmann::json proposal(uint32_t vid, std::vector<HostId> members)
 	{
 		const Volume &v = vol(vid);

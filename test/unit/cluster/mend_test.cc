@@ -27,18 +27,6 @@ struct Mending : Living {
 	}
 	static json mended(HostId host) { return {{"op", "pool.mended"}, {"name", "default"}, {"host", host}, {"disk", "dead"}}; }
 	const Pool &pool(HostId host) { return *state.pool("default", host); }
-
-	uint32_t take(uint32_t vid, const std::string &name)
-	{
-		const uint32_t sid = good({{"op", "snapshot.create"}, {"keep", true}, {"name", name}, {"vids", {vid}}, {"uuids", {uuid(3000 + ++serial)}}, {"now_ms", 1}})["sids"][0];
-		auto of = [&](const char *op, HostId host) { return json{{"op", op}, {"sid", sid}, {"host", host}, {"attempt", 1}, {"hold", 100 + sid}}; };
-		good(of("snapshot.held", vol(vid).primary));
-		for (const SnapshotCopy &copy : std::vector<SnapshotCopy>(state.snapshot(sid)->copies))
-			good(of("snapshot.taken", copy.host));
-		good(of("snapshot.resumed", vol(vid).primary));
-		REQUIRE(state.snapshot(sid)->phase == SnapshotPhase::ready);
-		return sid;
-	}
 };
 
 }    // namespace
@@ -100,7 +88,7 @@ TEST_CASE("the last good copy and the last copy of a snapshot are not given up, 
 	CHECK(has(c.bad(5, Mending::mend(2, {b, a})), "volume b: its replica on host beta is on that disk and no other one is in sync"));
 	CHECK(c.pool(2).mending.empty());
 	c.good({{"op", "volume.delete"}, {"vid", b}, {"force", true}});
-	const uint32_t sid = c.take(a, "s1");
+	const uint32_t sid = c.take_snapshot(a, "s1");
 	c.good({{"op", "snapshot.drop"}, {"sid", sid}, {"host", 2}});
 	c.good({{"op", "snapshot.removed"}, {"sid", sid}, {"host", 2}});
 	CHECK(has(c.bad(5, Mending::mend(1, {a}, {sid})), "snapshot s1 of volume a has its only copy on that disk of host alpha"));
@@ -115,7 +103,7 @@ TEST_CASE("copies of snapshots that were on a dead disk count no more and are ma
 	Mending c;
 	const uint32_t a = c.volume("a", {1, 2});
 	c.open(a, 2);
-	const uint32_t sid = c.take(a, "s1");
+	const uint32_t sid = c.take_snapshot(a, "s1");
 	c.good({{"op", "record.failed"}, {"vid", a}, {"host", 1}});
 	CHECK(c.good(Mending::mend(1, {a}, {sid}))["copies"] == 1);
 	CHECK(c.state.snapshot(sid)->copy(1) == nullptr);
