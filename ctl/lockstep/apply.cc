@@ -193,9 +193,11 @@ Done Plan::groups()
 			add('+', "group " + name, "POST", "/v1/groups", body);
 			continue;
 		}
-		for (const char *key : {"pool", "redundancy"})
-			if (wanted.contains(key) && wanted[key] != is[key])
-				return forbidden(fmt::format("group {}: its {} is {} and cannot be changed", name, key, shown(is[key])));
+		if (wanted.contains("pool") && wanted["pool"] != is["pool"])
+			return forbidden(fmt::format("group {}: its pool is {} and cannot be changed", name, shown(is["pool"])));
+		if (const json n = wanted.value("redundancy", json()); !n.is_null() && n != is["redundancy"])
+			add('~', fmt::format("group {}: redundancy {} -> {}, of its volumes too", name, is["redundancy"].dump(), n.dump()), "PATCH",
+			    "/v1/groups/" + url_encode(name), {{"redundancy", n}});
 		if (wanted.contains("labels"))
 			labels("group " + name, "/v1/groups/" + url_encode(name), is["labels"], wanted["labels"]);
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// lockstep group list|adopt|destroy: sets of volumes, such as a storage repository of XAPI, as a whole.
+// lockstep group list|redundancy|adopt|destroy: sets of volumes, such as a storage repository of XAPI, as a whole.
 //
 // A group outlives the storage repository it was made for: xapi forgets one without a word to us. So groups of which nothing is in use can be
 // listed, together with what lies on the disks and is not even in the log, and either be taken up again or destroyed.
@@ -8,12 +8,15 @@
 
 #include "lib/table.h"
 #include "lib/units.h"
+#include "lockstep/progress.h"
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <set>
+#include <thread>
 
 namespace lockstep::cli {
 
@@ -88,6 +91,10 @@ Done list(Context &context, bool orphans, bool as_json)
 		return Nothing{};
 	}
 	context.out << (table.empty() ? (orphans ? "no group without an open volume\n" : "no groups\n") : table.text());
+	for (const json &g : (*status)["groups"])
+		if (const json &c = g["changing"]; !c.is_null())
+			context.out << fmt::format("  ! {} of {} volumes of group {} have {} good copies{}\n", c["done"].get<uint64_t>(), c["all"].get<uint64_t>(),
+						   shown(g["name"]), g["redundancy"].get<uint64_t>(), c["obstacle"] == "" ? "" : ": " + shown(c["obstacle"]));
 	if (!orphans)
 		return Nothing{};
 	Table lost({"NOT IN THE LOG", "UUID", "ON"});
@@ -203,6 +210,43 @@ Done destroy_orphans(Context &context, bool yes)
 	return told(context, result, text);
 }
 
+// Until all volumes of the group have it, or those that are left cannot get it now.
+Done watch_group(Context &context, const std::string &name)
+{
+	Progress progress(context, fmt::format("redundancy of group {}", name));
+	for (;; std::this_thread::sleep_for(std::chrono::seconds(1))) {
+		Result<json> status = context.client().get("/v1/status");
+		if (!status)
+			return status.error();
+		const json *group = nullptr;
+		for (const json &g : (*status)["groups"])
+			if (g["name"] == name)
+				group = &g;
+		if (!group)
+			return not_found("there is no group named " + name + " any more");
+		const json &changing = (*group)["changing"];
+		if (changing.is_null())
+			return Nothing{};
+		const uint64_t done = changing["done"], all = changing["all"];
+		if (const std::string obstacle = changing["obstacle"]; !obstacle.empty())
+			return forbidden(fmt::format("{} of {} volumes of group {} have it, the others get it as soon as they can: {}", done, all, name, obstacle));
+		progress.show(all ? double(done) / double(all) : 1, fmt::format("{} of {} volumes", done, all));
+	}
+}
+
+Done redundancy(Context &context, const std::string &name, unsigned copies, bool wait)
+{
+	Result<json> answer = context.client().patch("/v1/groups/" + url_encode(name), {{"redundancy", copies}});
+	if (!answer)
+		return answer.error();
+	if (wait)
+		if (Done watched = watch_group(context, name); !watched)
+			return watched;
+	const char *what = copies == 1 ? "replica" : "replicas";
+	return told(context, *answer, wait ? fmt::format("all volumes of group {} have {} {}\n", name, copies, what)
+					   : fmt::format("the volumes of group {} get {} {}: see `lockstep group list`\n", name, copies, what));
+}
+
 }    // namespace
 
 void add_group(CLI::App &app, Context &context, Action &action)
@@ -210,7 +254,7 @@ void add_group(CLI::App &app, Context &context, Action &action)
 	struct Options {
 		std::string name, pool = "default";
 		unsigned copies = 0;
-		bool orphans = false, as_json = false, yes = false;
+		bool orphans = false, as_json = false, yes = false, no_wait = false;
 	};
 	auto o = std::make_shared<Options>();
 	CLI::App *group = app.add_subcommand("group", "Sets of volumes, such as a storage repository of XAPI")->require_subcommand(1);
@@ -218,6 +262,11 @@ void add_group(CLI::App &app, Context &context, Action &action)
 	list_command->add_flag("--orphans", o->orphans, "Only those of which nothing is open, and what is on disks but not in the log");
 	list_command->add_flag("--json", o->as_json, "Print JSON");
 	list_command->callback([=, &context, &action] { action = [=, &context] { return list(context, o->orphans, o->as_json); }; });
+	CLI::App *redundancy_command = group->add_subcommand("redundancy", "Change the number of replicas of all volumes of a group, and of new ones");
+	redundancy_command->add_option("NAME", o->name, "Name of the group")->required();
+	redundancy_command->add_option("REDUNDANCY", o->copies, "Number of replicas")->required();
+	redundancy_command->add_flag("--no-wait", o->no_wait, "Return as soon as it has begun");
+	redundancy_command->callback([=, &context, &action] { action = [=, &context] { return redundancy(context, o->name, o->copies, !o->no_wait); }; });
 	CLI::App *adopt_command = group->add_subcommand("adopt", "Make volumes of all orphaned replicas, each named by its UUID, in that group");
 	adopt_command->add_option("NAME", o->name, "Name of the group; made if there is none")->required();
 	adopt_command->add_option("--pool", o->pool, "Pool of a group that is made")->capture_default_str();

@@ -40,7 +40,14 @@ Result<json> ApiServer::Impl::group_create(const httplib::Request &req)
 Result<json> ApiServer::Impl::group_patch(const httplib::Request &req)
 {
 	std::string name = req.matches[1];
-	return logged({{"op", "group.label"}, {"name", name}, {"labels", body_of(req).value("labels", json())}}, {{"name", name}});
+	const json body = body_of(req);
+	if (body.contains("redundancy")) {
+		const json entry = {{"op", "group.redundancy"}, {"name", name}, {"redundancy", number_of(body, "redundancy", UINT32_MAX)}};
+		const json answer = {{"name", name}, {"operations", {"redundancy:" + name}}};
+		if (Result<json> set = logged(entry, answer); !set || !body.contains("labels"))
+			return set;
+	}
+	return logged({{"op", "group.label"}, {"name", name}, {"labels", body.value("labels", json())}}, {{"name", name}});
 }
 
 Result<json> ApiServer::Impl::group_delete(const httplib::Request &req)

@@ -214,7 +214,7 @@ Result<json> ApiServer::Impl::host_verb(const httplib::Request &req)
 	json entry = {{"op", "host." + verb}, {"host", *host}};
 	if (verb == "lost")
 		entry["force"] = flag_of(body_of(req), "force");
-	if (verb == "lost" && all_understand(*backend.state(), 5))
+	if (verb == "lost" && all_understand(*backend.state(), LEVEL_COPIES))
 		entry["snapshots"] = true;
 	Result<json> result = backend.propose(entry);
 	if (!result)

@@ -186,6 +186,20 @@ void add_host(const State &s, const Host &h, std::vector<Operation> &list)
 	}
 }
 
+void add_groups(const State &s, std::vector<Operation> &list)
+{
+	for (const auto &[name, g] : s.groups) {
+		if (!g.spreading)
+			continue;
+		const GroupChange c = group_change(s, g);
+		Operation o = {"redundancy:" + name, "redundancy", fmt::format("{} of {} volumes have {} good {}", c.done, c.all, g.redundancy,
+									       g.redundancy == 1 ? "copy" : "copies")};
+		o.percent = percent_of(c.done, c.all);
+		o.waits_for = c.obstacle;
+		list.push_back(std::move(o));
+	}
+}
+
 void add_snapshots(const State &s, std::vector<Operation> &list)
 {
 	for (const auto &[sid, x] : s.snapshots) {
@@ -238,6 +252,7 @@ json operations_json(const State &s, const Reports &soft)
 	}
 	for (const auto &[id, h] : s.hosts)
 		add_host(s, h, list);
+	add_groups(s, list);
 	add_snapshots(s, list);
 	add_disks(s, soft, list);
 	std::sort(list.begin(), list.end(), [](const Operation &a, const Operation &b) { return a.id < b.id; });
@@ -254,6 +269,8 @@ bool operation_is_done(const State &s, const Reports &soft, const std::string &i
 		const Host *h = s.host_named(object);
 		return h && h->evacuating;
 	}
+	if (kind == "redundancy")
+		return s.groups.contains(object) && !s.groups.at(object).spreading;
 	const auto [name, where] = parts(object, '@');
 	const Volume *v = s.volume_named(name);
 	if (!v || v->phase != Phase::ready)

@@ -17,6 +17,7 @@
 //   snapshot:VOLUME/NAME    it is being taken or removed
 //   evacuate:HOST           its replicas go to other hosts                              host restore
 //   remove:HOST             it leaves the cluster                                       host restore
+//   redundancy:GROUP        its volumes get another number of replicas                  the number before
 //   disk:HOST:/dev/DISK     what is on it is moved to other disks of its pool
 #pragma once
 

@@ -361,8 +361,14 @@ json status_head(const State &s, const LocalFacts &local, const Reports &soft)
 				      {"metadata_percent", p.metadata_percent},
 				      {"disks", p.disks},
 				      {"alarm", pool_alarm(p)}});
-	for (const auto &[name, g] : s.groups)
-		j["groups"].push_back({{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"labels", g.labels}});
+	for (const auto &[name, g] : s.groups) {
+		json changing = nullptr;
+		if (g.spreading) {
+			const GroupChange c = group_change(s, g);
+			changing = {{"done", c.done}, {"all", c.all}, {"obstacle", c.obstacle}};
+		}
+		j["groups"].push_back({{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"labels", g.labels}, {"changing", changing}});
+	}
 	j["snapshots"] = snapshots_json(s, soft);
 	return j;
 }

@@ -751,6 +751,8 @@ json dispatch(State &state, const json &entry)
 		{"group.create", group_create},
 		{"group.delete", group_delete},
 		{"group.label", group_label},
+		{"group.redundancy", group_redundancy},
+		{"group.spread", group_spread},
 		{"volume.label", volume_label},
 	};
 	auto it = commands.find(op);

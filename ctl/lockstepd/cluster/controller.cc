@@ -132,6 +132,9 @@ std::vector<json> decide(const State &state, const std::map<HostId, Liveness> &l
 		decisions.push_back(std::move(entry));
 	}
 	if (decisions.size() < MAX_DECISIONS)
+		for (json &entry : cluster::decide_groups(expected, MAX_DECISIONS - decisions.size()))
+			decisions.push_back(std::move(entry));
+	if (decisions.size() < MAX_DECISIONS)
 		for (json &entry : cluster::decide_copies(expected, MAX_DECISIONS - decisions.size()))
 			decisions.push_back(std::move(entry));
 	std::set<uint32_t> sets;

@@ -57,14 +57,29 @@ const Group &group_of(const State &state, const std::string &name)
 	return it->second;
 }
 
+void refuse_redundancy_out_of_range(const Group &g)
+{
+	if (g.redundancy < 1 || g.redundancy > LKS_MAX_REPLICAS)
+		refuse(usage_error("group " + g.name + ": its redundancy must be 1 to " + std::to_string(LKS_MAX_REPLICAS)));
+}
+
+void refuse_too_few_pools(const State &state, const Group &g)
+{
+	const auto hosts = size_t(std::ranges::count_if(state.pools, [&](const auto &p) { return p.second.name == g.pool; }));
+	if (!hosts)
+		refuse(coded("no-such-pool", not_found("group " + g.name + ": no host has a pool named " + g.pool)));
+	if (hosts < g.redundancy)
+		refuse(forbidden("group " + g.name + ": redundancy " + std::to_string(g.redundancy) + " needs as many hosts with pool " + g.pool +
+				 ", there are " + std::to_string(hosts)));
+}
+
 json group_create(State &state, const Fields &f)
 {
 	Group g;
 	g.name = f.name("name");
 	g.pool = f.name("pool");
 	g.redundancy = unsigned(f.number_or("redundancy", DEFAULT_REDUNDANCY, UINT32_MAX));
-	if (g.redundancy < 1 || g.redundancy > LKS_MAX_REPLICAS)
-		refuse(usage_error("group " + g.name + ": its redundancy must be 1 to " + std::to_string(LKS_MAX_REPLICAS)));
+	refuse_redundancy_out_of_range(g);
 	if (f.has("labels"))
 		change_labels(g.labels, f.labels("labels"), "group " + g.name);
 	if (auto it = state.groups.find(g.name); it != state.groups.end()) {
@@ -73,12 +88,7 @@ json group_create(State &state, const Fields &f)
 		refuse(coded("name-taken", forbidden("there is a group named " + g.name + " already, in pool " + it->second.pool + " with redundancy " +
 				 std::to_string(it->second.redundancy))));
 	}
-	size_t hosts = size_t(std::count_if(state.pools.begin(), state.pools.end(), [&](const auto &p) { return p.second.name == g.pool; }));
-	if (!hosts)
-		refuse(coded("no-such-pool", not_found("group " + g.name + ": no host has a pool named " + g.pool)));
-	if (hosts < g.redundancy)
-		refuse(forbidden("group " + g.name + ": redundancy " + std::to_string(g.redundancy) + " needs as many hosts with pool " + g.pool +
-				 ", there are " + std::to_string(hosts)));
+	refuse_too_few_pools(state, g);
 	state.groups[g.name] = std::move(g);
 	return done();
 }

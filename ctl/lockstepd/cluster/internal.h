@@ -88,10 +88,18 @@ void remember_failure(State &state, const Volume &volume, const std::string &mes
 // group.cc
 bool change_labels(Labels &labels, const LabelChanges &changes, const std::string &of);    // refuses too many
 const Group &group_of(const State &state, const std::string &name);       // refuses (3)
+void refuse_redundancy_out_of_range(const Group &group);
+void refuse_too_few_pools(const State &state, const Group &group);
 nlohmann::json group_create(State &state, const Fields &f);
 nlohmann::json group_delete(State &state, const Fields &f);
 nlohmann::json group_label(State &state, const Fields &f);
 nlohmann::json volume_label(State &state, const Fields &f);
+
+// spread.cc
+nlohmann::json group_redundancy(State &state, const Fields &f);
+nlohmann::json group_spread(State &state, const Fields &f);
+// Entries that bring volumes to the redundancy of their group. Each one counts in the state then.
+std::vector<nlohmann::json> decide_groups(State &expected, size_t most);
 
 // volumes.cc
 const Volume &volume_named_or_vid(const State &state, const Fields &f);   // by "vid" or "name"; refuses (3); not tombstones

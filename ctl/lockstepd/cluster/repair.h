@@ -43,6 +43,14 @@ std::map<HostId, std::string> copies_without_room(const State &state, const Snap
 // An entry to propose for the volume, null if there is none.
 nlohmann::json decide_repair(const State &state, const Volume &volume);
 
+// How far a group is whose volumes are to get another redundancy: volumes that have it and as many good copies, and why one that has not
+// cannot (empty: nothing is in the way).
+struct GroupChange {
+	size_t done = 0, all = 0;
+	std::string obstacle;
+};
+GroupChange group_change(const State &state, const Group &group);
+
 // Entries for hosts that are to be evicted.
 std::vector<nlohmann::json> decide_evictions(const State &state);
 

@@ -78,7 +78,7 @@ Pool pool_from(const json &j)
 	return p;
 }
 
-json group_json(const Group &g) { return {{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"labels", g.labels}}; }
+json group_json(const Group &g) { return {{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"spreading", g.spreading}, {"labels", g.labels}}; }
 
 Group group_from(const json &j)
 {
@@ -86,6 +86,7 @@ Group group_from(const json &j)
 	j.at("name").get_to(g.name);
 	j.at("pool").get_to(g.pool);
 	j.at("redundancy").get_to(g.redundancy);
+	newer(j, "spreading", g.spreading);
 	j.at("labels").get_to(g.labels);
 	return g;
 }
@@ -417,30 +418,30 @@ uint32_t level_of(const json &entry)
 	const auto witness = [](const json &host) { return host.is_object() && host.contains("witness") && host["witness"] == true; };
 	const auto op = entry.is_object() ? entry.find("op") : entry.end();
 	if (!entry.is_object() || op == entry.end() || !op->is_string())
-		return 1;
+		return LEVEL_FIRST;
+	if (*op == "group.redundancy" || *op == "group.spread")
+		return LEVEL_SPREAD;
 	if (*op == "pool.mend" || *op == "pool.mended" || (*op == "pool.report" && entry.contains("disks")))
-		return 8;
+		return LEVEL_MEND;
 	if (*op == "cluster.recover" || *op == "host.rejoin")
-		return 2;
+		return LEVEL_RECOVER;
 	if (op->get_ref<const std::string &>().starts_with("client."))
-		return 7;
+		return LEVEL_CLIENTS;
 	if (*op == "cluster.rebuild")
-		return 6;
+		return LEVEL_REBUILD;
 	if (*op == "snapshot.copy" || *op == "snapshot.copied" || *op == "snapshot.drop" || (*op == "snapshot.create" && entry.contains("keep")) ||
-	    (*op == "host.lost" && entry.contains("snapshots")))
-		return 5;
+	    (*op == "host.lost" && entry.contains("snapshots")) || (*op == "snapshot.revert" && entry.contains("onto")))
+		return LEVEL_COPIES;
 	if (*op == "replica.invalidate")
-		return 4;
-	if (*op == "snapshot.revert" && entry.contains("onto"))
-		return 5;
+		return LEVEL_INVALIDATE;
 	if (*op == "volume.adopt" || (*op == "option.set" && entry.contains("name") && entry["name"].is_string() &&
 				      entry["name"].get<std::string>().starts_with("resync-")))
-		return 3;
+		return LEVEL_ADOPT;
 	if (*op == "volume.delete" && entry.contains("force"))
-		return 2;
+		return LEVEL_RECOVER;
 	if ((*op == "host.add" && witness(entry)) || (*op == "cluster.init" && entry.contains("host") && witness(entry["host"])))
-		return 2;
-	return 1;
+		return LEVEL_RECOVER;
+	return LEVEL_FIRST;
 }
 
 bool all_understand(const State &state, uint32_t level)

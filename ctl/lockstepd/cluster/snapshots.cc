@@ -204,7 +204,7 @@ json held(State &state, const Fields &f)
 	// Of a volume whose last good copy is in doubt since it was held there is nothing to take. Older programs did not refuse this, so it is
 	// refused when the log says that all are of level 8: they must make the same of an entry.
 	const bool last = all_of_set(state, s.set, [&](const Snapshot &x) { return x.sid == s.sid || x.hold != 0; });
-	if (last && state.level >= 8)
+	if (last && state.level >= LEVEL_MEND)
 		for (const Snapshot *x : set_of(state, s.set))
 			if (std::ranges::none_of(state.volume(x->vid)->replicas, [](const Replica &r) { return r.clean(); }))
 				refuse(forbidden(title(*x) + ": no replica of volume " + state.volume(x->vid)->name + " is in sync and certain"));

@@ -67,6 +67,9 @@
 //  device.ready     vid host                                        the device node is there. Idempotent
 //  group.create     name pool redundancy(o) labels(o)               A set of volumes with one pool and redundancy (group.cc).
 //                                                                   Idempotent for the same pool and redundancy
+//  group.redundancy name redundancy                                 changed. Of new volumes, and of all it has, a few at a time (spread.cc).
+//                                                                   Idempotent
+//  group.spread     name                                            changed. The leader's: all of its volumes have it. Idempotent
 //  group.delete     name                                            Refused while it has volumes
 //  group.label      name labels{key: text|null}                     changed. null removes. Idempotent
 //  volume.label     name labels{key: text|null}                     changed. The same for a volume
@@ -138,11 +141,17 @@ using HostId = uint8_t;    // 1..64; 0: none
 
 // Hosts of neighbouring versions work together while they are updated one by one: an entry says which feature level it needs, and one
 // that needs more than the lowest of all hosts is not proposed (level_obstacle()). What is new in a level is a new operation or a new
-// field, never another meaning of what there was. 2: cluster.recover, host.rejoin, witnesses.
-// 3: volume.adopt. 4: replica.invalidate. 5: snapshot.revert onto another volume; snapshot.copy, .copied and .drop, what they need. 6: cluster.rebuild.
-// 7: client.add, client.remove.
-// 8: pool.mend, pool.mended, disks in pool.report.
-constexpr uint32_t LEVEL = 8;                           // highest feature level of entries that this program understands
+// field, never another meaning of what there was.
+constexpr uint32_t LEVEL_FIRST = 1;
+constexpr uint32_t LEVEL_RECOVER = 2;                   // cluster.recover, host.rejoin, witnesses, volume.delete by force
+constexpr uint32_t LEVEL_ADOPT = 3;                     // volume.adopt, options of resync
+constexpr uint32_t LEVEL_INVALIDATE = 4;                // replica.invalidate
+constexpr uint32_t LEVEL_COPIES = 5;                    // snapshot.revert onto another volume; snapshot.copy, .copied and .drop, what they need
+constexpr uint32_t LEVEL_REBUILD = 6;                   // cluster.rebuild
+constexpr uint32_t LEVEL_CLIENTS = 7;                   // client.add, client.remove
+constexpr uint32_t LEVEL_MEND = 8;                      // pool.mend, pool.mended, disks in pool.report
+constexpr uint32_t LEVEL_SPREAD = 9;                    // group.redundancy, group.spread
+constexpr uint32_t LEVEL = LEVEL_SPREAD;                // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;
@@ -243,6 +252,7 @@ struct Opener {
 struct Group {                                          // of volumes, such as a storage repository of XAPI
 	std::string name, pool;
 	unsigned redundancy = DEFAULT_REDUNDANCY;       // of new volumes
+	bool spreading = false;                         // its volumes are to get this redundancy, too
 	Labels labels;
 	bool operator==(const Group &) const = default;
 };

@@ -82,7 +82,7 @@ hosts:
 pools:
   - {name: fast, host: beta, vg: vg1}
 groups:
-  sr: {labels: {uuid: other}}
+  sr: {redundancy: 1, labels: {uuid: other}}
   new: {pool: default}
 volumes:
   a: {size: 2GiB, redundancy: 1, on-no-quorum: freeze, labels: {k: v}}
@@ -96,6 +96,7 @@ volumes:
 ~ host gamma: its replicas go to other hosts
 + pool fast of host beta: vg1
 + group new
+~ group sr: redundancy 3 -> 1, of its volumes too
 ~ group sr: label uuid: 12:34 "x" -> other
 ~ volume a: size 1 GiB -> 2 GiB
 ~ volume a: redundancy 2 -> 1
@@ -167,7 +168,7 @@ TEST_CASE("what is wrong in a file is named by line and column, and changes noth
 	CHECK(apply_text(d, good + "volumes: {a: {class: exclusive}}\n").status == 5);
 	CHECK(apply_text(d, good + "volumes: {n: {redundancy: 2}}\n").status == 2);
 	CHECK(apply_text(d, good + "hosts: {omega: {}}\n").status == 3);
-	CHECK(apply_text(d, good + "groups: {sr: {redundancy: 1}}\n").status == 5);
+	CHECK(apply_text(d, good + "groups: {sr: {pool: other}}\n").status == 5);
 	CHECK(apply_text(d, good + "pools: [{name: default, host: alpha, vg: other}]\n").status == 5);
 	CHECK(apply_text(d, "options: {nosuch: \"1\"}\n").status == 3);
 	CHECK(d.run({"apply", "-f", "/nonexistent/file"}).status == 3);

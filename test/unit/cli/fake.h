@@ -8,6 +8,7 @@
 
 #include "lockstep/cli.h"
 #include "lockstepd/api/server.h"
+#include "lockstepd/cluster/internal.h"
 #include "lockstepd/cluster/recover.h"
 #include "test/unit/cluster/found.h"
 #include "lockstepd/cluster/repair.h"
@@ -314,6 +315,9 @@ private:
 			for (const auto &[vid, v] : state_.volumes)
 				if (nlohmann::json entry = decide_repair(state_, v); !entry.is_null())
 					list.push_back(entry);
+		if (State expected = state_; repairs)
+			for (nlohmann::json &entry : cluster::decide_groups(expected, 100))
+				list.push_back(std::move(entry));
 		return list;
 	}
 

@@ -97,3 +97,32 @@ TEST_CASE("group adopt makes volumes of all orphaned replicas, in one group, and
 	CHECK(d.state()->groups.at("old").redundancy == 1);
 	CHECK_FALSE(d.state()->volume_named(uuid(78)));
 }
+
+TEST_CASE("group redundancy: of all its volumes, waited for, and told why some cannot have it")
+{
+	Groups d;
+	d.repairs = d.resyncs = true;
+	Outcome o = d.run({"group", "redundancy", "used", "3"});
+	INFO(o.out << o.err);
+	CHECK(o.status == 0);
+	CHECK(o.out == "all volumes of group used have 3 replicas\n");
+	CHECK(d.volume("a").replicas.size() == 3);
+	CHECK(d.volume("plain").redundancy == 2);
+	CHECK(d.run({"group", "redundancy", "used", "2", "--no-wait"}).out == "the volumes of group used get 2 replicas: see `lockstep group list`\n");
+	CHECK(d.run({"group", "redundancy", "used", "4"}).status == 5);
+	CHECK(d.run({"group", "redundancy", "used", "0"}).status == 2);
+	CHECK(d.run({"group", "redundancy", "none", "2"}).status == 3);
+	d.online(3, false);
+	o = d.run({"group", "redundancy", "left", "3"});
+	CHECK(o.status == 5);
+	CHECK(has(o.err, "0 of 1 volumes of group left have it, the others get it as soon as they can: "));
+	CHECK(has(d.run({"group", "list"}).out, "  ! 0 of 1 volumes of group left have 3 good copies: "));
+	const json op = d.json_of({"operation", "show", "redundancy:left", "--json"});
+	CHECK(op["what"] == "0 of 1 volumes have 3 good copies");
+	CHECK(op["percent"] == 0);
+	CHECK(has(op["waits_for"], "gamma"));
+	CHECK(has(op["waits_for"], "is offline"));
+	d.online(3, true);
+	CHECK(d.run({"operation", "wait", "redundancy:left"}).out == "operation redundancy:left is done\n");
+	CHECK(d.volume("b").replicas.size() == 3);
+}

@@ -59,6 +59,7 @@ const std::vector<Case> CASES = {
 	{"group list", {}},
 	{"group adopt", {"old"}, 3},
 	{"group destroy", {"--orphans"}},
+	{"group redundancy", {"none", "3"}, 3},
 	{"disk list", {}},
 	{"disk replace", {"alpha", "/dev/sdb", "/dev/sdc", "--no-wait"}},
 	{"volume create", {"v", "1GiB", "--on", "alpha,beta"}},

@@ -81,7 +81,10 @@ struct History {
 
 	json group_or_label()
 	{
-		switch (pick(4)) {
+		switch (pick(7)) {
+		case 4:
+		case 5: return {{"op", "group.redundancy"}, {"name", group()}, {"redundancy", chance(95) ? 1 + pick(4) : pick(12)}};
+		case 6: return {{"op", "group.spread"}, {"name", group()}};
 		case 0: return {{"op", "group.create"}, {"name", group()}, {"pool", chance(95) ? "default" : "none"}, {"redundancy", 1 + pick(4)}};
 		case 1: return {{"op", "group.delete"}, {"name", group()}};
 		case 2: return {{"op", "group.label"}, {"name", group()}, {"labels", labels()}};
@@ -184,7 +187,8 @@ struct History {
 			return {{"op", "snapshot.restore"}, {"sid", sid}, {"new", "v" + std::to_string(pick(12))}, {"uuid", uuid(7000 + ++c.serial)}};
 		case 5:
 		case 6:
-		case 7: {
+		case 7:
+		case 9: {
 			json revert = {{"op", "snapshot.revert"}, {"sid", sid}};
 			if (chance(30))
 				revert["onto"] = vid();
@@ -451,6 +455,8 @@ struct History {
 			INFO(to_json(v).dump() << repair_obstacle(c.state, v));
 			REQUIRE((good == v.redundancy || !repair_obstacle(c.state, v).empty()));
 		}
+		for (const auto &[name, g] : c.state.groups)
+			REQUIRE((!g.spreading || !group_change(c.state, g).obstacle.empty()));
 	}
 };
 
@@ -477,7 +483,7 @@ TEST_CASE("random histories give identical states that keep every invariant")
 			       "snapshot.restore", "snapshot.revert", "snapshot.copy", "snapshot.copied", "snapshot.drop", "record.failed", "record.repaired", "record.failover", "record.open", "record.close",
 			       "replica.add", "replica.invalidate", "replica.move", "replica.leave", "replica.remove", "replica.purged", "replica.stay", "volume.redundancy",
 			       "host.evacuate", "host.restore", "host.evict", "host.lost", "life.elapsed", "option.set", "group.create",
-			       "group.delete", "group.label", "volume.label"}) {
+			       "group.delete", "group.label", "group.redundancy", "group.spread", "volume.label"}) {
 		INFO(op);
 		CHECK(carried_out[op] > 20);    // else the histories do not exercise it
 	}

@@ -95,7 +95,7 @@ TEST_CASE("of a volume without a good copy no snapshot is taken, whatever others
 	State old = w.state;
 	old.level = 7;
 	CHECK(apply(old, w.state.applied + 1, w.of("held", y, 3))["ok"] == true);
-	w.state.level = 8;
+	w.state.level = LEVEL_MEND;
 	CHECK(has(w.bad(5, w.of("held", y, 3)), "no replica of volume a is in sync and certain"));
 	CHECK(w.snap(x).phase == SnapshotPhase::quiescing);
 	CHECK(w.snap(y).hold == 0);
