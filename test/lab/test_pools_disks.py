@@ -45,6 +45,7 @@ def test_pools_disks(lab, kind):
     # One more; then the first one goes. The daemon dies at some moments of that.
     b.lockstep(f'pool add-disk default alpha {spare}')
     wait(lambda: size() > before + 700 * MIB, 120, 'the pool to have grown')
+    assert float(a.out(f'lvm pvs --noheadings --units m --nosuffix -o pv_mda_size {spare}')) > 7, "room for LVM's record of thousands of volumes"
     log.wait_for_more(50)
     grown = size()
     a.lockstep(f'disk replace alpha {first} {other} --no-wait')

@@ -212,6 +212,7 @@ void add_orphan_tools(Lvm &lvm);      // lvm_orphans.cc: purge, show, take_over
 void add_disk_tools(Lvm &lvm);        // lvm_disks.cc: add_disk, leave_disk, drain_disk, grow_data
 void add_mend_tools(Lvm &lvm);        // lvm_mend.cc: mend
 
+constexpr uint64_t RECORD_BYTES = 8 << 20;    // of each disk, for LVM's record of the group: room for 5,000 logical volumes (scripts/install)
 constexpr const char *LEAVING_TAG = "lockstep.leaving";    // of a physical volume
 constexpr const char *GROWING_TAG = "lockstep.growing";    // of a volume group
 

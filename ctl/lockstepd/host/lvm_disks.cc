@@ -41,7 +41,7 @@ Done add_disk(const std::string &vg, const std::string &disk, bool grow)
 	if (grow)
 		if (Done tagged = lvm_run({"vgchange", "--addtag", GROWING_TAG, vg}, what); !tagged)
 			return tagged;
-	return lvm_run({"vgextend", vg, disk}, what);
+	return lvm_run({"vgextend", "--metadatasize", fmt::format("{}b", RECORD_BYTES), vg, disk}, what);
 }
 
 Done leave_disk(const std::string &vg, const std::string &disk)

@@ -92,7 +92,8 @@ Result<bool> mend(const std::string &vg, const std::string &thin_pool, const std
 			return failed(fmt::format("volume group {} is gone with its only disk: name a new one with `lockstep disk replace`", vg));
 		if (auto gone = remove_devices(vg); !gone || !*gone)
 			return gone;
-		if (Done made = mend_run({"vgcreate", "--physicalextentsize", fmt::format("{}b", POOL_EXTENT_BYTES), "--addtag", INSTALL_TAG, vg, by},
+		if (Done made = mend_run({"vgcreate", "--physicalextentsize", fmt::format("{}b", POOL_EXTENT_BYTES), "--metadatasize",
+					  fmt::format("{}b", RECORD_BYTES), "--addtag", INSTALL_TAG, vg, by},
 					 fmt::format("cannot make volume group {} anew on {}", vg, by)); !made)
 			return made.error();
 		report = tools.report(vg);
