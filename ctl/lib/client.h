@@ -21,7 +21,8 @@ public:
 	explicit Client(std::string socket) : socket_(std::move(socket)) {}
 	explicit Client(Remote remote) : remote_(std::move(remote)) {}
 
-	// timeout_s: how long the daemon may take to answer.
+	// timeout_s: how long the daemon may take to answer. What it asks other hosts' LVM takes up to LVM_CALL_TIMEOUT_MS (api/server.h).
+	static constexpr unsigned LVM_S = 120;
 	Result<nlohmann::json> get(const std::string &path, unsigned timeout_s = 30) const;
 	Result<std::string> get_text(const std::string &path) const;    // what is no JSON
 	Result<nlohmann::json> post(const std::string &path, const nlohmann::json &body, unsigned timeout_s = 150) const;

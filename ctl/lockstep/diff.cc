@@ -18,7 +18,7 @@ Done volume_diff(Context &context, const std::string &volume, const std::string 
 	std::string url = "/v1/volumes/" + url_encode(volume) + "/snapshots/" + url_encode(from) + "/diff";
 	if (to != "live")
 		url += "?to=" + url_encode(to);
-	Result<json> answer = context.client().get(url);
+	Result<json> answer = context.client().get(url, Client::LVM_S);
 	if (!answer)
 		return answer.error();
 	if (as_json) {

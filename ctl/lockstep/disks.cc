@@ -29,7 +29,7 @@ std::string state_of(const json &disk)
 
 Done list_disks(Context &context, bool as_json)
 {
-	Result<json> answer = context.client().get("/v1/disks");
+	Result<json> answer = context.client().get("/v1/disks", Client::LVM_S);
 	if (!answer)
 		return answer.error();
 	if (as_json) {
@@ -52,7 +52,7 @@ Done watch_disk(Context &context, const std::string &host, const std::string &di
 {
 	Progress progress(context, fmt::format("{} {} of host {}", dead ? "taking out" : "emptying", disk, host));
 	for (;; std::this_thread::sleep_for(PERIOD)) {
-		Result<json> answer = context.client().get("/v1/disks");
+		Result<json> answer = context.client().get("/v1/disks", Client::LVM_S);
 		if (!answer)
 			return answer.error();
 		const json *found = nullptr;

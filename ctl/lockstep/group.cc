@@ -67,7 +67,7 @@ std::string joined_set(const std::set<std::string> &names) { return fmt::format(
 Done list(Context &context, bool orphans, bool as_json)
 {
 	Result<json> status = cluster_status(context);
-	Result<json> left = orphans ? context.client().get("/v1/orphans") : json{{"orphans", json::array()}, {"unreachable", json::array()}};
+	Result<json> left = orphans ? context.client().get("/v1/orphans", Client::LVM_S) : json{{"orphans", json::array()}, {"unreachable", json::array()}};
 	for (const Result<json> *answer : {&status, &left})
 		if (!*answer)
 			return answer->error();
@@ -111,7 +111,7 @@ Done list(Context &context, bool orphans, bool as_json)
 Done adopt(Context &context, const std::string &name, const std::string &pool, unsigned copies)
 {
 	Result<json> status = cluster_status(context);
-	Result<json> left = context.client().get("/v1/orphans");
+	Result<json> left = context.client().get("/v1/orphans", Client::LVM_S);
 	for (const Result<json> *answer : {&status, &left})
 		if (!*answer)
 			return answer->error();
@@ -182,7 +182,7 @@ Done destroy_group(Context &context, const std::string &name, bool yes)
 
 Done destroy_orphans(Context &context, bool yes)
 {
-	Result<json> left = context.client().get("/v1/orphans");
+	Result<json> left = context.client().get("/v1/orphans", Client::LVM_S);
 	if (!left)
 		return left.error();
 	const auto all = by_uuid((*left)["orphans"]);

@@ -24,7 +24,7 @@ void tell_unreachable(Context &context, const json &answer)
 
 Done orphans(Context &context, bool as_json)
 {
-	Result<json> answer = context.client().get("/v1/orphans");
+	Result<json> answer = context.client().get("/v1/orphans", Client::LVM_S);
 	if (!answer)
 		return answer.error();
 	if (as_json) {

@@ -77,8 +77,10 @@ struct LocalFacts {
 	std::string module_error;          // empty: lockstep.ko is loaded and answers; else one line with what to do
 };
 
-// All of these are called on the API's threads and may block; none longer than CALL_TIMEOUT (state, local: at once).
+// All of these are called on the API's threads and may block; none longer than CALL_TIMEOUT (state, local: at once), or than
+// LVM_CALL_TIMEOUT if another host's LVM is asked (ask_host).
 constexpr unsigned CALL_TIMEOUT_MS = 15000;
+constexpr unsigned LVM_CALL_TIMEOUT_MS = 110'000;    // one command may take LVM_TIMEOUT_MS (host/lvm.h), and waits for others first
 constexpr unsigned RECOVER_TIMEOUT_MS = 150'000;
 // From this host's log (cluster/recover.h), or, if no host has one, from what the disks say (cluster/rebuild.h).
 struct RecoverRequest {

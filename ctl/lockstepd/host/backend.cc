@@ -10,6 +10,12 @@
 
 namespace lockstep {
 
+namespace {
+
+bool needs_lvm(const std::string &verb) { return verb.starts_with("disk.") || verb.starts_with("orphan.") || verb == "volume.diff"; }
+
+}    // namespace
+
 Result<nlohmann::json> Daemon::on_loop(std::function<void(JsonReply)> task, unsigned timeout_ms)
 {
 	auto promise = std::make_shared<std::promise<Result<Json>>>();
@@ -95,7 +101,8 @@ ApiBackend Daemon::backend()
 		return on_loop([=, this](JsonReply done) { pool_create(name, host, vg, thin_lv, std::move(done)); });
 	};
 	b.ask_host = [this](HostId host, const std::string &verb, const Json &body) {
-		return on_loop([=, this](JsonReply done) { links_.call(host, verb, body, CALL_TIMEOUT_MS - 3000, std::move(done)); });
+		const unsigned timeout_ms = needs_lvm(verb) ? LVM_CALL_TIMEOUT_MS : CALL_TIMEOUT_MS;
+		return on_loop([=, this](JsonReply done) { links_.call(host, verb, body, timeout_ms - 3000, std::move(done)); }, timeout_ms);
 	};
 	return b;
 }

@@ -381,7 +381,7 @@ void Links::Impl::call_self(const std::string &verb, json body, uint64_t timeout
 	};
 	auto &c = self_calls[id] = std::make_unique<Call>(loop);
 	c->done = std::move(done);
-	c->deadline.once(timeout_ms, [finish, verb] { finish(failed("no answer to " + verb + " in time")); });
+	c->deadline.once(timeout_ms, [finish, why = name(self()) + " did not answer " + verb + " in time"] { finish(failed(why)); });
 	later([this, verb, body = std::move(body), finish]() mutable { execute(self(), verb, std::move(body), finish); });
 }
 
