@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`make bench`: the bare disk, DRBD and Lockstep on the same virtual hosts and disks, in one run.
 
-    test/bench/disk.py [--seconds N] [--rounds N] [--jobs WORD[,WORD..]] [--volumes N[,N..]] [--results FOLDER]
+    test/bench/disk.py [--seconds N] [--rounds N] [--parts NAME[,NAME..]] [--jobs WORD[,WORD..]] [--volumes N[,N..]] [--results FOLDER]
 
 Each round runs each job on all three, one right after the other in turning order, so that what the machine does besides hits all
 alike; the ratios are taken within a round. Machines that emulate their hosts' processors say little in absolute figures:
-processor time per I/O and ratios are what carries over. Writes RESULTS.md, results.json and the plots into --results (with all jobs;
-default: build/bench).
+processor time per I/O and ratios are what carries over. Writes results.json, and at the end RESULTS.md and the plots, into --results
+(default: build/bench). Each part's figures are written as soon as they are there, and stay when others are measured again.
 """
 import argparse, json, platform, re, statistics, sys, time
 from pathlib import Path
@@ -35,11 +35,13 @@ JOBS = [
     ('70 % read 4k, depth 16', f'{REGION} --rw=randrw --rwmixread=70 --bs=4k --iodepth=16', 1.0),
     ('write 4k over 20 x the log', f'--size={LARGE_MIB - 64}m --rw=randwrite --bs=4k --iodepth=32', 1.5),
 ]
+PARTS = ('jobs', 'encryption', 'resync', 'many', 'handover', 'life', 'failover')
 ENCRYPTED = ('write 4k, depth 32', 'write 1M, sequential')		# also with lanes encrypted
 GAMMA = 'write 4k, depth 32'		# also from a host without a replica
 TOUCH = f'--size=100% --rw=write:4092k --bs=4k --iodepth=8 --number_ios={LARGE_MIB // 4}'		# 4 KiB in each 4 MiB
 MANY_MIB = 4		# one extent: of each of the many volumes
 MANY = (1, 10, 100)
+HANDOVERS = 8
 FILL = '--size=100% --rw=write --bs=1m --iodepth=2'
 
 
@@ -140,6 +142,23 @@ def failover(cluster, device, leads):
     return seconds
 
 
+def handover(cluster, device, count=HANDOVERS):
+    """While gamma writes, the primary is moved: {still, moved}: lists of the longest that a write took, in us, without and with it."""
+    alpha, beta, gamma = cluster.hosts
+    longest = {'still': [], 'moved': []}
+    for i in range(count):
+        for kind, result in longest.items():
+            heir = beta if cluster.volume('small', gamma)['primary'] == 'alpha' else alpha
+            running = gamma.start(f'exec fio --name=job --filename={device} --direct=1 --ioengine=libaio --size=512m --rw=randwrite --bs=4k '
+                                  '--iodepth=1 --time_based --ramp_time=1 --runtime=4 --output-format=json --status-interval=1')
+            wait(lambda: len(running.out) > 200, 30, 'fio to write')
+            if kind == 'moved':
+                alpha.lockstep(f'primary small {heir.name}')
+            text = running.wait(60).out
+            result.append(json.loads(text[text.rindex('\n{') + 1:])['jobs'][0]['write']['clat_ns']['max'] / 1e3)
+    return longest
+
+
 def life_cycle(cluster, rounds=5):
     """Seconds to create a volume, to open it for the first time, to delete it: medians."""
     alpha = cluster['alpha']
@@ -195,11 +214,13 @@ def many_volumes(cluster, counts, seconds):
 
 def plain_lvs(host, count):
     """KiB of memory, without the daemon's, that each of so many active LVs takes: what a volume's replica would take in any case."""
+    names = [f'{VG}/plain{i}' for i in range(count)]
     held = lambda u: u['memory_kib'] - u['daemon_kib']
     before = held(usage(host))
-    host.run(f'for i in $(seq {count}); do lvcreate -qq --yes -Wn -Zn -L {MANY_MIB}m -n plain$i {VG} || exit; done', timeout=300)
+    for name in names:
+        host.run(f'lvcreate -qq --yes -Wn -Zn -L {MANY_MIB}m -n {name}', timeout=60)
     each = (held(usage(host)) - before) / count
-    host.run(f'lvremove -qq --yes $(seq -f {VG}/plain%g {count})', timeout=300)
+    host.run('lvremove -qq --yes ' + ' '.join(names), timeout=300)
     return each
 
 
@@ -210,58 +231,83 @@ def machine():
             'kernel': kernel.release(), 'date': time.strftime('%Y-%m-%d %H:%M', time.gmtime()) + ' UTC'}
 
 
+def prepare(cluster, large):
+    """The three targets, each with a volume, and one over a region larger than DRBD's log: (targets, devices, {target: first touch})."""
+    targets = {t.name: t for t in (Raw(cluster), Drbd(cluster), Lockstep(cluster))}
+    devices = {n: {'small': t.make('small', 640)} for n, t in targets.items()}
+    if large:
+        devices['raw']['large'] = targets['raw'].make('large', LARGE_MIB)
+        devices['drbd']['large'] = targets['drbd'].make('large', LARGE_MIB, AL_EXTENTS_LARGE)
+        devices['lockstep']['large'] = targets['lockstep'].make('large', LARGE_MIB)
+    say('hosts, DRBD and Lockstep are ready')
+    first, alpha = {}, cluster['alpha']
+    for name in devices:
+        first[name] = fio(alpha, devices[name]['small'], FILL, 0)
+        say(f'first touch, sequential       {name:8s}: {figures(first[name])}')
+        if large:
+            fio(alpha, devices[name]['large'], TOUCH, 0, timeout=900)
+            say(f'first touch of all extents of the large region, {name}')
+    return targets, devices, first
+
+
+def measure(args, cluster, save):
+    """Calls save(part, {key: figures}) for each part."""
+    large = 'jobs' in args.parts and any('log' in name and w in name for name, *_ in JOBS for w in args.words)
+    targets, devices, first = prepare(cluster, large)
+    small = devices['lockstep']['small']
+    if 'jobs' in args.parts:
+        save('jobs', {'seconds': args.seconds, 'rounds': args.rounds, 'first': first,
+                      'samples': run_jobs(cluster, devices, args.words, args.seconds, args.rounds)})
+    if 'encryption' in args.parts:
+        save('encryption', {'encryption': encryption(cluster, small, args.seconds, args.rounds)})
+    if 'resync' in args.parts:
+        save('resync', {'resync': [resync(cluster, targets[n], devices[n]['small'], 'small', args.seconds) for n in ('drbd', 'lockstep')]})
+    if 'many' in args.parts:
+        many = many_volumes(cluster, args.volumes, args.seconds)
+        save('many', {'many': many, 'plain_lv_kib': plain_lvs(cluster['alpha'], many[-1]['volumes'])})
+    if 'handover' in args.parts:
+        save('handover', {'handover': handover(cluster, small)})
+    if 'life' in args.parts:
+        save('life', {'life': life_cycle(cluster)})
+    if 'failover' in args.parts:
+        save('failover', {'failover': {what: failover(cluster, small, what == 'leader') for what in ('not leader', 'leader')}})
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--seconds', type=int, default=5, help='of each job on each target, each round')
     parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--jobs', default='', help='only jobs whose name contains one of these words, and nothing else')
+    parser.add_argument('--parts', default=','.join(PARTS), help='what to measure')
+    parser.add_argument('--jobs', default='', help='only jobs whose name contains one of these words, and no other part')
     parser.add_argument('--volumes', default=','.join(map(str, MANY)), help='how many at once, in turn')
     parser.add_argument('--results', type=Path, default=Path(__file__).resolve().parents[2] / 'build/bench')
     args = parser.parse_args()
-    wanted = args.jobs.split(',')
+    args.words = args.jobs.split(',')
+    args.parts = ['jobs'] if args.jobs else args.parts.split(',')
+    args.volumes = [int(n) for n in args.volumes.split(',')]
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f'no such part: {", ".join(sorted(unknown))} (there are {", ".join(PARTS)})')
     exit_on_signals(KeyboardInterrupt())
+    args.results.mkdir(parents=True, exist_ok=True)
+    path, run = args.results / 'results.json', {**machine(), 'command': ' '.join(sys.argv)}
+    result = json.loads(path.read_text()) if path.exists() else {}
+
+    def save(part, found):
+        result.update(found)
+        result.setdefault('of', {})[part] = run
+        path.with_suffix('.new').write_text(json.dumps(result, indent=1))
+        path.with_suffix('.new').rename(path)
+        say(f'{part}: ' + ('measured' if part == 'jobs' else json.dumps(found)))
     with Lab('bench') as lab:
         hosts = lab.boot(3, data_bytes=32 << 30, memory_mb=1024)
         cluster = Cluster(lab, hosts)
         cluster.form(install='--disks /dev/vdb', pools=hosts[:2])
-        set_encryption(cluster, 'off')			# as DRBD's are; what it costs is measured below
-        targets = {t.name: t for t in (Raw(cluster), Drbd(cluster), Lockstep(cluster))}
-        devices = {n: {'small': t.make('small', 640)} for n, t in targets.items()}
-        if any(w in name for w in wanted for name, *_ in JOBS if 'log' in name):
-            devices['raw']['large'] = targets['raw'].make('large', LARGE_MIB)
-            devices['drbd']['large'] = targets['drbd'].make('large', LARGE_MIB, AL_EXTENTS_LARGE)
-            devices['lockstep']['large'] = targets['lockstep'].make('large', LARGE_MIB)
-        say('hosts, DRBD and Lockstep are ready')
-        first = {}
-        for name in devices:
-            first[name] = fio(hosts[0], devices[name]['small'], FILL, 0)
-            say(f'first touch, sequential       {name:8s}: {figures(first[name])}')
-            if 'large' in devices[name]:
-                fio(hosts[0], devices[name]['large'], TOUCH, 0, timeout=900)
-                say(f'first touch of all extents of the large region, {name}')
-        result = {**machine(), 'command': ' '.join(sys.argv), 'seconds': args.seconds, 'rounds': args.rounds, 'first': first,
-                  'samples': run_jobs(cluster, devices, wanted, args.seconds, args.rounds)}
-        if not args.jobs:
-            result['encryption'] = encryption(cluster, devices['lockstep']['small'], args.seconds, args.rounds)
-            say(f'encrypted lanes to plain ones: {result["encryption"]}')
-            result['resync'] = []
-            for name in ('drbd', 'lockstep'):
-                result['resync'].append(resync(cluster, targets[name], devices[name]['small'], 'small', args.seconds))
-                say(f'resync of 256 MiB, {name}: {result["resync"][-1]}')
-            result['many'] = many_volumes(cluster, [int(n) for n in args.volumes.split(',')], args.seconds)
-            result['plain_lv_kib'] = plain_lvs(hosts[0], result['many'][-1]['volumes'])
-            say(f'memory of a plain LV: {result["plain_lv_kib"]:.0f} KiB')
-            result['life'] = life_cycle(cluster)
-            say(f'life cycle: {result["life"]}')
-            result['failover'] = {}
-            for what, leads in (('not leader', False), ('leader', True)):
-                result['failover'][what] = failover(cluster, devices['lockstep']['small'], leads)
-                say(f'fail-over, {what}: {result["failover"][what]:.2f} s')
+        set_encryption(cluster, 'off')			# as DRBD's are; what it costs is measured in a part of its own
+        measure(args, cluster, save)
         lab.check_consoles()
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / 'results.json').write_text(json.dumps(result, indent=1))
-    report.write(result, {name: least for name, _, least in JOBS}, args.results)
-    say(f'written: {args.results}/RESULTS.md')
+    if 'samples' in result:
+        report.write(result, {name: least for name, _, least in JOBS}, args.results)
+        say(f'written: {args.results}/RESULTS.md')
 
 
 begun = time.monotonic()

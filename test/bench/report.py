@@ -59,6 +59,16 @@ def cpu(result):
     return lines
 
 
+def title(result, part, text):
+    """A heading; if this part was measured in another run than the table was, which one."""
+    run = result['of'][part]
+    return ['', '## ' + text, ''] + ([f'{origin(run)}.', ''] if run != result['of']['jobs'] else [])
+
+
+def origin(run):
+    return f'{run["date"]}, {run["machine"]}, accelerator {run["accelerator"]}, kernel {run["kernel"]}, `{run["command"]}`'
+
+
 def rest(result):
     lines = []
     remote = [s for s in result['samples'] if s['host'] == 'gamma']
@@ -68,16 +78,17 @@ def rest(result):
     lines += ['', '## First touch of a new volume, sequential', '', *[
         f'- {n}: {s["mbps"]:,.0f} MB/s' for n, s in result['first'].items()]]
     if 'encryption' in result:
-        lines += ['', '## IOPS with lanes encrypted by the kernel (the default), to plain ones', '',
+        lines += [*title(result, 'encryption', 'IOPS with lanes encrypted by the kernel (the default), to plain ones'),
                   'DRBD encrypts nothing, so all else here is measured with `lane-encryption off`. An emulated processor has no AES worth the name.', '',
                   *[f'- {job}: {spread(r)}' for job, r in result['encryption'].items()]]
     if 'resync' in result:
-        lines += ['', '## Resync of 256 MiB while 4 KiB writes go on at depth 1', '', row('', 'resync', 'p99 idle', 'p99 meanwhile', 'ratio', 'IOPS kept'),
+        lines += [*title(result, 'resync', 'Resync of 256 MiB while 4 KiB writes go on at depth 1'),
+                  row('', 'resync', 'p99 idle', 'p99 meanwhile', 'ratio', 'IOPS kept'),
                   row(*['---'] + ['---:'] * 5)]
         lines += [row(r['target'], f'{r["seconds"]:.1f} s', f'{r["idle_p99_us"] / 1e3:.1f} ms', f'{r["busy_p99_us"] / 1e3:.1f} ms',
                       f'{r["busy_p99_us"] / r["idle_p99_us"]:.2f}', f'{100 * r["busy_iops"] / r["idle_iops"]:.0f} %') for r in result['resync']]
     if 'many' in result:
-        lines += ['', '## Many volumes of two replicas, on their primary: 4 KiB writes to all at once, depth 32 together', '',
+        lines += [*title(result, 'many', 'Many volumes of two replicas, on their primary: 4 KiB writes to all at once, depth 32 together'),
                   row('volumes', 'IOPS', 'p99', "module's threads", "daemon's threads", "daemon's memory", 'all memory in use'), row(*['---:'] * 7)]
         lines += [row(m['volumes'], f'{m["iops"]:,.0f}' if 'iops' in m else '-', f'{m["p99_us"] / 1e3:.1f} ms' if 'iops' in m else '-', m['threads'], m['daemon_threads'],
                       f'{m["daemon_kib"] / 1024:.1f} MiB', f'{m["memory_kib"] / 1024:.1f} MiB') for m in result['many']]
@@ -88,11 +99,16 @@ def rest(result):
             plain = result.get('plain_lv_kib')
             alone = f', {plain:.0f} of them for its logical volume alone: {each - plain:.0f} KiB are ours (wanted: 100)' if plain is not None else ''
             lines += ['', f'Memory in use without the daemon\'s, for each more volume: {each:.0f} KiB{alone}.']
+    if 'handover' in result:
+        ms = lambda us: f'{middle(us) / 1e3:.0f} ms ({min(us) / 1e3:.0f} to {max(us) / 1e3:.0f})'
+        found = result['handover']
+        lines += [*title(result, 'handover', 'Planned handover (wanted: under 100 ms): the longest that a write of a third host took in 4 s, at depth 1'),
+                  f'- with one, {len(found["moved"])} times: {ms(found["moved"])}', f'- without: {ms(found["still"])}']
     if 'failover' in result:
-        lines += ['', "## Death of the primary's host, silent: the longest that a write of another host took", '',
+        lines += [*title(result, 'failover', "Death of the primary's host, silent: the longest that a write of another host took"),
                   *[f'- it {"led" if k == "leader" else "did not lead"} the consensus group: {v:.2f} s' for k, v in result['failover'].items()]]
     if 'life' in result:
-        lines += ['', '## A volume of 64 MiB, two replicas, medians of 5', '', *[f'- {k}: {v:.2f} s' for k, v in result['life'].items()]]
+        lines += [*title(result, 'life', 'A volume of 64 MiB, two replicas, medians of 5'), *[f'- {k}: {v:.2f} s' for k, v in result['life'].items()]]
     return lines
 
 
@@ -119,7 +135,7 @@ def plot(result, folder):
 
 def write(result, targets, folder):
     lines = ['# Lockstep, DRBD and the disk', '',
-             f'{result["date"]}, {result["machine"]}, accelerator {result["accelerator"]}, kernel {result["kernel"]}, `{result["command"]}`: '
+             f'{origin(result["of"]["jobs"])}: '
              f'{result["rounds"]} rounds of {result["seconds"]} s a job. Virtual hosts of one processor each, two of them with replicas; '
              'DRBD is the kernel\'s own (8.4), protocol C, tuned. Where processors are emulated, absolute figures mean nothing elsewhere; '
              'ratios are medians of the rounds (least to greatest), CPU is processor time per I/O of the host\'s QEMU process.', '',
