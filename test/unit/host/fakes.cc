@@ -5,9 +5,13 @@
 
 namespace lockstep::test {
 
-FakeWorld::FakeWorld()
+FakeWorld::FakeWorld(HostId self, std::shared_ptr<FakeLog> shared) : self(self), log(std::move(shared))
 {
 	groups["vg"] = {"vg", 100 * GIB, 100 * GIB, 4 << 20, false};
+}
+
+void FakeWorld::found()
+{
 	propose({{"op", "cluster.init"}, {"uuid", UUID1}, {"name", "test"}, {"now_ms", 1},
 		 {"host", {{"uuid", UUID1}, {"name", "alpha"}, {"addresses", {"10.0.0.1"}}, {"port", 7788}, {"level", 1}}}});
 	propose({{"op", "host.add"}, {"uuid", UUID2}, {"name", "beta"}, {"addresses", {"10.0.0.2"}}, {"now_ms", 1}});
@@ -20,7 +24,7 @@ FakeWorld::FakeWorld()
 nlohmann::json FakeWorld::propose(Json entry)
 {
 	entry["level"] = 1;
-	Json answer = apply(state, ++index_, entry);
+	Json answer = apply(state, ++log->index, entry);
 	if (!answer.value("ok", false))
 		throw std::runtime_error(entry.dump() + ": " + answer.value("message", ""));
 	return answer;
@@ -30,7 +34,7 @@ void FakeWorld::remember()
 {
 	last_known = LastKnown{state, {}};
 	for (const auto &[vid, v] : state.volumes)
-		if (may_assemble(state, state, 1, vid))
+		if (may_assemble(state, state, self, vid))
 			last_known->certain.insert(vid);
 }
 
@@ -39,8 +43,8 @@ void FakeWorld::remember()
 void FakeWorld::start_daemon()
 {
 	life_ = std::make_shared<int>(0);
-	reconciler_ = std::make_unique<Reconciler>(1, world());
-	reconciler_->module_changed(module_loaded ? "" : "the kernel module lockstep is not loaded on host alpha");
+	reconciler_ = std::make_unique<Reconciler>(self, world());
+	reconciler_->module_changed(module_loaded ? "" : "the kernel module lockstep is not loaded on host " + state.host_name(self));
 	reconciler_->look();
 }
 
@@ -117,6 +121,10 @@ bool FakeWorld::step()
 	try {
 		task();
 	} catch (const Killed &) {
+		if (when_killed) {
+			when_killed();
+			return true;
+		}
 		kill_daemon();
 		if (reboot_when_killed)
 			reboot();
@@ -165,7 +173,7 @@ ReconcilerWorld FakeWorld::world()
 	w.copy_snapshot = [this](const CopyTask &task, CopyProgress &) {
 		return effect<Result<uint64_t>>("copy_snapshot " + std::to_string(task.lv.sid), [&]() -> Result<uint64_t> {
 			const Snapshot *s = state.snapshot(task.lv.sid);
-			if (s && s->copy(1))
+			if (s && s->copy(self))
 				violations.push_back("a whole copy of a snapshot was overwritten");
 			FakeLv &f = lvs[task.path];
 			f.lv.vg = task.lv.vg;
@@ -173,6 +181,7 @@ ReconcilerWorld FakeWorld::world()
 			f.lv.path = task.path;
 			f.lv.tags = {snapshot_lv_tag(task.lv.uuid)};
 			f.content = task.base ? "over " + task.base->lv.name : "alone";
+			f.data = source_data ? source_data(task) : "";
 			return task.metadata.offset;
 		});
 	};
@@ -213,7 +222,7 @@ ReconcilerWorld FakeWorld::world()
 			Result<Json> answer = effect<Result<Json>>(op + " " + std::to_string(vid), [&]() -> Result<Json> {
 				Json full = entry;
 				full["level"] = 1;
-				return apply(state, ++index_, full);
+				return apply(state, ++log->index, full);
 			});
 			done(answer);
 		});
@@ -247,25 +256,6 @@ ReconcilerWorld FakeWorld::world()
 
 // ---- effects ----
 
-template <class R> R FakeWorld::effect(const std::string &call, const std::function<R()> &f)
-{
-	calls.push_back(call);
-	if (on_call)
-		on_call(call);
-	steps++;
-	const bool struck = fault_at == steps;
-	if (struck && fault == Fault::killed_before)
-		throw Killed{};
-	if (struck && fault == Fault::fails)
-		return failed(call + ": injected");
-	if (auto f = failing.find(call.substr(0, call.find(' '))); f != failing.end())
-		return failed(f->second);
-	R result = f();
-	if (struck && fault == Fault::killed_after)
-		throw Killed{};
-	return result;
-}
-
 int FakeWorld::count(const std::string &prefix) const
 {
 	int n = 0;
@@ -291,27 +281,29 @@ Done FakeWorld::config_set(const lks_record &record, bool admit)
 		if (barriers_begun <= attached_at[record.vid])
 			violations.push_back("S3: admitted without a barrier begun after the attachment");
 		for (const lks_record_replica &r : record.replicas)
-			if (r.host == 1 && r.state == LKS_REPLICA_INSYNC && k->replica->suspect)
+			if (r.host == self && r.state == LKS_REPLICA_INSYNC && k->replica->suspect)
 				violations.push_back("S1: a suspect replica was admitted as in sync");
-		if (record.primary == 1 && k->role == LKS_IDLE)
+		if (record.primary == self && k->role == LKS_IDLE)
 			violations.push_back("S3: admitted as primary of an older term");
-		if (record.version != state.volume(record.vid)->version)
+		// Where others change it, too, it may be a newer one meanwhile than the barrier led to.
+		const uint64_t least = log.use_count() == 1 ? state.volume(record.vid)->version : attached_version[record.vid];
+		if (record.version < least)
 			violations.push_back("S3: admitted with an old record");
 		k->replica->admitted = true;
 	}
 	if (record.version > k->noted_version)    // M2
 		k->handover_to = 0;
-	if (k->hold && record.primary != 1)
+	if (k->hold && record.primary != self)
 		k->hold = 0;
 	k->noted_version = std::max<uint64_t>(k->noted_version, record.version);
 	for (const lks_record_opener &o : record.openers)
-		if (o.host == 1 && k->open_waiters && record.primary && !opens_late) {
+		if (o.host == self && k->open_waiters && record.primary && !opens_late) {
 			k->writers += k->open_waiters;
 			k->openers += k->open_waiters;
 			k->open_waiters = 0;
 		}
 	if (k->replica && k->replica->admitted)
-		k->role = record.primary == 1 ? LKS_ACTIVE : LKS_IDLE;
+		k->role = record.primary == self ? LKS_ACTIVE : LKS_IDLE;
 	return Nothing{};
 }
 
@@ -320,7 +312,7 @@ Kernel FakeWorld::kernel()
 	Kernel k;
 	auto act = [this](const std::string &call, std::function<Done()> f) {
 		if (!module_loaded)
-			return Done(failed("the kernel module lockstep is not loaded on host alpha"));
+			return Done(failed("the kernel module lockstep is not loaded on host " + state.host_name(self)));
 		return effect<Done>(call, f);
 	};
 	auto name = [](const char *verb, uint64_t n) { return std::string(verb) + " " + std::to_string(n); };
@@ -372,7 +364,7 @@ Kernel FakeWorld::kernel()
 	};
 	k.replica_attach = [=, this](uint32_t vid, const std::string &path, uint64_t offset, bool) -> Result<AttachAnswer> {
 		if (!module_loaded)
-			return failed("the kernel module lockstep is not loaded on host alpha");
+			return failed("the kernel module lockstep is not loaded on host " + state.host_name(self));
 		return effect<Result<AttachAnswer>>(name("replica_attach", vid), [=, this]() -> Result<AttachAnswer> {
 			KernelVolume *k = find(vid);
 			auto lv = lvs.find(path);
@@ -386,6 +378,7 @@ Kernel FakeWorld::kernel()
 				if (lv->second.retire_at == offset)
 					k->replica->move_offset = offset;
 				attached_at[vid] = barriers_begun;
+				attached_version[vid] = state.volume(vid) ? state.volume(vid)->version : 0;
 			}
 			return AttachAnswer{k->replica->suspect, 1, 1};
 		});
@@ -482,7 +475,7 @@ Kernel FakeWorld::kernel()
 				return Nothing{};
 			if (!k || !k->replica || k->replica->move_offset != offset || !k->replica->move_current)
 				return failed("EINVAL");
-			if (state.volume(vid)->replica(1)->md_offset != offset)
+			if (state.volume(vid)->replica(self)->md_offset != offset)
 				violations.push_back("metadata taken into use that the log does not name");
 			k->replica->offset = offset;
 			k->replica->capacity = moving_to[vid];
@@ -514,7 +507,7 @@ Kernel FakeWorld::kernel()
 	k.abort = [=, this](uint32_t vid) { return act(name("abort", vid), []() -> Done { return Nothing{}; }); };
 	k.dump = [this]() -> Result<KernelDump> {
 		if (!module_loaded)
-			return failed("the kernel module lockstep is not loaded on host alpha");
+			return failed("the kernel module lockstep is not loaded on host " + state.host_name(self));
 		KernelDump d;
 		d.seq = seq;
 		d.volumes = volumes;
@@ -542,9 +535,15 @@ Lvm FakeWorld::lvm()
 		return r;
 	};
 	l.add_disk = [this](const std::string &vg, const std::string &disk, bool grow) {
+		// As with the real one, each of these is a command of LVM's, and a step of its own.
+		if (grow)
+			if (Done tagged = effect<Done>("tag_growing " + vg, [=, this]() -> Done {
+				    groups[vg].growing = true;
+				    return Nothing{};
+			    }); !tagged)
+				return tagged;
 		return effect<Done>("add_disk " + disk, [=, this]() -> Done {
 			disks.try_emplace(disk, PhysicalVolume{.vg = vg, .disk = disk, .size_bytes = 20 * GIB});
-			groups[vg].growing |= grow;
 			return Nothing{};
 		});
 	};
@@ -597,8 +596,10 @@ Lvm FakeWorld::lvm()
 		return effect<Done>("grow_data " + std::to_string(bytes >> 20), [=, this]() -> Done {
 			lvs["/dev/" + vg + "/" + thin_pool].lv.size_bytes += bytes;
 			groups[vg].free_bytes -= bytes;
-			groups[vg].growing = false;
-			return Nothing{};
+			return effect<Done>("untag_growing " + vg, [=, this]() -> Done {
+				groups[vg].growing = false;
+				return Nothing{};
+			});
 		});
 	};
 	l.create = [this](const ReplicaLv &lv) {
@@ -667,6 +668,7 @@ Lvm FakeWorld::lvm()
 			f.lv.path = path;
 			f.lv.tags = {snapshot_lv_tag(lv.uuid)};
 			f.formatted = true;
+			f.data = lvs[replica_lv_path(lv.vg, lv.vid)].data;
 			return Nothing{};
 		});
 	};
@@ -682,10 +684,16 @@ Lvm FakeWorld::lvm()
 				return not_found("no such snapshot");
 			if (KernelVolume *k = find(to.vid); k && k->replica)
 				violations.push_back("an attached LV was replaced");
-			FakeLv &f = lvs[replica_lv_path(to.vg, to.vid)];
-			if (f.content == content)
+			const std::string path = replica_lv_path(to.vg, to.vid);
+			if (lvs.contains(path) && lvs[path].content == content)
 				return Nothing{};
-			f = {};
+			if (lvs.contains(path))
+				if (Done gone = effect<Done>("lv_remove " + std::to_string(to.vid), [=, this]() -> Done {
+					    lvs.erase(path);
+					    return Nothing{};
+				    }); !gone)
+					return gone;
+			FakeLv &f = lvs[path];
 			f.lv.vg = to.vg;
 			f.lv.name = replica_lv_name(to.vid);
 			f.lv.path = replica_lv_path(to.vg, to.vid);
@@ -693,6 +701,7 @@ Lvm FakeWorld::lvm()
 			f.lv.size_bytes = to.size_bytes;
 			f.lv.tags = {replica_lv_tag(to.uuid)};
 			f.content = content;
+			f.data = lvs[snapshot_lv_path(from)].data;
 			return Nothing{};
 		});
 	};
@@ -715,7 +724,7 @@ Lvm FakeWorld::lvm()
 	l.purge = [this](const OrphanLv &lv) {
 		return effect<Done>("purge " + lv.name, [=, this]() -> Done {
 			const auto found = lvs.find("/dev/" + lv.vg + "/" + lv.name);
-			if (found != lvs.end() && log_wants(state, 1, found->second.lv))
+			if (found != lvs.end() && log_wants(state, self, found->second.lv))
 				violations.push_back("what the log wants was purged");
 			if (found != lvs.end() && found->second.lv.tags[0] == lv.tag)
 				lvs.erase(found);
@@ -732,14 +741,16 @@ Lvm FakeWorld::lvm()
 				return forbidden("another logical volume has that name");
 			if (!lvs.contains(old))
 				return not_found("it is not there any more");
-			FakeLv f = lvs[old];
-			lvs.erase(old);
-			f.lv.name = replica_lv_name(to.vid);
-			f.lv.path = path;
-			f.lv.active = true;
-			f.lv.tags = tags;
-			lvs[path] = f;
-			return Nothing{};
+			lvs[old].lv.tags = tags;
+			return effect<Done>("rename " + from.name, [=, this]() -> Done {
+				FakeLv f = lvs[old];
+				lvs.erase(old);
+				f.lv.name = replica_lv_name(to.vid);
+				f.lv.path = path;
+				f.lv.active = true;
+				lvs[path] = f;
+				return Nothing{};
+			});
 		});
 	};
 	return l;

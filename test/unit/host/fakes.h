@@ -5,6 +5,8 @@
 // The fakes hold what the real parts would enforce, and write down (in `violations`) what the real parts could not notice
 // but the rules forbid: admitting a replica without a fresh barrier, calling a replica created that is not formatted, and so
 // on. Every effect on kernel, LVM or disk is a numbered step; a test can have the daemon killed before or after any of them.
+//
+// It is host alpha (1) with nobody beside it; or one of several with a log in common (cluster.h).
 #pragma once
 
 #include <cerrno>
@@ -32,6 +34,7 @@ struct FakeLv {
 	LogicalVolume lv;
 	bool formatted = false;
 	std::string content;           // "empty", or what it was made from
+	std::string data;              // what a guest would read; empty: zeros
 	uint64_t retire_at = 0;        // the superblock there says that older metadata are to become zeros
 	bool hot = false;              // the next attachment finds hot extents
 	uint64_t attached_at = 0;      // barriers begun when it was attached
@@ -39,11 +42,24 @@ struct FakeLv {
 
 enum class Fault { none, fails, killed_before, killed_after };
 
+// What hosts of one cluster have in common: the log, the clock, and the number of the step that is struck.
+struct FakeLog {
+	State state;
+	uint64_t index = 0;
+	uint64_t now_ms = 1'000'000;
+	uint64_t steps = 0;            // effects so far
+	uint64_t fault_at = 0;         // this one is struck (0: none)
+	Fault fault = Fault::none;
+};
+
 class FakeWorld {
 public:
 	using Json = nlohmann::json;
 
-	FakeWorld();
+	FakeWorld() : FakeWorld(1, std::make_shared<FakeLog>()) { found(); }
+	FakeWorld(HostId self, std::shared_ptr<FakeLog> log);
+	void found();                  // a cluster of alpha, beta and gamma, each with a thick pool
+	const HostId self;
 
 	// ---- the daemon ----
 	void start_daemon();
@@ -51,6 +67,12 @@ public:
 	void reboot();                 // the kernel forgets all, LVs are inactive, open devices are gone
 	Reconciler &daemon() { return *reconciler_; }
 	bool killed() const { return !reconciler_; }
+
+	bool step();                   // one queued task; false: none
+	template <class R> R effect(const std::string &call, const std::function<R()> &f);
+	struct Killed {};
+	// Instead of what the two below say: the daemon is to be killed, and started again some time.
+	std::function<void()> when_killed;
 
 	// Runs until nothing is left to do now (work queued, timers due within `ms`).
 	void run_for(uint64_t ms);
@@ -61,7 +83,8 @@ public:
 
 	// ---- the log ----
 	Json propose(Json entry);      // by anybody; throws if refused
-	State state;
+	const std::shared_ptr<FakeLog> log;
+	State &state = log->state;
 	bool quorum = true;
 	std::optional<LastKnown> last_known;   // of this host's own log; the daemon asks for it as long as it has heard nobody
 	void remember();                       // ... as the log is now
@@ -73,9 +96,8 @@ public:
 	std::map<HostId, bool> in_use_there;   // what other hosts answer; absent: they do not
 
 	// ---- faults ----
-	uint64_t steps = 0;            // effects so far
-	uint64_t fault_at = 0;         // this one is struck (0: none)
-	Fault fault = Fault::none;
+	uint64_t &steps = log->steps, &fault_at = log->fault_at;
+	Fault &fault = log->fault;
 	std::map<std::string, std::string> failing;    // verb -> message: fails as long as it is here
 	std::vector<std::string> calls;        // "volume_add 1", in order
 	std::vector<std::string> violations;
@@ -87,6 +109,7 @@ public:
 	std::map<uint32_t, KernelVolume> volumes;
 	std::set<uint8_t> peers;
 	std::map<uint32_t, uint64_t> attached_at;       // barriers begun then
+	std::map<uint32_t, uint64_t> attached_version;  // of the record then
 	std::map<uint32_t, int> refused;                // vid -> error of OPEN_REFUSE
 	uint64_t seq = 0;
 	std::map<std::string, VolumeGroup> groups;
@@ -99,8 +122,9 @@ public:
 	void unquiesce(uint32_t vid);                   // the hold ends by itself
 	void move_on();                                 // what the kernel does in its own time: moves, handovers
 	std::function<void(const std::string &call)> on_call;    // before the effect
+	std::function<std::string(const CopyTask &)> source_data;    // what the host has that a snapshot's copy is made from
 
-	uint64_t now_ms = 1'000'000;
+	uint64_t &now_ms = log->now_ms;
 	int count(const std::string &prefix) const;     // calls that begin so
 
 	Kernel kernel();
@@ -108,18 +132,33 @@ public:
 	MetadataTools metadata();
 
 private:
-	struct Killed {};
-	template <class R> R effect(const std::string &call, const std::function<R()> &f);
 	KernelVolume *find(uint32_t vid);
 	Done config_set(const lks_record &record, bool admit);
 	ReconcilerWorld world();
-	bool step();                                    // one queued task; false: none
 
 	std::unique_ptr<Reconciler> reconciler_;
 	std::shared_ptr<int> life_;                     // of the daemon: callbacks of a former one are dropped
 	std::deque<std::function<void()>> queue_;
-	uint64_t index_ = 0;
 	std::map<uint32_t, uint64_t> moving_to;
 };
+
+template <class R> R FakeWorld::effect(const std::string &call, const std::function<R()> &f)
+{
+	calls.push_back(call);
+	if (on_call)
+		on_call(call);
+	steps++;
+	const bool struck = fault_at == steps;
+	if (struck && fault == Fault::killed_before)
+		throw Killed{};
+	if (struck && fault == Fault::fails)
+		return failed(call + ": injected");
+	if (auto f = failing.find(call.substr(0, call.find(' '))); f != failing.end())
+		return failed(f->second);
+	R result = f();
+	if (struck && fault == Fault::killed_after)
+		throw Killed{};
+	return result;
+}
 
 }    // namespace lockstep::test
