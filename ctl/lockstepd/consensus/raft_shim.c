@@ -6,17 +6,40 @@
  * Connections: libraft asks its transport for connections and is told of accepted ones. Ours passes both on to the
  * caller, who does the hello, and turns the sockets into libuv streams. libraft frees these streams with raft_free().
  */
+#define _GNU_SOURCE	/* asprintf() */
 #include "lockstepd/consensus/raft_shim.h"
 
 #include <raft.h>
 #include <raft/uv.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 /* libraft's own default of 1 s would be felt in each fail-over; our dials have a timeout of their own. */
 #define RETRY_MS 250
+
+/*
+ * A connection that libraft sends on. libraft 0.22.1 never reads from it, so it does not notice that the other's daemon has died and come
+ * back: the first message then is written to nobody and lost. If that is an answer to a candidate, an election fails for it. So we read:
+ * when the connection has ended, the next message goes to another spelling of the address, for which libraft makes a new one.
+ */
+struct sending {
+	struct sending *next;
+	raft_id id;
+	struct uv_stream_s *stream;		/* to compare only: it is libraft's */
+	bool ended;
+	unsigned spelling;			/* 0: as it is */
+};
+
+/* What libraft calls a stream, and frees with raft_free(). */
+struct stream {
+	uv_tcp_t tcp;				/* first */
+	struct lks_raft *r;
+};
+
+#define SPELLING '#'				/* in no address */
 
 struct lks_raft {
 	struct lks_raft_ops ops;
@@ -29,6 +52,7 @@ struct lks_raft {
 	raft_uv_accept_cb accept_cb;		/* NULL: not listening */
 	raft_uv_transport_close_cb close_cb;
 	struct lks_raft_dial *dials;		/* all under way */
+	struct sending *sendings;
 	uv_prepare_t prepare;			/* runs turn() */
 	uv_timer_t transport_closer;		/* defers the end of dials and transport to a later turn */
 	struct raft_change change;
@@ -45,6 +69,8 @@ struct lks_raft {
 	char *held_from;			/* its server_address */
 	bool started;
 	bool closing;
+	unsigned seed;
+	raft_term drawn_term;			/* for which this follower has drawn how long it waits for its leader */
 	int handles;				/* of our own, not closed yet */
 	bool raft_closed;
 	void (*done)(void *arg);
@@ -53,6 +79,7 @@ struct lks_raft {
 
 struct lks_raft_dial {
 	struct lks_raft *r;
+	raft_id id;
 	struct raft_uv_connect *req;
 	raft_uv_connect_cb cb;
 	struct lks_raft_dial *next;
@@ -137,13 +164,15 @@ static void trace(struct raft_tracer *t, int type, const void *info)
 
 static struct uv_stream_s *stream_of(struct lks_raft *r, int fd)
 {
-	uv_tcp_t *tcp = raft_calloc(1, sizeof *tcp);
+	struct stream *stream = raft_calloc(1, sizeof *stream);
+	uv_tcp_t *tcp = &stream->tcp;
 
-	if (!tcp || uv_tcp_init(r->loop, tcp) != 0) {
-		raft_free(tcp);
+	if (!stream || uv_tcp_init(r->loop, tcp) != 0) {
+		raft_free(stream);
 		close(fd);
 		return NULL;
 	}
+	stream->r = r;
 	if (uv_tcp_open(tcp, fd) != 0) {
 		close(fd);
 		uv_close((uv_handle_t *)tcp, (uv_close_cb)raft_free);
@@ -173,15 +202,22 @@ static int transport_connect(struct raft_uv_transport *t, struct raft_uv_connect
 {
 	struct lks_raft *r = t->impl;
 	struct lks_raft_dial *dial = calloc(1, sizeof *dial);
+	char *plain = strdup(address);
 
-	if (!dial)
+	if (!dial || !plain) {
+		free(dial);
+		free(plain);
 		return RAFT_NOMEM;
+	}
+	plain[strcspn(plain, (char[]){ SPELLING, 0 })] = 0;
 	dial->r = r;
+	dial->id = id;
 	dial->req = req;
 	dial->cb = cb;
 	dial->next = r->dials;
 	r->dials = dial;
-	r->ops.dial(r->ops.ctx, id, address, dial);
+	r->ops.dial(r->ops.ctx, id, plain, dial);
+	free(plain);
 	return 0;
 }
 
@@ -196,10 +232,62 @@ static void end_dial(struct lks_raft_dial *dial, struct uv_stream_s *stream, int
 	free(dial);
 }
 
+static struct sending *sending_to(struct lks_raft *r, raft_id id)
+{
+	struct sending *s = r->sendings;
+
+	while (s && s->id != id)
+		s = s->next;
+	return s;
+}
+
+static void read_alloc(uv_handle_t *handle, size_t wanted, uv_buf_t *buf)
+{
+	static char nothing[64];		/* what comes is of no interest */
+
+	(void)handle;
+	(void)wanted;
+	*buf = uv_buf_init(nothing, sizeof nothing);
+}
+
+/* stream->data is libraft's; so is the stream, which it closes when it likes. */
+static void read_end(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
+{
+	struct lks_raft *r = ((struct stream *)stream)->r;
+	struct sending *s;
+
+	(void)buf;
+	if (n >= 0)
+		return;
+	uv_read_stop(stream);
+	for (s = r->sendings; s; s = s->next)
+		s->ended |= s->stream == stream;
+}
+
+static void watch(struct lks_raft *r, raft_id id, struct uv_stream_s *stream)
+{
+	struct sending *s, *known = sending_to(r, id);
+
+	if (!known && (known = calloc(1, sizeof *known))) {
+		known->id = id;
+		known->next = r->sendings;
+		r->sendings = known;
+	}
+	for (s = r->sendings; s; s = s->next)
+		if (s->stream == stream)	/* memory of one that libraft has freed */
+			s->stream = NULL;
+	if (!known || uv_read_start((uv_stream_t *)stream, read_alloc, read_end))
+		return;
+	known->stream = stream;
+	known->ended = false;
+}
+
 void lks_raft_dialed(struct lks_raft_dial *dial, int fd)
 {
 	struct uv_stream_s *stream = fd >= 0 ? stream_of(dial->r, fd) : NULL;
 
+	if (stream)
+		watch(dial->r, dial->id, stream);
 	end_dial(dial, stream, stream ? 0 : RAFT_NOCONNECTION);
 }
 
@@ -309,12 +397,56 @@ static void answer_candidate(struct lks_raft *r, struct raft_message *message)
 	self->role = role;
 }
 
+/*
+ * Raft has a server refuse its vote within the shortest election timeout of hearing from a leader (4.2.3). libraft 0.22 has it refuse
+ * until its own, random timeout has passed, twice as long at most: so it is not the first of the voters to miss a leader that gets the
+ * votes, but the last of those that a majority needs. A heartbeat more or less is no silence.
+ */
+static void forget_silent_leader(struct lks_raft *r)
+{
+	struct raft *raft = &r->raft;
+
+	if (raft->state == RAFT_FOLLOWER &&
+	    r->io.time(&r->io) + raft->heartbeat_timeout >= raft->election_timer_start + raft->election_timeout)
+		raft->follower_state.current_leader.id = 0;
+}
+
+/*
+ * An election that nobody has won, since two began it at once, is decided when its answers are there. libraft 0.22 begins the next one
+ * after another whole election timeout, of which nobody needs to be heard any more: the leader has been missed already. So the next one
+ * begins sooner, and still at random.
+ */
+static void hurry_candidate(struct lks_raft *r)
+{
+	struct raft *raft = &r->raft;
+
+	/* Its own is never shorter than the election timeout, ours always is. */
+	if (raft->state == RAFT_CANDIDATE && raft->candidate_state.randomized_election_timeout >= raft->election_timeout)
+		raft->candidate_state.randomized_election_timeout =
+			raft->election_timeout / 4 + (unsigned)rand_r(&r->seed) % (raft->election_timeout / 2 + 1);
+}
+
+/*
+ * libraft 0.22 keeps the time that a follower waits for as long as it follows, whoever leads. So the one with the shortest always wins, and
+ * when leaders die, those are left that wait for long.
+ */
+static void draw_timeout(struct lks_raft *r)
+{
+	struct raft *raft = &r->raft;
+
+	if (raft->state != RAFT_FOLLOWER || raft->current_term == r->drawn_term)
+		return;
+	r->drawn_term = raft->current_term;
+	raft->follower_state.randomized_election_timeout = raft->election_timeout + (unsigned)rand_r(&r->seed) % (raft->election_timeout + 1);
+}
+
 static void receive(struct raft_io *io, struct raft_message *message)
 {
 	struct lks_raft *r = (struct lks_raft *)((char *)io - offsetof(struct lks_raft, io));
 	char *from;
 
 	if (message->type == RAFT_REQUEST_VOTE && !r->closing) {
+		forget_silent_leader(r);
 		answer_candidate(r, message);
 		return;
 	}
@@ -385,14 +517,24 @@ static int snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *req, ra
 static int send_message(struct raft_io *io, struct raft_io_send *req, const struct raft_message *message, raft_io_send_cb cb)
 {
 	struct lks_raft *r = (struct lks_raft *)((char *)io - offsetof(struct lks_raft, io));
-	struct raft_message mended;
+	struct sending *s = sending_to(r, message->server_id);
+	struct raft_message mended = *message;	/* encoded, and its address copied, before send() returns */
+	char *spelled = NULL;
+	int status;
 
-	if (message->type == RAFT_INSTALL_SNAPSHOT && r->loaded_term) {
-		mended = *message;	/* encoded before send() returns */
+	if (message->type == RAFT_INSTALL_SNAPSHOT && r->loaded_term)
 		mended.install_snapshot.last_term = r->loaded_term;
-		message = &mended;
+	if (s && s->ended) {
+		s->ended = false;
+		s->spelling++;
 	}
-	return r->send(io, req, message, cb);
+	if (s && s->spelling && asprintf(&spelled, "%s%c%u", message->server_address, SPELLING, s->spelling) < 0)
+		return RAFT_NOMEM;
+	if (spelled)
+		mended.server_address = spelled;
+	status = r->send(io, req, &mended, cb);
+	free(spelled);
+	return status;
 }
 
 /* --- life ------------------------------------------------------------------------------------------------------------ */
@@ -407,10 +549,16 @@ static int start_io(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, ra
 
 static void maybe_free(struct lks_raft *r)
 {
+	struct sending *s;
+
 	if (!r->raft_closed || r->handles > 0)
 		return;
 	if (r->done)
 		r->done(r->done_arg);
+	while ((s = r->sendings)) {
+		r->sendings = s->next;
+		free(s);
+	}
 	free(r->held_from);
 	free(r);
 }
@@ -436,6 +584,8 @@ static void turn(uv_prepare_t *prepare)
 	if (r->closing)
 		return;
 	receive_held(r);
+	draw_timeout(r);
+	hurry_candidate(r);
 	r->ops.turn(r->ops.ctx);
 }
 
@@ -494,6 +644,7 @@ struct lks_raft *lks_raft_new(const struct lks_raft_config *config, const struct
 	}
 	r->raft.tracer = &r->tracer;
 	raft_seed(&r->raft, config->seed);
+	r->seed = config->seed;
 	raft_set_election_timeout(&r->raft, config->election_ms);
 	raft_set_heartbeat_timeout(&r->raft, config->heartbeat_ms);
 	raft_set_snapshot_threshold(&r->raft, config->snapshot_threshold);
