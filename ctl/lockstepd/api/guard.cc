@@ -148,6 +148,8 @@ struct GuardedServer::Current {
 
 thread_local GuardedServer::Current *GuardedServer::current_ = nullptr;
 
+const Caller *current_caller() { return GuardedServer::current_ ? &GuardedServer::current_->caller : nullptr; }
+
 GuardedServer::GuardedServer()
 {
 	set_pre_routing_handler([this](const httplib::Request &req, httplib::Response &res) {

@@ -44,6 +44,9 @@ private:
 	uint64_t then_ms_ = 0;
 };
 
+// Who asks, on a thread that carries out a request which changes something; nullptr on others.
+const Caller *current_caller();
+
 class GuardedServer : public httplib::Server {
 public:
 	GuardedServer();
@@ -59,6 +62,7 @@ public:
 	void stop_clients();
 
 private:
+	friend const Caller *current_caller();
 	struct Client;
 	struct Current;
 	static thread_local Current *current_;

@@ -6,6 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "lockstepd/api/guard.h"
+#include "lockstepd/host/asked.h"
 #include "lockstepd/host/daemon.h"
 
 namespace lockstep {
@@ -51,6 +53,14 @@ Done Daemon::kernel_is_free() const
 		"module with `modprobe -r lockstep` and `modprobe lockstep`, and start lockstepd; then try again", config_.name, dump->volumes.size()));
 }
 
+// Of an entry that is made for whoever asks on this thread of the API. Only admins may ask for changes.
+nlohmann::json Daemon::asked_here(Json entry) const
+{
+	if (const Caller *caller = current_caller())
+		entry["by"] = to_json(caller->name.empty() ? Asker{"root", "root", config_.name} : Asker{caller->name, "admin", config_.name});
+	return entry;
+}
+
 ApiBackend Daemon::backend()
 {
 	ApiBackend b;
@@ -63,7 +73,7 @@ ApiBackend Daemon::backend()
 		return published_;
 	};
 	b.propose = [this](const Json &entry) {
-		return on_loop([this, entry](JsonReply done) { propose(entry, std::move(done)); });
+		return on_loop([this, entry = asked_here(entry)](JsonReply done) { propose(entry, std::move(done)); });
 	};
 	b.barrier = [this]() -> Done {
 		auto answer = on_loop([this](JsonReply done) {
@@ -87,7 +97,7 @@ ApiBackend Daemon::backend()
 	};
 	b.token = [this](uint64_t valid_s) { return on_loop([this, valid_s](JsonReply done) { token(valid_s, std::move(done)); }); };
 	b.client_cert = [this](const std::string &name, const std::string &role, uint64_t end_ms) {
-		return on_loop([=, this](JsonReply done) { client_cert(name, role, end_ms, std::move(done)); });
+		return on_loop([=, this, entry = asked_here({})](JsonReply done) { client_cert(name, role, end_ms, entry, std::move(done)); });
 	};
 	b.join = [this](const std::string &token, const std::string &address, unsigned port) -> Result<Json> {
 		if (Done left = kernel_is_free(); !left)
@@ -98,7 +108,7 @@ ApiBackend Daemon::backend()
 		return on_loop([=, this](JsonReply done) { recover(request, std::move(done)); }, RECOVER_TIMEOUT_MS);
 	};
 	b.pool_create = [this](const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv) {
-		return on_loop([=, this](JsonReply done) { pool_create(name, host, vg, thin_lv, std::move(done)); });
+		return on_loop([=, this, entry = asked_here({})](JsonReply done) { pool_create(name, host, vg, thin_lv, entry, std::move(done)); });
 	};
 	b.ask_host = [this](HostId host, const std::string &verb, const Json &body) {
 		const unsigned timeout_ms = needs_lvm(verb) ? LVM_CALL_TIMEOUT_MS : CALL_TIMEOUT_MS;
@@ -107,17 +117,18 @@ ApiBackend Daemon::backend()
 	return b;
 }
 
-void Daemon::pool_create(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv, JsonReply done)
+void Daemon::pool_create(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv, Json entry, JsonReply done)
 {
 	if (!member_)
 		return done(coded("no-cluster", forbidden("no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`")));
-	auto add = [this, name, host, vg, thin_lv, done](Result<Json> space) {
+	entry.update({{"op", "pool.add"}, {"name", name}, {"host", host}, {"kind", thin_lv.empty() ? "thick" : "thin"}, {"vg", vg}});
+	if (!thin_lv.empty())
+		entry["thin_lv"] = thin_lv;
+	auto add = [this, entry, done](Result<Json> space) mutable {
 		if (!space)
 			return done(space.error());
-		Json entry = {{"op", "pool.add"}, {"name", name}, {"host", host}, {"kind", thin_lv.empty() ? "thick" : "thin"}, {"vg", vg},
-			      {"size_bytes", space->value("size_bytes", uint64_t(0))}, {"free_bytes", space->value("free_bytes", uint64_t(0))}};
-		if (!thin_lv.empty())
-			entry["thin_lv"] = thin_lv;
+		for (const char *field : {"size_bytes", "free_bytes"})
+			entry[field] = space->value(field, uint64_t(0));
 		propose(std::move(entry), done);
 	};
 	if (host == member_->host_id)

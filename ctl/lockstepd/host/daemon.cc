@@ -219,7 +219,9 @@ Done Daemon::serve(const HostFile &file)
 	listener_.set_identity(identity);
 	StateMachine machine;
 	machine.apply = [this](uint64_t index, std::string_view entry) {
+		asked_.note(state_, entry);
 		Json answer = apply_bytes(state_, index, {reinterpret_cast<const uint8_t *>(entry.data()), entry.size()});
+		asked_.note(state_, entry, answer);
 		state_changed();
 		return answer;
 	};
@@ -257,6 +259,7 @@ Done Daemon::serve(const HostFile &file)
 		leader_since_ms_ = Loop::now_ms();
 		life_clock_.forget();
 		decisions_.forget();
+		undecided_ = {};
 		loop_.log(is_leader ? "this host leads the cluster"
 				    : leader ? fmt::format("{} leads the cluster", state_.host(leader) ? "host " + state_.host_name(leader)
 													: fmt::format("host {}", leader))
@@ -496,19 +499,23 @@ void Daemon::state_changed()
 void Daemon::publish()
 {
 	const bool recalled = last_known_ && last_known_->state.applied > state_.applied;    // to look at; nothing is decided from it
-	auto next = std::make_shared<const State>(recalled ? last_known_->state : state_);
-	std::shared_ptr<const State> before;
+	const State &now = recalled ? last_known_->state : state_;
+	std::shared_ptr<const State> before = published_, next;    // this thread alone writes it
+	if (before->applied == now.applied && before->initialized() == now.initialized())
+		return;    // of thousands of volumes a copy takes a while
+	next = std::make_shared<const State>(now);
 	{
 		std::lock_guard hold(shared_lock_);
-		if (published_->applied == next->applied && published_->initialized() == next->initialized())
-			return;
-		before = published_;
 		published_ = next;
 	}
 	for (const Change &change : changes_between(*before, *next)) {
-		log_sink_.write(change.line, change.kind, change.name);
-		api_->happened(change.kind, change.name, change.line);
+		// After a start all is new here, and nobody's doing.
+		const Asker *asker = before->initialized() ? asked_.who(change.kind, change.name) : nullptr;
+		const std::string line = change.line + (asker ? describe(*asker) : "");
+		log_sink_.write(line, change.kind, change.name, asker);
+		api_->happened(change.kind, change.name, line);
 	}
+	asked_.clear();
 	api_->changed();
 }
 
@@ -620,7 +627,18 @@ void Daemon::lead()
 		found_cluster();
 		return;
 	}
-	decisions_.propose(decide(state_, liveness(), unix_ms()), Loop::now_ms(), [this] { lead(); });
+	// What is decided depends on the State, on who is there, and, where there are deadlines, on the time.
+	const std::map<HostId, Liveness> alive = liveness();
+	const uint64_t now = Loop::now_ms();
+	std::map<HostId, bool> online;
+	for (const auto &[host, l] : alive)
+		online[host] = l.online;
+	if (undecided_.applied == state_.applied && undecided_.online == online && now - undecided_.at_ms < LEAD_AGAIN_MS)
+		return;
+	std::vector<Json> decided = decide(state_, alive, unix_ms());
+	if (decided.empty())
+		undecided_ = {state_.applied, now, std::move(online)};
+	decisions_.propose(std::move(decided), now, [this] { lead(); });
 }
 
 void Daemon::propose(Json entry, JsonReply done)

@@ -32,6 +32,7 @@
 #include "lockstepd/cluster/state.h"
 #include "lockstepd/consensus/host_file.h"
 #include "lockstepd/consensus/log.h"
+#include "lockstepd/host/asked.h"
 #include "lockstepd/host/config.h"
 #include "lockstepd/host/decisions.h"
 #include "lockstepd/host/kernel.h"
@@ -50,6 +51,7 @@ namespace lockstep {
 
 constexpr uint64_t LOOK_PERIOD_MS = 100;         // reconciler and lanes
 constexpr uint64_t LEAD_PERIOD_MS = 250;         // the leader's decisions
+constexpr uint64_t LEAD_AGAIN_MS = 2000;         // where there was nothing to decide, without cause: deadlines pass
 constexpr uint64_t ELECTED_GRACE_MS = 1500;      // a new leader calls nobody offline: links may just be coming back
 constexpr uint64_t UNHEARD_MS = 5000;            // without a leader: then this host's own copy of the log is asked
 constexpr uint64_t RECALL_RETRY_MS = 30'000;
@@ -111,7 +113,7 @@ private:
 	void ask_whether_member();                              // while there is no leader
 	void keep_certificate();                                // renews it in time
 	void token(uint64_t valid_s, JsonReply done);
-	void client_cert(const std::string &name, const std::string &role, uint64_t end_ms, JsonReply done);
+	void client_cert(const std::string &name, const std::string &role, uint64_t end_ms, Json entry, JsonReply done);
 	std::optional<std::string> not_a_client(const ClientCert &client) const;
 	Result<std::string> host_uuid() const;                  // kept on disk until the membership is
 	void init(const std::string &cluster_name, JsonReply done);
@@ -150,7 +152,9 @@ private:
 	// backend.cc
 	ApiBackend backend();
 	Result<Json> on_loop(std::function<void(JsonReply)> task, unsigned timeout_ms = CALL_TIMEOUT_MS);
-	void pool_create(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv, JsonReply done);
+	// entry: what asked_here() gave
+	void pool_create(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv, Json entry, JsonReply done);
+	Json asked_here(Json entry) const;
 
 	HostConfig config_;
 	const LogSink log_sink_;
@@ -175,9 +179,14 @@ private:
 	std::thread api_stopper_;
 
 	std::vector<LinkPeer> first_peers_;                     // from the answer to a join, until the State tells
+	Asked asked_;                                           // for what is published next
 	bool change_posted_ = false;
 	bool stopping_ = false;
 	uint64_t leader_since_ms_ = 0;
+	struct {
+		uint64_t applied = 0, at_ms = 0;
+		std::map<HostId, bool> online;
+	} undecided_;                                           // what was found to need no decision
 	LifeClock life_clock_;
 	bool counting_ = false;                                 // a life.elapsed is under way
 	std::unique_ptr<const LastKnown> last_known_;           // until the log has been heard

@@ -11,6 +11,8 @@
 
 #include <fmt/format.h>
 
+#include "lockstepd/host/asked.h"
+
 namespace lockstep {
 
 namespace {
@@ -72,7 +74,7 @@ std::pair<std::string_view, std::string_view> subject_of(std::string_view line)
 	return {"daemon", ""};
 }
 
-std::string journal_entry(std::string_view host, std::string_view line, std::string_view kind, std::string_view name)
+std::string journal_entry(std::string_view host, std::string_view line, std::string_view kind, std::string_view name, const Asker *asker)
 {
 	std::string entry;
 	put(entry, "MESSAGE", line);
@@ -86,6 +88,11 @@ std::string journal_entry(std::string_view host, std::string_view line, std::str
 			if (!k.field.empty() && !name.empty())
 				put(entry, k.field, name);
 		}
+	if (asker) {
+		put(entry, "LOCKSTEP_CLIENT", asker->client);
+		put(entry, "LOCKSTEP_ROLE", asker->role);
+		put(entry, "LOCKSTEP_ASKED_ON", asker->host);
+	}
 	return entry;
 }
 
@@ -101,10 +108,10 @@ LogSink::~LogSink()
 		close(socket_);
 }
 
-void LogSink::write(const std::string &line, std::string_view kind, std::string_view name) const
+void LogSink::write(const std::string &line, std::string_view kind, std::string_view name, const Asker *asker) const
 {
 	if (socket_ >= 0) {
-		const std::string entry = journal_entry(host_, line, kind, name);
+		const std::string entry = journal_entry(host_, line, kind, name, asker);
 		sockaddr_un to{};
 		to.sun_family = AF_UNIX;
 		journal_.copy(to.sun_path, sizeof to.sun_path - 1);

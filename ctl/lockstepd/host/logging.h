@@ -13,6 +13,8 @@
 
 namespace lockstep {
 
+struct Asker;
+
 constexpr const char *JOURNAL_SOCKET = "/run/systemd/journal/socket";
 
 class LogSink {
@@ -24,9 +26,9 @@ public:
 	LogSink(const LogSink &) = delete;
 	LogSink &operator=(const LogSink &) = delete;
 
-	// kind: "cluster", "host", "pool", "volume" or "snapshot", what it is about, and its name; or "daemon". Never blocks on journald.
-	// From any thread.
-	void write(const std::string &line, std::string_view kind = "daemon", std::string_view name = "") const;
+	// kind: "cluster", "host", "pool", "volume" or "snapshot", what it is about, and its name; or "daemon". asker: whose doing it is.
+	// Never blocks on journald. From any thread.
+	void write(const std::string &line, std::string_view kind = "daemon", std::string_view name = "", const Asker *asker = nullptr) const;
 	bool to_journal() const { return socket_ >= 0; }
 
 private:
@@ -38,6 +40,6 @@ private:
 std::pair<std::string_view, std::string_view> subject_of(std::string_view line);
 
 // The datagram.
-std::string journal_entry(std::string_view host, std::string_view line, std::string_view kind, std::string_view name);
+std::string journal_entry(std::string_view host, std::string_view line, std::string_view kind, std::string_view name, const Asker *asker = nullptr);
 
 }    // namespace lockstep

@@ -251,14 +251,14 @@ void Daemon::token(uint64_t valid_s, JsonReply done)
 }
 
 // A certificate for a client of the API, with a key of its own, which is told once.
-void Daemon::client_cert(const std::string &name, const std::string &role, uint64_t end_ms, JsonReply done)
+void Daemon::client_cert(const std::string &name, const std::string &role, uint64_t end_ms, Json entry, JsonReply done)
 {
 	const std::string key = make_private_key();
 	const std::string public_key = *public_key_of(key);
 	const auto cert = issue_client_certificate(state_.authority, public_key, {state_.uuid, role, name, ""}, int64_t(end_ms / 1000));
 	if (!cert)
 		return done(cert.error());
-	Json entry = {{"op", "client.add"}, {"name", name}, {"role", role}, {"key", *key_digest(public_key)}, {"end_ms", end_ms}, {"now_ms", unix_ms()}};
+	entry.update({{"op", "client.add"}, {"name", name}, {"role", role}, {"key", *key_digest(public_key)}, {"end_ms", end_ms}, {"now_ms", unix_ms()}});
 	propose(std::move(entry), [bundle = key + *cert + state_.authority.cert, end_ms, done = std::move(done)](Result<Json> answer) {
 		if (!answer)
 			return done(answer.error());

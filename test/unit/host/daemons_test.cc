@@ -438,6 +438,12 @@ TEST_CASE("clients ask any host over TLS, as their certificates say; one that is
 		CHECK(yes);
 		CHECK(client(host, boss).post("/v1/cluster/token", json::object()).error().code == "root-only");
 	}
+	// Every host's log says who has changed what.
+	REQUIRE(client(2, boss).post("/v1/hosts/alpha/net", {{"verb", "add"}, {"address", "127.0.0.2"}}));
+	for (int host : {1, 2}) {
+		CHECK(d.wait([&] { return d.log(host).find(" (by boss, admin, on beta)\n") != std::string::npos; }));
+		CHECK(d.log(host).find("reader has a certificate for the API (read-only) (by root on alpha)\n") != std::string::npos);
+	}
 	// A long poll over TLS ends when its certificate is revoked, on a host that was not asked to.
 	const auto open_there = [&] { return std::distance(fs::directory_iterator("/proc/" + std::to_string(d.pids[2]) + "/fd"), {}); };
 	auto before = open_there();

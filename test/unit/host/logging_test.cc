@@ -17,6 +17,7 @@
 
 #include <fmt/format.h>
 
+#include "lockstepd/host/asked.h"
 #include "lockstepd/host/logging.h"
 
 using namespace lockstep;
@@ -108,6 +109,11 @@ TEST_CASE("log lines go to journald with fields that say what they are about")
 	log.write("host beta is offline", "host", "beta");
 	f = j.next();
 	CHECK((f["LOCKSTEP_PEER"] == "beta" && f["LOCKSTEP_HOST"] == "alpha" && !f.contains("LOCKSTEP_VOLUME") && f["MESSAGE_ID"] != id));
+	CHECK_FALSE(f.contains("LOCKSTEP_CLIENT"));
+	const Asker asker = {"backup", "admin", "beta"};
+	log.write("volume v1: is gone", "volume", "v1", &asker);
+	f = j.next();
+	CHECK((f["LOCKSTEP_CLIENT"] == "backup" && f["LOCKSTEP_ROLE"] == "admin" && f["LOCKSTEP_ASKED_ON"] == "beta" && f["LOCKSTEP_HOST"] == "alpha"));
 	log.write("it starts");
 	f = j.next();
 	CHECK((f["LOCKSTEP_EVENT"] == "daemon" && f["MESSAGE_ID"].size() == 32));
