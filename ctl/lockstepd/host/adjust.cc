@@ -10,6 +10,7 @@ namespace lockstep {
 
 void Reconciler::try_again(uint32_t vid)
 {
+	sweep_ = true;
 	auto forget = [](Task &task) { task.not_before_ms = 0; };
 	for (auto &[id, w] : works_)
 		if (!vid || id == vid) {

@@ -111,6 +111,7 @@ void Reconciler::act(uint32_t vid, Aspect aspect, const std::string &key, std::f
 			request_dump();
 			if (after)
 				after(bool(*result));
+			touch(vid);
 			look();
 		});
 }
@@ -126,6 +127,7 @@ void Reconciler::ask(uint32_t vid, Aspect aspect, Json entry, std::function<void
 		finish(works_[vid].*aspect, object_name(vid), result, LOG_RETRY_MAX_MS);
 		if (after)
 			after(bool(result));
+		touch(vid);
 		look();
 	});
 }
@@ -168,6 +170,8 @@ void Reconciler::take_dump()
 			}
 			if (*result) {
 				host_set_ = true;
+				touch_what_is_new(dump_ ? *dump_ : KernelDump{}, **result);
+				sweep_ = sweep_ || !dump_;
 				dump_ = std::move(**result);
 				dumps_done_ = number;
 				finish(kernel_task_, "kernel", Nothing{});
@@ -184,6 +188,24 @@ void Reconciler::take_dump()
 		});
 }
 
+// Also what waits for this dump, whatever it shows.
+void Reconciler::touch_what_is_new(const KernelDump &before, const KernelDump &now)
+{
+	touched_.insert(restless_.begin(), restless_.end());
+	dump_busy_ = false;
+	for (const auto &[vid, k] : now.volumes) {
+		const KernelVolume *known = before.volume(vid);
+		if (!known || *known != k)
+			touch(vid);
+		dump_busy_ = dump_busy_ || k.pending > 0 || k.open_waiters > 0 || std::ranges::any_of(k.peers, [](const KernelPeerReplica &p) {
+			return p.sync_state == LKS_SYNC_RUNNING || p.sync_state == LKS_SYNC_JOINING;
+		});
+	}
+	for (const auto &[vid, k] : before.volumes)
+		if (!now.volume(vid))
+			touch(vid);
+}
+
 void Reconciler::kernel_resync()
 {
 	host_set_ = false;
@@ -195,6 +217,7 @@ void Reconciler::module_changed(const std::string &error)
 	if (module_error_ != error)
 		world_.log(error.empty() ? "the kernel module is there" : error);
 	module_error_ = error;
+	sweep_ = true;
 	if (!error.empty())
 		dump_.reset();
 	kernel_resync();
@@ -208,6 +231,7 @@ void Reconciler::sync()
 	sync_task_.busy = true;
 	world_.barrier([this](Done done) {
 		synced_ = bool(done);
+		sweep_ = true;
 		finish(sync_task_, "cluster", done, LOG_RETRY_MAX_MS);
 		look();
 	});
@@ -234,6 +258,7 @@ void Reconciler::start_barrier()
 			VolumeWork &w = works_[vid];
 			w.read_log = bool(done);
 			finish(w.replica, object_name(vid), done, LOG_RETRY_MAX_MS);
+			touch(vid);
 		}
 		start_barrier();
 		look();
@@ -276,6 +301,7 @@ void Reconciler::kernel_event(const KernelEvent &event)
 	default:
 		break;
 	}
+	touch(event.vid);
 	kernel_changed();
 }
 
@@ -297,6 +323,7 @@ void Reconciler::propose_change(const KernelEvent &event)
 		if (!done && done.error().status == Status::forbidden)
 			done = Nothing{};
 		finish(works_[vid].change, object_name(vid), done, LOG_RETRY_MAX_MS);
+		touch(vid);
 		look();
 	});
 }
@@ -304,20 +331,47 @@ void Reconciler::propose_change(const KernelEvent &event)
 void Reconciler::tick()
 {
 	const uint64_t age_ms = world_.now_ms() - dumped_ms_;
-	bool busy = false;
-	if (dump_)
-		for (const auto &[vid, k] : dump_->volumes) {
-			busy |= k.pending > 0 || k.open_waiters > 0;
-			for (const KernelPeerReplica &p : k.peers)
-				busy |= p.sync_state == LKS_SYNC_RUNNING || p.sync_state == LKS_SYNC_JOINING;
-		}
-	const bool due = age_ms >= (dump_ && !busy ? DUMP_PERIOD_MS : DUMP_BUSY_PERIOD_MS);
+	const bool due = age_ms >= (dump_ && !dump_busy_ ? DUMP_PERIOD_MS : DUMP_BUSY_PERIOD_MS);
 	if (!dumping_ && (due || (dump_wanted_ && age_ms >= DUMP_LEAST_MS)))
 		take_dump();
+	touched_.insert(restless_.begin(), restless_.end());
 	look();
 }
 
 // ---- looking ----
+
+void Reconciler::touch(uint32_t vid)
+{
+	if (vid)
+		touched_.insert(vid);
+}
+
+bool Reconciler::sweep_is_due()
+{
+	const bool quorum = !world_.quorum || world_.quorum();    // see look_tuning()
+	const uint64_t now_ms = world_.now_ms(), applied = world_.state().applied;
+	if (!sweep_ && quorum == quorum_ && applied == swept_applied_ && now_ms - swept_ms_ < SWEEP_MS)
+		return false;
+	sweep_ = false;
+	quorum_ = quorum;
+	swept_applied_ = applied;
+	swept_ms_ = now_ms;
+	return true;
+}
+
+bool Reconciler::at_rest(uint32_t vid) const
+{
+	const auto found = works_.find(vid);
+	if (found == works_.end())
+		return true;
+	const VolumeWork &w = found->second;
+	const uint64_t now_ms = world_.now_ms();
+	for (const Task *t : w.tasks())
+		if (t->busy || t->failures || !t->error.empty() || t->not_before_ms > now_ms || t->needs_dump > dumps_done_)
+			return false;
+	const KernelVolume *k = dump_ ? dump_->volume(vid) : nullptr;
+	return !w.follow && w.disk_retry_ms <= now_ms && !(k && (k->hold || k->open_waiters));
+}
 
 void Reconciler::look()
 {
@@ -339,7 +393,20 @@ void Reconciler::look()
 		look_at_pools();
 		if (dump_)
 			look_at_peers();
-		std::set<uint32_t> vids;
+		const bool all = sweep_is_due();
+		look_at_volumes(all);
+		look_at_snapshots(all);
+		look_at_suspensions();
+		look_leaving();
+	} while (look_again_);
+	looking_ = false;
+}
+
+void Reconciler::look_at_volumes(bool all)
+{
+	std::set<uint32_t> vids;
+	vids.swap(touched_);
+	if (all) {
 		for (const auto &[vid, v] : world_.state().volumes)
 			vids.insert(vid);
 		if (dump_)
@@ -347,13 +414,15 @@ void Reconciler::look()
 				vids.insert(vid);
 		for (const auto &[vid, w] : works_)
 			vids.insert(vid);
-		for (uint32_t vid : vids)
-			look_at_volume(vid);
-		look_at_snapshots();
-		look_at_suspensions();
-		look_leaving();
-	} while (look_again_);
-	looking_ = false;
+	}
+	for (uint32_t vid : vids) {
+		looks_++;
+		look_at_volume(vid);
+		if (at_rest(vid))
+			restless_.erase(vid);
+		else
+			restless_.insert(vid);
+	}
 }
 
 void Reconciler::look_at_peers()
@@ -518,6 +587,7 @@ void Reconciler::ask_open(uint32_t vid)
 			ask_holder(vid, holder);
 		else
 			finish(w.open, object_name(vid), result, LOG_RETRY_MAX_MS);
+		touch(vid);
 		look();
 	});
 }
@@ -544,6 +614,7 @@ void Reconciler::ask_holder(uint32_t vid, HostId holder)
 			refused(*v, holder, w);
 		if (in_use && *in_use)
 			act(vid, &VolumeWork::open, config_key(vid), [kernel = world_.kernel, vid] { return kernel.open_refuse(vid, -EBUSY); });
+		touch(vid);
 		look();
 	});
 }
@@ -767,7 +838,7 @@ std::vector<Problem> Reconciler::problems() const
 		for (const auto &[pool, task] : *tasks)
 			add(0, task);
 	for (const auto &[vid, w] : works_)
-		for (const Task *task : {&w.config, &w.replica, &w.ready, &w.open, &w.close, &w.change, &w.gone, &w.lost, &w.serve, &w.full, &w.alone})
+		for (const Task *task : w.tasks())
 			add(vid, *task);
 	for (const auto &[sid, w] : snapshot_works_)
 		if (const Snapshot *s = world_.state().snapshot(sid))

@@ -14,6 +14,11 @@
 // Nothing is made, removed or let take part before one barrier has succeeded: an old state could have this host make or remove what the
 // cluster has long changed its mind about. The kernel serves on meanwhile; what it lost in a reboot is assembled (assemble.cc).
 //
+// Thousands of volumes that are as they should be cost next to nothing. All are looked at when the State has changed, and every SWEEP_MS
+// whatever has happened or not: that keeps it level-triggered. Meanwhile a volume is looked at when something has touched it (a step of
+// it is over, an event, another dump of it), and at every tick while it is not at rest: something of it is under way, has failed, or
+// waits for a time or a dump (at_rest()).
+//
 // Runs on the loop thread. Blocking steps go to worker threads by ReconcilerWorld::run.
 #pragma once
 
@@ -51,8 +56,10 @@ constexpr uint64_t DUMP_LEAST_MS = 50;            // and for events at most so o
 constexpr uint64_t FOLLOW_AFTER_MS = 2000;        // the primary follows an opener that stays so long
 constexpr uint32_t ERROR_AFTER_MS = 5000;         // without a quorum, what waits longer fails (NoQuorum::error)
 constexpr uint64_t REFUSED_LOG_MS = 60'000;       // an open refused again by the same holder is told so often
-constexpr uint32_t HOLD_MS = 10'000;              // of a quiesce for a snapshot, at most
-constexpr uint64_t SUSPEND_RENEW_MS = 2000;       // of a hold that an administrator asked for; each time for HOLD_MS
+constexpr uint32_t HOLD_MS = 10'000;              // of a quiesce, if it is not renewed
+constexpr uint64_t HOLD_MOST_MS = 30'000;         // of one for a snapshot, renewed: guests wait no longer for LVM
+constexpr uint64_t HOLD_RENEW_MS = 2000;          // it is renewed so often, each time for HOLD_MS
+constexpr uint64_t SWEEP_MS = 2000;               // look at all volumes without cause
 constexpr uint64_t POOL_PERIOD_MS = 60'000;       // look at the pools' space without cause
 constexpr uint64_t POOL_SOON_MS = 5000;           // after a volume came or went
 
@@ -107,6 +114,7 @@ public:
 	void in_use(uint32_t vid, std::function<void(Result<bool>)> done);
 	const KernelDump *dump() const { return dump_ ? &*dump_ : nullptr; }    // nullptr: not known
 	bool synced() const { return synced_; }
+	uint64_t looks() const { return looks_; }      // at volumes, so far
 	const std::string &host_refused() const { return host_refused_; }    // why the kernel does not take this host's id; empty: it does
 	std::vector<Problem> problems() const;
 	nlohmann::json soft_report() const;            // as in api/server.h, and "problem" of a volume
@@ -152,7 +160,12 @@ private:
 		Task serve;                            // handover, holds, tuning
 		Task full;                             // nothing is done, but said: its pool has no room
 		Task alone;                            // likewise: its disk failed, and no other host can go on
-		std::array<Task *, 11> tasks() { return {&config, &replica, &ready, &open, &close, &change, &gone, &lost, &serve, &full, &alone}; }
+		template <class W> static auto tasks_of(W &w)
+		{
+			return std::array{&w.config, &w.replica, &w.ready, &w.open, &w.close, &w.change, &w.gone, &w.lost, &w.serve, &w.full, &w.alone};
+		}
+		auto tasks() { return tasks_of(*this); }
+		auto tasks() const { return tasks_of(*this); }
 		uint64_t verify_begun_ms = 0, verify_needs_dump = 0;    // the last verify, and the first dump that tells of it
 		HostId follow = 0;                     // where the primary had better be,
 		uint64_t follow_since_ms = 0;          // ... since then
@@ -174,6 +187,7 @@ private:
 		uint64_t hold = 0;                     // begun by this daemon for this attempt
 		bool quiesced = false;                 // ... and nothing is in flight
 		bool over = false;                     // ... and it has ended
+		uint64_t begun_ms = 0, renewed_ms = 0; // of the hold
 		std::shared_ptr<CopyProgress> copy;    // of the one that is made here
 		uint64_t added = 0, md_offset = 0;     // the one of this entry is there, with metadata there; 0: it is not
 	};
@@ -209,6 +223,11 @@ private:
 	void mend(const Pool &pool);
 	bool mending(const std::string &pool) const;
 	void report_pool(const Pool &pool, const Result<PoolSpace> &space);
+	void touch(uint32_t vid);                      // it is looked at in the next look()
+	void touch_what_is_new(const KernelDump &before, const KernelDump &now);
+	bool sweep_is_due();
+	bool at_rest(uint32_t vid) const;              // nothing becomes of it without a change of the State, an event or another dump
+	void look_at_volumes(bool all);
 	void look_at_volume(uint32_t vid);
 	void look_creating(const Volume &v, VolumeWork &w);
 	void look_config(const Volume &v, const KernelVolume *k, VolumeWork &w);
@@ -262,9 +281,10 @@ private:
 	bool look_size(const Volume &v, const KernelVolume &k, VolumeWork &w);
 
 	// snapshots.cc
-	void look_at_snapshots();
+	void look_at_snapshots(bool all);
 	void look_at_snapshot(const Snapshot &s);
 	void hold_still(const Snapshot &s, SnapshotWork &w);
+	void renew_hold(const Snapshot &s, SnapshotWork &w);
 	void take_snapshot(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &w);
 	void let_go(const Snapshot &s, SnapshotWork &w);
 	void look_at_copy(const Snapshot &s);
@@ -301,6 +321,9 @@ private:
 	bool barrier_busy_ = false;
 	std::set<uint32_t> barrier_for_;                  // volumes whose replica waits for the next barrier
 	bool looking_ = false, look_again_ = false;
+	std::set<uint32_t> touched_, restless_;           // volumes: since the last look; not at rest then
+	bool sweep_ = true, quorum_ = false, dump_busy_ = false;
+	uint64_t swept_ms_ = 0, swept_applied_ = 0, looks_ = 0;
 	Task kernel_task_, sync_task_, leave_task_;
 	std::map<HostId, Task> peer_tasks_;
 	std::map<std::string, Task> pool_tasks_;

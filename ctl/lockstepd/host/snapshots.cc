@@ -4,7 +4,8 @@
 //
 // The host that serves a volume has its kernel hold still and, once nothing is in flight, says so to the log with the number of the
 // hold. A number is chosen anew for every hold and never used for a second one, so what the log has cannot be mistaken for
-// a later hold. A hold that ends before its time breaks the snapshot at once.
+// a later hold. In the kernel a hold is a lease, which ends soon after its daemon; it is renewed while hosts take their copies, for
+// HOLD_MOST_MS at most. A hold that ends before its time breaks the snapshot at once.
 #include <algorithm>
 
 #include <fmt/format.h>
@@ -56,11 +57,19 @@ Result<SnapshotLv> Reconciler::snapshot_lv(const Snapshot &s, const SnapshotCopy
 	return SnapshotLv{pool->vg, pool->kind == PoolKind::thin, s.vid, s.sid, s.attempt, s.uuid, s.reserve_bytes};
 }
 
-void Reconciler::look_at_snapshots()
+// Those that are at rest have no work.
+void Reconciler::look_at_snapshots(bool all)
 {
 	const State &state = world_.state();
-	for (const auto &[sid, s] : state.snapshots)
-		look_at_snapshot(s);
+	std::set<uint32_t> sids;
+	for (const auto &[sid, w] : snapshot_works_)
+		sids.insert(sid);
+	if (all)
+		for (const auto &[sid, s] : state.snapshots)
+			sids.insert(sid);
+	for (uint32_t sid : sids)
+		if (const Snapshot *s = state.snapshot(sid))
+			look_at_snapshot(*s);
 	std::erase_if(snapshot_works_, [&](const auto &entry) { return !state.snapshot(entry.first) && !entry.second.task.busy; });
 }
 
@@ -73,6 +82,7 @@ void Reconciler::look_at_snapshot(const Snapshot &s)
 	SnapshotWork &w = snapshot_works_[s.sid];
 	if (w.copy)
 		w.copy->stop = true;    // it is being deleted
+	renew_hold(s, w);
 	if (!may(w.task))
 		return;
 	if (w.attempt != s.attempt) {
@@ -128,6 +138,7 @@ void Reconciler::hold_still(const Snapshot &s, SnapshotWork &w)
 	if (w.hold)
 		return;    // EV_QUIESCED or EV_UNQUIESCED comes
 	w.hold = next_hold();
+	w.begun_ms = w.renewed_ms = world_.now_ms();
 	act_on(s.sid, serve_key(s.vid),
 	       [kernel = world_.kernel, vid = s.vid, hold = w.hold, stale = k->hold]() -> Done {
 		       if (stale)
@@ -141,10 +152,22 @@ void Reconciler::hold_still(const Snapshot &s, SnapshotWork &w)
 	       });
 }
 
+// Also while this host takes its own copy. One that comes too late is refused by the kernel, and is no new hold.
+void Reconciler::renew_hold(const Snapshot &s, SnapshotWork &w)
+{
+	const uint64_t now_ms = world_.now_ms();
+	const bool stands = w.hold && w.quiesced && !w.over && w.attempt == s.attempt && s.in_progress() && (!s.hold || s.hold == w.hold);
+	if (!stands || now_ms - w.renewed_ms < HOLD_RENEW_MS || now_ms - w.begun_ms + HOLD_MS > HOLD_MOST_MS)
+		return;
+	w.renewed_ms = now_ms;
+	call_kernel(serve_key(s.vid), [kernel = world_.kernel, vid = s.vid, hold = w.hold] { return kernel.quiesce(vid, hold, HOLD_MS); }, [](Done) {});
+}
+
 // What a dump of before says of holds is not to be acted on.
 void Reconciler::hold_changed(uint32_t vid)
 {
 	works_[vid].serve.needs_dump = dumps_begun_ + 1;
+	touch(vid);
 	request_dump();
 }
 

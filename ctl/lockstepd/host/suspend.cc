@@ -94,7 +94,7 @@ void Reconciler::look_at_suspension(uint32_t vid, Suspension &s)
 		call_kernel(serve_key(vid), [kernel = world_.kernel, vid, hold = s.hold] { return kernel.resume(vid, hold); }, [](Done) {});
 		return;
 	}
-	if (!dump_shows || now_ms - s.renewed_ms < SUSPEND_RENEW_MS)
+	if (!dump_shows || now_ms - s.renewed_ms < HOLD_RENEW_MS)
 		return;
 	s.renewed_ms = now_ms;
 	// That it has ended is learnt from the kernel's event or the next dump, not from a refusal, which may have another cause.

@@ -6,6 +6,9 @@
 #include <catch2/generators/catch_generators.hpp>
 
 #include <algorithm>
+#include <ctime>
+
+#include <fmt/format.h>
 
 #include "ready.h"
 
@@ -35,6 +38,67 @@ TEST_CASE("nothing is left to do once a volume serves")
 	r.w.run_for(30'000);
 	CHECK(r.w.calls == calls);
 	CHECK(r.w.proposals == proposals);
+}
+
+namespace {
+
+// So many volumes with a replica each, all as they should be.
+std::unique_ptr<FakeWorld> at_rest(unsigned volumes)
+{
+	auto w = std::make_unique<FakeWorld>();
+	w->groups["vg"].free_bytes = w->groups["vg"].size_bytes = 100'000 * GIB;
+	for (auto &[key, pool] : w->state.pools)
+		pool.size_bytes = pool.free_bytes = 100'000 * GIB;
+	for (unsigned n = 1; n <= volumes; n++)
+		w->propose({{"op", "volume.create"}, {"name", "v" + std::to_string(n)}, {"uuid", fmt::format("6c1c4f0e-1111-4222-8333-{:012}", n)},
+			    {"size_bytes", GIB}, {"pool", "default"}, {"hosts", {1}}, {"now_ms", 1}});
+	w->start_daemon();
+	REQUIRE(w->run_until([&] { return std::ranges::all_of(w->state.volumes, [](const auto &v) { return v.second.devices.contains(1); }); }));
+	w->run_for(SWEEP_MS + DUMP_PERIOD_MS);
+	return w;
+}
+
+}    // namespace
+
+TEST_CASE("volumes that are as they should be are looked at now and then only")
+{
+	const auto w = at_rest(50);
+	const uint64_t before = w->daemon().looks(), steps = w->steps;
+	w->run_for(30'000);
+	CHECK(w->daemon().looks() - before <= (30'000 / SWEEP_MS + 1) * 50);
+	CHECK(w->steps == steps);
+	// One that is not is looked at all the time, and the others are not.
+	w->failing["config_set"] = "ENOSYS";
+	w->propose({{"op", "record.open"}, {"vid", 7}, {"host", 1}});
+	w->daemon().look();
+	w->run_for(1000);
+	const uint64_t begun = w->daemon().looks();
+	w->run_for(10'000);
+	CHECK(w->daemon().looks() - begun >= 90);
+	CHECK(w->daemon().looks() - begun <= (10'000 / SWEEP_MS + 1) * 50 + 150);
+	// What nobody told of is found all the same.
+	w->failing.clear();
+	w->run_for(40'000);
+	w->volumes.erase(9);
+	w->daemon().kernel_changed();
+	REQUIRE(w->run_until([&] { return serving(*w, 9); }, 1000));
+	w->state.volumes.at(11).version++;
+	CHECK(w->run_until([&] { return serving(*w, 11); }, SWEEP_MS + 500));
+}
+
+TEST_CASE("what 5,000 volumes at rest cost", "[.bench]")
+{
+	for (unsigned volumes : {1000u, 5000u}) {
+		const auto w = at_rest(volumes);
+		const auto cpu_ms = [] { return double(clock()) * 1000 / CLOCKS_PER_SEC; };
+		const double begun = cpu_ms();
+		w->run_for(30'000);
+		WARN(volumes << " volumes: " << (cpu_ms() - begun) / 300 << " % of a processor for the reconciler");
+		const double reported = cpu_ms();
+		for (int n = 0; n < 10; n++)
+			(void)w->daemon().soft_report();
+		WARN("a report takes " << (cpu_ms() - reported) / 10 << " ms");
+	}
 }
 
 TEST_CASE("a daemon that restarts finds everything in place and changes nothing")

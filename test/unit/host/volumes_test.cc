@@ -256,6 +256,37 @@ TEST_CASE("a hold that ends by itself: what was taken is discarded, one more try
 	CHECK(r.w.violations.empty());
 }
 
+TEST_CASE("a hold is renewed while a host is slow to take its copy, but not for ever, and not by a dead daemon")
+{
+	Taking r;
+	const uint32_t sid = r.take();
+	const auto taking = [&] { return r.w.state.snapshot(sid)->phase == SnapshotPhase::taking && r.w.state.snapshot(sid)->copy(1)->taken; };
+	REQUIRE(r.w.run_until(taking));
+	SECTION("it takes 15 s")
+	{
+		r.w.run_for(15'000);
+		REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
+		REQUIRE(r.w.state.snapshot(sid));
+		CHECK(r.w.state.snapshot(sid)->attempt == 1);
+		CHECK(r.kernel().hold == 0);
+		CHECK(quiet(r.w));
+	}
+	SECTION("it takes too long")
+	{
+		r.w.run_for(HOLD_MOST_MS - 1000);
+		CHECK(taking());
+		CHECK(r.kernel().hold);
+		REQUIRE(r.w.run_until([&] { return !r.kernel().hold; }, 2000));
+		REQUIRE(r.w.run_until([&] { return r.w.state.snapshot(sid)->phase == SnapshotPhase::discarding; }, 1000));
+	}
+	SECTION("the daemon is dead")
+	{
+		r.w.kill_daemon();
+		r.w.run_for(HOLD_MS + HOLD_RENEW_MS);
+		CHECK(r.kernel().hold == 0);
+	}
+}
+
 TEST_CASE("LVM's words are the reason for a snapshot that cannot be taken")
 {
 	Taking r;
