@@ -381,6 +381,12 @@ static int do_abort(struct lks_volume *v, struct genl_info *info)
 	return 0;
 }
 
+static int do_trail_end(struct lks_volume *v, struct genl_info *info)
+{
+	lks_trail_forget(v, nla_get_u64(info->attrs[LKS_A_TRAIL]));
+	return 0;
+}
+
 static int put_trail(struct sk_buff *skb, struct genl_info *info, u64 number, u64 at, const u8 *bitmap)
 {
 	void *head = genlmsg_put_reply(skb, info, &lks_netlink_family, 0, info->genlhdr->cmd);
@@ -452,6 +458,7 @@ static const struct command {
 	[LKS_CMD_ABORT] = { { LKS_A_VID }, NULL, do_abort, FREE },
 	[LKS_CMD_TRAIL_BEGIN] = { { LKS_A_VID }, NULL, do_trail, FREE },
 	[LKS_CMD_TRAIL] = { { LKS_A_VID, LKS_A_TRAIL, LKS_A_AT }, NULL, do_trail, FREE },
+	[LKS_CMD_TRAIL_END] = { { LKS_A_VID, LKS_A_TRAIL }, NULL, do_trail_end, LOCKED },
 };
 
 static int check_attributes(const struct command *c, struct genl_info *info)
@@ -744,7 +751,7 @@ static const struct genl_small_ops ops[] = {
 	COMMAND(VOLUME_ADD), COMMAND(VOLUME_DEL), COMMAND(REPLICA_ATTACH), COMMAND(REPLICA_DETACH), COMMAND(CONFIG_SET),
 	COMMAND(OPEN_REFUSE), COMMAND(DEVICE_ADD), COMMAND(DEVICE_DEL), COMMAND(HANDOVER), COMMAND(QUIESCE), COMMAND(RESUME),
 	COMMAND(META_MOVE), COMMAND(META_MOVED), COMMAND(RESIZE), COMMAND(VERIFY), COMMAND(VOLUME_TUNE), COMMAND(ABORT),
-	COMMAND(TRAIL_BEGIN), COMMAND(TRAIL),
+	COMMAND(TRAIL_BEGIN), COMMAND(TRAIL), COMMAND(TRAIL_END),
 	{ .cmd = LKS_CMD_GET, .flags = GENL_ADMIN_PERM, LKS_COMMAND_POLICY(policy) .dumpit = get },
 };
 

@@ -48,6 +48,12 @@ void lks_trail_end(struct lks_volume *v)
 	v->trail = NULL;
 }
 
+void lks_trail_forget(struct lks_volume *v, u64 number)
+{
+	if (v->trail && v->trail->number == number)
+		lks_trail_end(v);
+}
+
 void lks_trail_lose(struct lks_volume *v, const char *why)
 {
 	if (!v->trail || v->trail->lost)

@@ -28,6 +28,7 @@ void lks_trail_lose(struct lks_volume *v, const char *why);
  */
 int lks_trail_next(struct lks_volume *v, u64 number, u64 *at, const u8 **bitmap, struct netlink_ext_ack *ack);
 void lks_trail_end(struct lks_volume *v);
+void lks_trail_forget(struct lks_volume *v, u64 number);	/* ends it if it has this number */
 
 void lks_trail_init(void);
 

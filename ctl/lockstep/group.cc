@@ -50,16 +50,32 @@ std::map<std::string, Content> contents(const json &status)
 	return groups;
 }
 
-// Orphans on disks by UUID: what and where. Only one of a kind and host counts.
-std::map<std::string, std::pair<std::string, std::set<std::string>>> by_uuid(const json &orphans)
+// What lies on disks under one UUID. Only one of a host counts.
+struct Orphan {
+	std::string kind, group;
+	std::set<std::string> hosts;
+};
+
+std::map<std::string, Orphan> by_uuid(const json &orphans)
 {
-	std::map<std::string, std::pair<std::string, std::set<std::string>>> found;
+	std::map<std::string, Orphan> found;
 	for (const json &o : orphans) {
-		auto &[kind, hosts] = found[o["uuid"]];
-		kind = o["kind"];
-		hosts.insert(o["host"].get<std::string>());
+		Orphan &x = found[o["uuid"]];
+		x.kind = o["kind"];
+		x.hosts.insert(o["host"].get<std::string>());
+		if (const std::string group = o.value("group", ""); !group.empty())    // an LV from before there was the tag does not tell it
+			x.group = group;
 	}
 	return found;
+}
+
+// Whether an orphan lies in that pool.
+bool lies_in(const json &status, const std::string &pool, const json &orphan)
+{
+	for (const json &p : status["pools"])
+		if (p["name"] == pool && p["host"] == orphan["host"] && p["vg"] == orphan["vg"] && p["thin_lv"] == orphan["thin_pool"])
+			return true;
+	return false;
 }
 
 std::string joined_set(const std::set<std::string> &names) { return fmt::format("{}", fmt::join(names, ", ")); }
@@ -97,9 +113,9 @@ Done list(Context &context, bool orphans, bool as_json)
 						   shown(g["name"]), g["redundancy"].get<uint64_t>(), c["obstacle"] == "" ? "" : ": " + shown(c["obstacle"]));
 	if (!orphans)
 		return Nothing{};
-	Table lost({"NOT IN THE LOG", "UUID", "ON"});
+	Table lost({"NOT IN THE LOG", "UUID", "ON", "OF GROUP"});
 	for (const auto &[uuid, what] : by_uuid((*left)["orphans"]))
-		lost.row({what.first, uuid, joined_set(what.second)});
+		lost.row({what.kind, uuid, joined_set(what.hosts), what.group.empty() ? "-" : shown(what.group)});
 	if (!lost.empty())
 		context.out << "\n" << lost.text();
 	for (const json &h : (*left)["unreachable"])
@@ -107,8 +123,8 @@ Done list(Context &context, bool orphans, bool as_json)
 	return Nothing{};
 }
 
-// All orphaned volumes, each under its UUID, as XAPI's driver names them.
-Done adopt(Context &context, const std::string &name, const std::string &pool, unsigned copies)
+// All orphaned volumes in the group's pool, each under its UUID, as XAPI's driver names them. from: only those that were in that group.
+Done adopt(Context &context, const std::string &name, std::string pool, unsigned copies, const std::string &from)
 {
 	Result<json> status = cluster_status(context);
 	Result<json> left = context.client().get("/v1/orphans", Client::LVM_S);
@@ -117,13 +133,24 @@ Done adopt(Context &context, const std::string &name, const std::string &pool, u
 			return answer->error();
 	bool known = false;
 	for (const json &g : (*status)["groups"])
-		known = known || g["name"] == name;
+		if (g["name"] == name) {
+			known = true;
+			pool = g["pool"];
+		}
+	json here = json::array();
+	for (const json &o : (*left)["orphans"])
+		if (lies_in(*status, pool, o))
+			here.push_back(o);
 	std::vector<std::string> uuids;
-	for (const auto &[uuid, what] : by_uuid((*left)["orphans"]))
-		if (what.first == "replica")
+	for (const auto &[uuid, what] : by_uuid(here))
+		if (what.kind == "replica" && (from.empty() || what.group == from))
 			uuids.push_back(uuid);
+	json result = {{"group", name}, {"adopted", json::array()}, {"not_adopted", json::array()}, {"unreachable", (*left)["unreachable"]}};
+	if (uuids.empty() && context.as_json)
+		print_json(context, result);
 	if (uuids.empty())
-		return not_found("no host that could be asked has an orphaned replica: see `lockstep pool orphans`");
+		return not_found(fmt::format("no host that could be asked has an orphaned replica{} in pool {}: see `lockstep pool orphans`",
+					     from.empty() ? "" : " of group " + from, pool));
 	if (!known) {
 		json body = {{"name", name}, {"pool", pool}};
 		if (copies)
@@ -131,7 +158,6 @@ Done adopt(Context &context, const std::string &name, const std::string &pool, u
 		if (Result<json> made = context.client().post("/v1/groups", body); !made)
 			return made.error();
 	}
-	json result = {{"group", name}, {"adopted", json::array()}, {"not_adopted", json::array()}};
 	std::string last, text;
 	for (const std::string &uuid : uuids) {
 		Result<json> answer = context.client().post("/v1/orphans/" + url_encode(uuid) + "/adopt", {{"name", uuid}, {"group", name}});
@@ -191,21 +217,21 @@ Done destroy_orphans(Context &context, bool yes)
 	for (const json &h : (*left)["unreachable"])
 		text += fmt::format("  ! not asked: {}\n", shown(h["message"]));
 	for (const auto &[uuid, what] : all)
-		result["orphans"].push_back({{"uuid", uuid}, {"kind", what.first}, {"hosts", what.second}});
+		result["orphans"].push_back({{"uuid", uuid}, {"kind", what.kind}, {"hosts", what.hosts}});
 	if (all.empty() || !yes)
 		return told(context, result, text + (all.empty() ? std::string("no orphans\n")
 							 : fmt::format("{} volumes and snapshots that are not in the log; --yes removes them for good\n", all.size())));
 	// A classic snapshot is in the way of what it was taken of.
 	for (const char *kind : {"snapshot", "replica"})
 		for (const auto &[uuid, what] : all) {
-			if (what.first != kind)
+			if (what.kind != kind)
 				continue;
 			Result<json> answer = context.client().post("/v1/orphans/" + url_encode(uuid) + "/purge", json::object());
 			if (!answer)
 				return answer.error();
 			if (const json &kept = (*answer)["kept"]; !kept.empty())
 				return forbidden(fmt::format("host {}: {}", shown(kept[0]["host"]), shown(kept[0]["message"])));
-			text += fmt::format("removed: {} {} on {}\n", what.first, uuid, joined_set(what.second));
+			text += fmt::format("removed: {} {} on {}\n", what.kind, uuid, joined_set(what.hosts));
 		}
 	return told(context, result, text);
 }
@@ -252,7 +278,7 @@ Done redundancy(Context &context, const std::string &name, unsigned copies, bool
 void add_group(CLI::App &app, Context &context, Action &action)
 {
 	struct Options {
-		std::string name, pool = "default";
+		std::string name, pool = "default", from;
 		unsigned copies = 0;
 		bool orphans = false, as_json = false, yes = false, no_wait = false;
 	};
@@ -267,11 +293,12 @@ void add_group(CLI::App &app, Context &context, Action &action)
 	redundancy_command->add_option("REDUNDANCY", o->copies, "Number of replicas")->required();
 	redundancy_command->add_flag("--no-wait", o->no_wait, "Return as soon as it has begun");
 	redundancy_command->callback([=, &context, &action] { action = [=, &context] { return redundancy(context, o->name, o->copies, !o->no_wait); }; });
-	CLI::App *adopt_command = group->add_subcommand("adopt", "Make volumes of all orphaned replicas, each named by its UUID, in that group");
+	CLI::App *adopt_command = group->add_subcommand("adopt", "Make volumes of all orphaned replicas in its pool, each named by its UUID, in that group");
 	adopt_command->add_option("NAME", o->name, "Name of the group; made if there is none")->required();
 	adopt_command->add_option("--pool", o->pool, "Pool of a group that is made")->capture_default_str();
 	adopt_command->add_option("--redundancy", o->copies, "Number of replicas in a group that is made (default: 2)");
-	adopt_command->callback([=, &context, &action] { action = [=, &context] { return adopt(context, o->name, o->pool, o->copies); }; });
+	adopt_command->add_option("--from", o->from, "Only of those that were in this group");
+	adopt_command->callback([=, &context, &action] { action = [=, &context] { return adopt(context, o->name, o->pool, o->copies, o->from); }; });
 	CLI::App *destroy_command = group->add_subcommand("destroy", "Remove a group with all its volumes and snapshots, or all orphans, for good");
 	auto *name = destroy_command->add_option("NAME", o->name, "Name of the group");
 	destroy_command->add_flag("--orphans", o->orphans, "Not a group, but all that is on disks and not in the log")->excludes(name);

@@ -7,6 +7,9 @@
 // Sectors that were discarded count as written: they are copied as the zeros that they read as. Nothing is written before the whole
 // trail is known to be there, and all of it may be done again: the one volume is only read.
 //
+// --all: the whole volume instead, for thick pools, in which a volume cannot get another one's content without copying. Where both read as
+// zeros nothing is written, so what was never written to either costs next to nothing.
+//
 // The data go through the devices of this host. A file in the place of a device is for tests.
 #include "lockstep/cli.h"
 
@@ -20,6 +23,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -75,8 +79,11 @@ Done whole(const std::string &path, bool write, ssize_t n, size_t bytes)
 	return failed(fmt::format("{} cannot be {}: {}", path, write ? "written" : "read", n < 0 ? strerror(errno) : "it ends too early"));
 }
 
+bool all_zero(const char *data, size_t bytes) { return data[0] == 0 && memcmp(data, data + 1, bytes - 1) == 0; }
+
 struct Copier {
 	const Device &from, &to;
+	const bool all;
 	std::atomic<uint64_t> copied{0};
 
 	// Sectors first .. end of the extent: both are written ones, and between them there may be some that are not.
@@ -86,6 +93,13 @@ struct Copier {
 		const uint64_t at = e.at + first * LKS_SECTOR;
 		if (Done read = whole(from.path, false, pread(from.fd, buffer, bytes, off_t(at)), bytes); !read)
 			return read;
+		if (all && all_zero(buffer, bytes)) {
+			if (Done read = whole(to.path, false, pread(to.fd, buffer, bytes, off_t(at)), bytes); !read)
+				return read;
+			if (all_zero(buffer, bytes))
+				return Nothing{};
+			memset(buffer, 0, bytes);
+		}
 		for (size_t i = first; i < end;) {
 			size_t run = i;
 			while (run < end && e.has(run) == e.has(i))
@@ -120,25 +134,27 @@ struct Copier {
 	}
 };
 
-Done copy(const Device &from, const Device &to, const std::vector<Extent> &extents, uint64_t &copied)
+using ExtentOf = std::function<Extent(size_t)>;
+
+Done copy(const Device &from, const Device &to, bool all, size_t extents, const ExtentOf &extent_of, uint64_t &copied)
 {
-	Copier copier{from, to};
+	Copier copier{from, to, all};
 	std::atomic<size_t> next{0};
 	std::mutex lock;
 	Done result = Nothing{};
 	auto work = [&] {
 		std::unique_ptr<char, decltype(&free)> buffer(static_cast<char *>(aligned_alloc(ALIGNMENT, WINDOW_BYTES)), free);
-		for (size_t i; (i = next++) < extents.size();) {
-			Done done = buffer ? copier.extent(extents[i], buffer.get()) : failed("out of memory");
+		for (size_t i; (i = next++) < extents;) {
+			Done done = buffer ? copier.extent(extent_of(i), buffer.get()) : failed("out of memory");
 			if (done)
 				continue;
 			std::lock_guard hold(lock);
 			result = done;
-			next = extents.size();
+			next = extents;
 		}
 	};
 	std::vector<std::thread> threads;
-	for (unsigned i = 0; i < std::min<size_t>(THREADS, extents.size()); i++)
+	for (unsigned i = 0; i < std::min<size_t>(THREADS, extents); i++)
 		threads.emplace_back(work);
 	for (std::thread &t : threads)
 		t.join();
@@ -193,9 +209,25 @@ Done laid(Context &context, const std::string &from, const std::string &to, cons
 		    fmt::format("{} written to volume {} since trail {} of host {} began are on volume {}\n", format_bytes(copied), from, trail, host, to));
 }
 
-Done overlay(Context &context, const std::string &from, const std::string &to, const std::string &host, const std::string &trail)
+// All that lies within the volume.
+Extent whole_extent(size_t number, uint64_t size_bytes)
 {
-	Device source, target;
+	constexpr uint64_t EXTENT = uint64_t(LKS_TRAIL_BITMAP) * 8 * LKS_SECTOR;
+	Extent e{number * EXTENT, std::string(LKS_TRAIL_BITMAP, char(0xff))};
+	for (size_t i = std::min(EXTENT, size_bytes - e.at) / LKS_SECTOR; i < e.sectors(); i++)
+		e.bitmap[i / 8] = char(e.bitmap[i / 8] & ~(1 << i % 8));
+	return e;
+}
+
+Done opened_both(Device &source, Device &target, const json &from, const json &to)
+{
+	if (Done opened = source.open_it(from, false); !opened)
+		return opened;
+	return target.open_it(to, true);
+}
+
+Result<std::pair<json, json>> volumes_of(Context &context, const std::string &from, const std::string &to)
+{
 	Result<json> f = volume_of(context, from), t = volume_of(context, to);
 	if (!f || !t)
 		return f ? t.error() : f.error();
@@ -203,19 +235,43 @@ Done overlay(Context &context, const std::string &from, const std::string &to, c
 		return usage_error(fmt::format("volume {} and volume {} are not of one size", from, to));
 	if (from == to)
 		return usage_error("a volume cannot be laid over itself");
-	Result<std::vector<Extent>> extents = trail_of(context, from, host, trail, (*f)["size_bytes"]);
+	return std::pair(*f, *t);
+}
+
+Done overlay(Context &context, const std::string &from, const std::string &to, const std::string &host, const std::string &trail)
+{
+	Result<std::pair<json, json>> both = volumes_of(context, from, to);
+	if (!both)
+		return both.error();
+	Result<std::vector<Extent>> extents = trail_of(context, from, host, trail, both->first["size_bytes"]);
 	if (!extents)
 		return extents.error();
 	uint64_t copied = 0;
 	if (extents->empty())
 		return laid(context, from, to, host, trail, copied);
-	if (Done opened = source.open_it(*f, false); !opened)
+	Device source, target;
+	if (Done opened = opened_both(source, target, both->first, both->second); !opened)
 		return opened;
-	if (Done opened = target.open_it(*t, true); !opened)
-		return opened;
-	if (Done done = copy(source, target, *extents, copied); !done)
+	if (Done done = copy(source, target, false, extents->size(), [&](size_t i) { return (*extents)[i]; }, copied); !done)
 		return done;
 	return laid(context, from, to, host, trail, copied);
+}
+
+Done overlay_all(Context &context, const std::string &from, const std::string &to)
+{
+	Result<std::pair<json, json>> both = volumes_of(context, from, to);
+	if (!both)
+		return both.error();
+	Device source, target;
+	if (Done opened = opened_both(source, target, both->first, both->second); !opened)
+		return opened;
+	const uint64_t size_bytes = source.size_bytes, extent_bytes = uint64_t(LKS_TRAIL_BITMAP) * 8 * LKS_SECTOR;
+	uint64_t copied = 0;
+	auto extent_of = [=](size_t i) { return whole_extent(i, size_bytes); };
+	if (Done done = copy(source, target, true, (size_bytes + extent_bytes - 1) / extent_bytes, extent_of, copied); !done)
+		return done;
+	return told(context, {{"from", from}, {"to", to}, {"copied_bytes", copied}},
+		    fmt::format("volume {} has the content of volume {}, of which {} were written\n", to, from, format_bytes(copied)));
 }
 
 }    // namespace
@@ -224,14 +280,24 @@ void add_volume_overlay(CLI::App &volume, Context &context, Action &action)
 {
 	struct Options {
 		std::string from, to, host, trail;
+		bool all = false;
 	};
 	auto o = std::make_shared<Options>();
 	CLI::App *overlay_app = volume.add_subcommand("overlay", "Writes to ONTO what was written to VOLUME since its trail began (for storage migration)");
 	overlay_app->add_option("VOLUME", o->from, "Name of the volume that was written to")->required();
 	overlay_app->add_option("ONTO", o->to, "Name of the volume that gets it")->required();
-	overlay_app->add_option("--host", o->host, "Host where the trail began")->required();
-	overlay_app->add_option("--trail", o->trail, "Its number")->required();
-	overlay_app->callback([=, &context, &action] { action = [=, &context] { return overlay(context, o->from, o->to, o->host, o->trail); }; });
+	auto *all = overlay_app->add_flag("--all", o->all, "All of VOLUME, whatever was written when");
+	overlay_app->add_option("--host", o->host, "Host where the trail began")->excludes(all);
+	overlay_app->add_option("--trail", o->trail, "Its number")->excludes(all);
+	overlay_app->callback([=, &context, &action] {
+		action = [=, &context]() -> Done {
+			if (o->all)
+				return overlay_all(context, o->from, o->to);
+			if (o->host.empty() || o->trail.empty())
+				return usage_error("name the trail with --host and --trail, or say --all");
+			return overlay(context, o->from, o->to, o->host, o->trail);
+		};
+	});
 }
 
 }    // namespace lockstep::cli

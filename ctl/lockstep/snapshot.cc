@@ -15,6 +15,8 @@ namespace lockstep::cli {
 
 namespace {
 
+constexpr unsigned COPY_TIMEOUT_S = 24 * 3600;    // in a thick pool the content is copied; the daemon gives up when a host that copies is gone
+
 struct Options {
 	std::string volumes, volume, name, fresh;
 	unsigned reserve_percent = 0;
@@ -136,7 +138,7 @@ void add_snapshot(CLI::App &app, Context &context, Action &action)
 	restore_command->add_option("NEW", o->fresh, "Name of the new volume")->required();
 	restore_command->add_flag("--json", o->as_json, "Print JSON");
 	restore_command->callback([=, &context, &action] {
-		action = [=, &context] { return created(context, *o, context.client().post(path(*o, "/restore"), {{"name", o->fresh}})); };
+		action = [=, &context] { return created(context, *o, context.client().post(path(*o, "/restore"), {{"name", o->fresh}}, COPY_TIMEOUT_S)); };
 	});
 	verb("revert", "Give a volume that is not open the content of a snapshot; what was written since is lost", true)
 		->callback([=, &context, &action] { action = [=, &context] { return revert(context, *o); }; });
@@ -146,7 +148,7 @@ void add_snapshot(CLI::App &app, Context &context, Action &action)
 	clone_command->add_flag("--json", o->as_json, "Print JSON");
 	clone_command->callback([=, &context, &action] {
 		action = [=, &context] {
-			return created(context, *o, context.client().post("/v1/volumes/" + url_encode(o->volume) + "/clone", {{"name", o->fresh}}));
+			return created(context, *o, context.client().post("/v1/volumes/" + url_encode(o->volume) + "/clone", {{"name", o->fresh}}, COPY_TIMEOUT_S));
 		};
 	});
 }

@@ -74,14 +74,15 @@
  *  TRAIL_BEGIN     VID                                               remember from now on which sectors are written, zeroed
  *                                                                    or discarded through the device here. Answer: TRAIL, its
  *                                                                    number; the same as before while it is empty. It is gone
- *                                                                    with the volume. EBUSY: open for writing, or written to
- *                                                                    since one began
+ *                                                                    with the volume, or by TRAIL_END. EBUSY: open for
+ *                                                                    writing, or written to since one began
  *  TRAIL           VID TRAIL AT                                      the first extent at or behind byte AT with such sectors.
  *                                                                    Answer: AT and BITMAP, or neither: there is none.
  *                                                                    EBUSY: open for writing. ENODATA: no trail of this
  *                                                                    number, or something is missing from it, see the
  *                                                                    kernel's log (memory, a failed write, a take-over, lost
  *                                                                    caches)
+ *  TRAIL_END       VID TRAIL                                         forget the trail of this number, if it is there
  *  DEVICE_ADD      VID                                               create the block device (fixed MINOR, name by udev)
  *  DEVICE_DEL      VID                                               EBUSY: open
  *  GET             VID(o)                                            dump: one VOLUME message a volume, one PEER message
@@ -178,6 +179,7 @@ enum lks_cmd {
 	/* by the daemon */
 	LKS_CMD_TRAIL_BEGIN,
 	LKS_CMD_TRAIL,
+	LKS_CMD_TRAIL_END,
 	LKS_CMD_COUNT,
 };
 

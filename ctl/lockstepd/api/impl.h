@@ -63,6 +63,11 @@ struct ApiServer::Impl {
 	void routes();
 	template <class Predicate>
 	bool wait_for(Predicate holds, unsigned timeout_ms);
+	bool is_stopping()
+	{
+		std::lock_guard lock(mutex);
+		return stopping;
+	}
 	Result<ApiRole> role_of(const Caller &caller) const;
 	Result<HostId> host_of(const State &s, const std::string &name) const;
 	Done ready_for_changes();
@@ -138,6 +143,8 @@ struct ApiServer::Impl {
 	void routes_trails();
 	Result<json> trail_begin(const httplib::Request &req);
 	Result<json> trail_get(const httplib::Request &req);
+	Result<json> trail_end(const httplib::Request &req);
+	Result<json> ask_of_trail(const httplib::Request &req, const char *verb, json body);
 	Result<json> volume_replace(const httplib::Request &req);
 
 	// orphans.cc

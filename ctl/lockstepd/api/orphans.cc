@@ -44,6 +44,14 @@ Result<json> ApiServer::Impl::ask_for_orphans(const State &s, const std::string 
 
 Result<json> ApiServer::Impl::orphan_list(const httplib::Request &)
 {
+	if (const LocalFacts local = backend.local(); !local.host) {
+		Result<json> list = backend.bare_orphans();
+		if (!list)
+			return list;
+		for (json &o : *list)
+			o["host"] = local.host_name;
+		return json{{"orphans", std::move(*list)}, {"unreachable", json::array()}};
+	}
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
 	return ask_for_orphans(*backend.state(), "", false, std::nullopt);
@@ -190,8 +198,8 @@ Result<json> ApiServer::Impl::orphan_adopt(const httplib::Request &req)
 			most = std::max(most, content_number(o, field));
 		entry[field] = most;
 	}
-	// Other orphans' names are taken as well.
-	Result<json> all = ask_for_orphans(*s, "", false, *host);
+	// Other orphans' names are taken as well, also where the volume's further replicas will be.
+	Result<json> all = ask_for_orphans(*s, "", false, std::nullopt);
 	if (!all)
 		return all;
 	for (const json &o : (*all)["orphans"])

@@ -20,7 +20,7 @@
 //   POST   /v1/pools             {name, vg, thin(o), host(o: name)}
 //   GET    /v1/disks             the disks of all pools
 //   POST   /v1/disks             {host, pool(o), add(o), remove(o)}
-//   GET    /v1/orphans           logical volumes on any host that belong to nothing in the log
+//   GET    /v1/orphans           logical volumes on any host that belong to nothing in the log; in no cluster: on this host
 //   POST   /v1/orphans/UUID/purge   {host(o)}
 //   POST   /v1/orphans/UUID/adopt   {name, host(o), redundancy(o), group(o), labels(o)}
 //   POST   /v1/groups            {name, pool, redundancy(o), labels(o)}
@@ -107,6 +107,8 @@ struct ApiBackend {
 	// Checks VG and thin LV on that host (forwards if it is another one), then proposes pool.add. thin_lv empty: thick.
 	std::function<Result<nlohmann::json>(const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv)>
 		pool_create;
+	// On a host that is in no cluster: orphan.list of its own disks.
+	std::function<Result<nlohmann::json>()> bare_orphans;
 	// A question to the daemon of a host, this one included: verbs of links (daemon.cc).
 	std::function<Result<nlohmann::json>(HostId host, const std::string &verb, const nlohmann::json &body)> ask_host;
 };

@@ -14,6 +14,7 @@ void ApiServer::Impl::routes_trails()
 {
 	http.Post("/v1/volumes/([^/]+)/trail", route(&Impl::trail_begin));
 	http.Get("/v1/volumes/([^/]+)/trail", route(&Impl::trail_get));
+	http.Delete("/v1/volumes/([^/]+)/trail", route(&Impl::trail_end));
 	http.Post("/v1/volumes/([^/]+)/replace", route(&Impl::volume_replace));
 }
 
@@ -32,7 +33,8 @@ Result<json> ApiServer::Impl::trail_begin(const httplib::Request &req)
 	return json{{"name", name}, {"host", backend.state()->host_name(*host)}, {"trail", begun->at("trail")}};
 }
 
-Result<json> ApiServer::Impl::trail_get(const httplib::Request &req)
+// The answer of the host that the request names to a question about the trail that it names; with "name" and "host".
+Result<json> ApiServer::Impl::ask_of_trail(const httplib::Request &req, const char *verb, json body)
 {
 	const std::string name = req.matches[1], trail = req.get_param_value("trail"), on = req.get_param_value("host");
 	uint64_t number = 0;
@@ -45,10 +47,25 @@ Result<json> ApiServer::Impl::trail_get(const httplib::Request &req)
 	Result<HostId> host = on.empty() ? Result<HostId>(HostId(backend.local().host)) : host_of(*backend.state(), on);
 	if (!host)
 		return host.error();
-	Result<json> found = backend.ask_host(*host, "volume.trail", {{"vid", *vid}, {"trail", number}, {"at", parameter(req, "at", 0)}});
+	body.update({{"vid", *vid}, {"trail", number}});
+	Result<json> answer = backend.ask_host(*host, verb, body);
+	if (!answer)
+		return answer;
+	answer->update({{"name", name}, {"host", backend.state()->host_name(*host)}});
+	return answer;
+}
+
+Result<json> ApiServer::Impl::trail_get(const httplib::Request &req)
+{
+	Result<json> found = ask_of_trail(req, "volume.trail", {{"at", parameter(req, "at", 0)}});
 	if (!found)
 		return found;
-	return json{{"name", name}, {"host", backend.state()->host_name(*host)}, {"extents", found->at("extents")}, {"next", found->at("next")}};
+	return json{{"name", found->at("name")}, {"host", found->at("host")}, {"extents", found->at("extents")}, {"next", found->at("next")}};
+}
+
+Result<json> ApiServer::Impl::trail_end(const httplib::Request &req)
+{
+	return ask_of_trail(req, "volume.trail-end", json::object());
 }
 
 // By a snapshot of the source that goes again; if this host dies in between the leader removes it.

@@ -121,6 +121,28 @@ Result<json> ApiServer::Impl::volume_create(const httplib::Request &req)
 	return finish_create(backend.propose(entry), name, entry["uuid"]);
 }
 
+namespace {
+
+// What it is made of is being copied, as in a thick pool, by hosts that are all there: that takes as long as it takes.
+bool copies(const State &s, uint32_t vid)
+{
+	const Volume *v = s.volume(vid);
+	if (!v || v->phase != Phase::creating || !v->source)
+		return false;
+	bool any = false;
+	for (const Replica &r : v->replicas) {
+		const Pool *pool = s.pool(r.pool, r.host);
+		if (r.created)
+			continue;
+		if (!s.online(r.host) || !pool || pool->kind != PoolKind::thick)
+			return false;
+		any = true;
+	}
+	return any;
+}
+
+}    // namespace
+
 // begun: the answer to the entry that has the volume made.
 Result<json> ApiServer::Impl::finish_create(const Result<json> &begun, const std::string &name, const std::string &uuid)
 {
@@ -134,8 +156,9 @@ Result<json> ApiServer::Impl::finish_create(const Result<json> &begun, const std
 		bool given_up = v ? v->phase == Phase::deleting : s.next_vid > vid;
 		return there || given_up;
 	};
-	if (!wait_for(settled, options.effect_timeout_ms))
-		return roll_back(vid, name);
+	while (!wait_for(settled, options.effect_timeout_ms))
+		if (!copies(*backend.state(), vid) || is_stopping())
+			return roll_back(vid, name);
 	if (!there)
 		return create_failed(vid, name, "volume " + name + " was deleted while it was being created");
 	json hosts = json::array();

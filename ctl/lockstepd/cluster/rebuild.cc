@@ -22,7 +22,7 @@ namespace {
 json to_json(const FoundCopy &c)
 {
 	return {{"host", c.host}, {"vg", c.vg}, {"lv", c.lv}, {"thin_pool", c.thin_pool}, {"uuid", c.uuid}, {"cluster", c.cluster}, {"name", c.name},
-		{"pool", c.pool}, {"added", c.added}, {"shared", c.shared}, {"problem", c.problem}, {"vid", c.vid}, {"size_bytes", c.size_bytes},
+		{"pool", c.pool}, {"group", c.group}, {"added", c.added}, {"shared", c.shared}, {"problem", c.problem}, {"vid", c.vid}, {"size_bytes", c.size_bytes},
 		{"block_size", c.block_size}, {"md_offset", c.md_offset}, {"version", c.version}, {"term", c.term}, {"incarnation", c.incarnation},
 		{"quiet", c.quiet}, {"written", c.written}, {"absent", c.absent}};
 }
@@ -38,6 +38,7 @@ FoundCopy found_copy(const json &j, HostId host)
 	c.cluster = j.at("cluster");
 	c.name = j.at("name");
 	c.pool = j.at("pool");
+	c.group = j.value("group", "");    // older programs do not tell it
 	c.added = j.at("added");
 	c.shared = j.at("shared");
 	c.problem = j.at("problem");
@@ -117,6 +118,7 @@ private:
 	Done choose();
 	Done choose(Candidates &c, const std::string &host);
 	Done add_pools(json &pools, const Candidates &c);
+	void add_group(json &groups, const Candidates &c, unsigned redundancy) const;
 	json volume_entry(const Candidates &c) const;
 	json row(const Candidates &c) const;
 	std::string pool_of(const FoundCopy &copy) const;
@@ -130,6 +132,9 @@ private:
 };
 
 bool usable(const FoundCopy &c) { return c.problem.empty(); }
+
+// What was asked for is not known: at least the usual.
+unsigned rebuilt_redundancy(size_t replicas) { return std::clamp<unsigned>(unsigned(replicas), DEFAULT_REDUNDANCY, LKS_MAX_REPLICAS); }
 
 bool alike(const FoundCopy &a, const FoundCopy &b)
 {
@@ -332,6 +337,19 @@ Done Planner::add_pools(json &pools, const Candidates &c)
 	return Nothing{};
 }
 
+// One of XAPI's holds HA's shared volumes, too, which have more copies than it asks for.
+void Planner::add_group(json &groups, const Candidates &c, unsigned redundancy) const
+{
+	const std::string &name = c.copy->group;
+	auto known = std::ranges::find_if(groups, [&](const json &g) { return g["name"] == name; });
+	if (known == groups.end()) {
+		groups.push_back({{"name", name}, {"pool", pool_of(*c.copy)}, {"redundancy", DEFAULT_REDUNDANCY}});
+		known = std::prev(groups.end());
+	}
+	if (!c.copy->shared)
+		(*known)["redundancy"] = std::max((*known)["redundancy"].get<unsigned>(), redundancy);
+}
+
 json Planner::volume_entry(const Candidates &c) const
 {
 	const FoundCopy &best = *c.copy;
@@ -348,10 +366,13 @@ json Planner::volume_entry(const Candidates &c) const
 	add(best);
 	for (const FoundCopy *o : others(c))
 		add(*o);
-	return {{"vid", best.vid}, {"uuid", c.uuid}, {"name", c.name}, {"shared", best.shared}, {"size_bytes", best.size_bytes},
+	json entry = {{"vid", best.vid}, {"uuid", c.uuid}, {"name", c.name}, {"shared", best.shared}, {"size_bytes", best.size_bytes},
 		{"block_size", best.block_size}, {"version", version}, {"term", term}, {"incarnation", incarnation}, {"copy", best.host},
 		// One that was in doubt may have lost writes, however quiet it is: a new incarnation says so.
 		{"suspect", !best.quiet || !c.doubt.empty()}, {"replicas", replicas}};
+	if (valid_name(best.group))
+		entry["group"] = best.group;
+	return entry;
 }
 
 json Planner::row(const Candidates &c) const
@@ -392,7 +413,7 @@ Result<Rebuild> Planner::plan()
 	uint64_t epoch = 0;
 	uint32_t top_vid = 0, top_sid = 0;
 	unsigned top_host = in_.former.empty() ? 0 : *in_.former.rbegin();
-	json hosts = json::array(), pools = json::array(), volumes = json::array();
+	json hosts = json::array(), pools = json::array(), groups = json::array(), volumes = json::array();
 	for (const FoundHost &h : in_.hosts) {
 		epoch = std::max(epoch, epoch_of(h.raft_id));
 		top_host = std::max<unsigned>(top_host, h.id);
@@ -412,11 +433,15 @@ Result<Rebuild> Planner::plan()
 		if (Done added = add_pools(pools, c); !added)
 			return added.error();
 		volumes.push_back(volume_entry(c));
+		if (volumes.back().contains("group"))
+			add_group(groups, c, rebuilt_redundancy(volumes.back()["replicas"].size()));
 	}
 	r.entry = {{"op", "cluster.rebuild"}, {"uuid", in_.uuid}, {"name", in_.name}, {"epoch", epoch + 1}, {"host", in_.self},
 		   {"authority", {{"cert", in_.authority.cert}, {"key", in_.authority.key}}}, {"hosts", hosts}, {"pools", pools}, {"volumes", volumes},
 		   {"next_host", std::min<unsigned>(top_host, LKS_MAX_HOSTS) + 1}, {"next_vid", top_vid + 1}, {"next_sid", top_sid + 1},
 		   {"now_ms", in_.now_ms}};
+	if (!groups.empty())
+		r.entry["groups"] = groups;
 	// What would be refused is not offered.
 	State tried;
 	const json answer = apply(tried, 1, r.entry);
@@ -452,6 +477,18 @@ void rebuild_hosts(State &next, const Fields &f, HostId self, uint64_t now_ms)
 		refuse(usage_error("the field \"hosts\" does not name the host whose log it is"));
 }
 
+void rebuild_groups(State &next, const Fields &f)
+{
+	for (const json &one : f.raw("groups")) {
+		const Fields group(one);
+		Group g;
+		g.name = group.name("name");
+		g.pool = group.name("pool");
+		g.redundancy = unsigned(group.number("redundancy", LKS_MAX_REPLICAS));
+		next.groups[g.name] = g;
+	}
+}
+
 void rebuild_volumes(State &next, const Fields &f)
 {
 	for (const json &one : f.raw("volumes")) {
@@ -483,7 +520,8 @@ void rebuild_volumes(State &next, const Fields &f)
 			v.replicas.push_back(r);
 		}
 		std::ranges::sort(v.replicas, {}, &Replica::host);
-		v.redundancy = std::clamp<unsigned>(unsigned(v.replicas.size()), DEFAULT_REDUNDANCY, LKS_MAX_REPLICAS);
+		v.redundancy = rebuilt_redundancy(v.replicas.size());
+		v.group = volume.has("group") ? group_of(next, volume.name("group")).name : "";
 		next.next_vid = std::max(next.next_vid, v.vid + 1);
 		if (!next.volumes.emplace(v.vid, v).second)
 			refuse(usage_error("the field \"volumes\" names a volume twice"));
@@ -512,6 +550,8 @@ json cluster_rebuild(State &state, const Fields &f)
 	rebuild_hosts(next, f, self, now_ms);
 	for (const json &pool : f.raw("pools"))
 		pool_add(next, Fields(pool));
+	if (f.has("groups"))
+		rebuild_groups(next, f);
 	rebuild_volumes(next, f);
 	next.next_vid = std::max(next.next_vid, uint32_t(f.number("next_vid", UINT32_MAX / 2))) + RECOVERY_ID_JUMP;
 	next.next_sid = uint32_t(f.number("next_sid", UINT32_MAX / 2)) + RECOVERY_ID_JUMP;

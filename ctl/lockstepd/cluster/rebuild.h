@@ -16,8 +16,9 @@
 // lost power while a volume was being written to are such a case: no disk can tell which of the two was written to last.
 //
 // The others are stale as of a version that no dirty map is tied to, hence copied in full, as after recover.h. Nothing on a disk is
-// touched; the new log merely describes what is there. Lost are: groups, labels, options, snapshots (their LVs stay, as orphans),
-// device numbers, the redundancy that was asked for, and pools without replicas.
+// touched; the new log merely describes what is there. Groups come back with the volumes that say they are in them. Lost are: labels,
+// options, snapshots (their LVs stay, as orphans), device numbers, the redundancy that was asked for, pools without replicas and groups
+// without volumes.
 #pragma once
 
 #include <map>
@@ -36,6 +37,7 @@ struct FoundCopy {
 	std::string vg, lv, thin_pool;       // thin_pool: empty if thick
 	std::string uuid;                    // of the volume, from the LV's tag, as all up to `shared`
 	std::string cluster, name, pool;     // empty: the LV is older than these tags
+	std::string group;                   // empty: in none
 	uint64_t added = 1;
 	bool shared = false;
 	std::string problem;                 // not empty: it cannot be used, why; then nothing below counts

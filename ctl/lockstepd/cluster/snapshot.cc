@@ -428,7 +428,7 @@ uint32_t level_of(const json &entry)
 	if (op->get_ref<const std::string &>().starts_with("client."))
 		return LEVEL_CLIENTS;
 	if (*op == "cluster.rebuild")
-		return LEVEL_REBUILD;
+		return entry.contains("groups") ? LEVEL_GROUPS : LEVEL_REBUILD;
 	if (*op == "snapshot.copy" || *op == "snapshot.copied" || *op == "snapshot.drop" || (*op == "snapshot.create" && entry.contains("keep")) ||
 	    (*op == "host.lost" && entry.contains("snapshots")) || (*op == "snapshot.revert" && entry.contains("onto")))
 		return LEVEL_COPIES;

@@ -26,7 +26,7 @@
 //  cluster.recover  epoch host dead[] copies[[vid, host]..] now_ms  raft_id. The majority is lost, this host's log is all there
 //                                                                   is: recover.h. Idempotent for the same epoch
 //  cluster.rebuild  uuid name epoch host authority{cert key}        raft_id. All logs are lost, this one is made of what the disks say:
-//                   hosts[{id raft_id ..}] pools[] volumes[]        rebuild.h. The first entry of its log. Idempotent for the same epoch
+//                   hosts[{id raft_id ..}] pools[] groups[](o) volumes[]  rebuild.h. The first entry of its log. Idempotent for the same epoch
 //                   next_host next_vid next_sid now_ms
 //  host.set         host addresses port(o) host_level(o)            changed. host_level: of the program that it runs now. Programs
 //                                                                   of level 1 pass over it, so nothing is refused for it
@@ -151,7 +151,8 @@ constexpr uint32_t LEVEL_REBUILD = 6;                   // cluster.rebuild
 constexpr uint32_t LEVEL_CLIENTS = 7;                   // client.add, client.remove
 constexpr uint32_t LEVEL_MEND = 8;                      // pool.mend, pool.mended, disks in pool.report
 constexpr uint32_t LEVEL_SPREAD = 9;                    // group.redundancy, group.spread
-constexpr uint32_t LEVEL = LEVEL_SPREAD;                // highest feature level of entries that this program understands
+constexpr uint32_t LEVEL_GROUPS = 10;                   // groups in cluster.rebuild
+constexpr uint32_t LEVEL = LEVEL_GROUPS;                // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;

@@ -110,6 +110,7 @@ ApiBackend Daemon::backend()
 	b.pool_create = [this](const std::string &name, HostId host, const std::string &vg, const std::string &thin_lv) {
 		return on_loop([=, this, entry = asked_here({})](JsonReply done) { pool_create(name, host, vg, thin_lv, entry, std::move(done)); });
 	};
+	b.bare_orphans = [this] { return on_loop([this](JsonReply done) { bare_orphans(std::move(done)); }); };
 	b.ask_host = [this](HostId host, const std::string &verb, const Json &body) {
 		const unsigned timeout_ms = needs_lvm(verb) ? LVM_CALL_TIMEOUT_MS : CALL_TIMEOUT_MS;
 		return on_loop([=, this](JsonReply done) { links_.call(host, verb, body, timeout_ms - 3000, std::move(done)); }, timeout_ms);

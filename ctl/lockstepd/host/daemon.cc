@@ -657,6 +657,25 @@ void Daemon::propose(Json entry, JsonReply done)
 	});
 }
 
+// This host is in no cluster: all that carries a tag of ours belongs to nothing.
+void Daemon::bare_orphans(JsonReply done)
+{
+	if (member_ || rejoining_)
+		return done(failed("not ready"));
+	OrphanWorld w;
+	w.lvm = lvm_;
+	w.run = [this](const std::string &key, std::function<void()> work, std::function<void()> then) {
+		workers_->submit(key, std::move(work), std::move(then));
+	};
+	w.barrier = [](std::function<void(Done)> reached) { reached(Nothing{}); };
+	w.state = []() -> const State & {
+		static const State none;
+		return none;
+	};
+	w.inspect = inspect_orphan;
+	list_orphans(w, "", false, std::move(done));
+}
+
 void Daemon::serve_orphans()
 {
 	auto world = [this] {

@@ -98,6 +98,7 @@ private:
 	void report_soft();
 	void inspect_pool(const std::string &vg, const std::string &thin_lv, JsonReply done);
 	void serve_orphans();                                   // verbs of links
+	void bare_orphans(JsonReply done);                      // of a host that is in no cluster
 	void serve_disks();                                     // likewise
 	void serve_diff();                                      // ... diff.cc
 	void serve_trails();                                    // ... trails.cc

@@ -472,6 +472,17 @@ Result<uint64_t> begin_trail(const Client &client, uint32_t vid)
 	return found;
 }
 
+Done end_trail(const Client &client, uint32_t vid, uint64_t trail)
+{
+	return client->run(LKS_CMD_TRAIL_END, fmt::format("cannot end the trail of volume {}", vid), 0, [&](nl_msg *m) {
+		NLA_PUT_U32(m, LKS_A_VID, vid);
+		NLA_PUT_U64(m, LKS_A_TRAIL, trail);
+		return 0;
+	nla_put_failure:
+		return -1;
+	});
+}
+
 Result<std::optional<TrailPart>> read_trail(const Client &client, uint32_t vid, uint64_t trail, uint64_t at)
 {
 	std::optional<TrailPart> found;
@@ -574,6 +585,7 @@ Kernel kernel_over_netlink(const std::string &host_name)
 	k.device_del = [c](uint32_t vid) { return with_vid(c, LKS_CMD_DEVICE_DEL, "remove the device of", vid); };
 	k.trail_begin = [c](uint32_t vid) { return begin_trail(c, vid); };
 	k.trail = [c](uint32_t vid, uint64_t number, uint64_t at) { return read_trail(c, vid, number, at); };
+	k.trail_end = [c](uint32_t vid, uint64_t number) { return end_trail(c, vid, number); };
 	k.dump = [c] { return take_dump(c); };
 	return k;
 }

@@ -149,6 +149,7 @@ struct Kernel {
 	// A trail's number; its first part at or behind this byte, if there is one.
 	std::function<Result<uint64_t>(uint32_t vid)> trail_begin;
 	std::function<Result<std::optional<TrailPart>>(uint32_t vid, uint64_t number, uint64_t at)> trail;
+	std::function<Done(uint32_t vid, uint64_t number)> trail_end;    // done if it is not there
 	std::function<Result<KernelDump>()> dump;
 };
 

@@ -311,7 +311,7 @@ std::string replica_added_tag(uint64_t added) { return fmt::format("lockstep.add
 std::vector<std::string> replica_tags(const ReplicaLv &lv)
 {
 	std::vector<std::string> tags = {replica_lv_tag(lv.uuid), replica_added_tag(lv.added)};
-	for (const auto &[key, value] : {std::pair("cluster", &lv.cluster), std::pair("name", &lv.name), std::pair("pool", &lv.pool)})
+	for (const auto &[key, value] : {std::pair("cluster", &lv.cluster), std::pair("name", &lv.name), std::pair("pool", &lv.pool), std::pair("group", &lv.group)})
 		if (!value->empty())
 			tags.push_back(fmt::format("lockstep.{}={}", key, *value));
 	if (lv.shared)

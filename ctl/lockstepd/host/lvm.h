@@ -4,7 +4,8 @@
 //
 // A replica's LV is named "lockstep.<vid>" and carries the tags "lockstep.volume=<uuid of the volume>" and
 // "lockstep.added=<version that added the replica>"; and, for whoever has lost the log and looks at the disks (cluster/rebuild.h),
-// "lockstep.cluster=<uuid>", "lockstep.name=<of the volume>", "lockstep.pool=<name>" and, of a shared volume, "lockstep.shared". Nothing without the first is ever changed or removed, whatever its name. All verbs are idempotent. They block (for worker threads, one a
+// "lockstep.cluster=<uuid>", "lockstep.name=<of the volume>", "lockstep.pool=<name>", "lockstep.group=<name>" of a volume in a group, which for
+// XAPI is the SR, and, of a shared volume, "lockstep.shared". Nothing without the first is ever changed or removed, whatever its name. All verbs are idempotent. They block (for worker threads, one a
 // volume group) but end after LVM_TIMEOUT_MS: a volume group whose disks hang costs itself, not the host.
 //
 // LVM is told not to look into our own devices: what a guest keeps on its disk is none of the host's business, and a read
@@ -74,7 +75,7 @@ struct ReplicaLv {
 	std::string uuid;         // of the volume
 	uint64_t size_bytes = 0;  // least size: data and metadata
 	uint64_t added = 1;       // version of the record that added the replica
-	std::string cluster{}, name{}, pool{};    // uuid of the cluster, name of the volume and of the pool; for the tags of a new LV
+	std::string cluster{}, name{}, pool{}, group{};    // uuid of the cluster, name of the volume, the pool and the group; for the tags of a new LV
 	bool shared = false;
 };
 

@@ -90,11 +90,19 @@ void find_orphans(const OrphanWorld &world, const std::string &uuid, std::functi
 	});
 }
 
+std::string tag_value(const LogicalVolume &lv, std::string_view key)
+{
+	for (const std::string &tag : lv.tags)
+		if (tag.starts_with(key))
+			return tag.substr(key.size());
+	return {};
+}
+
 Json described(const OrphanWorld &world, const OrphanLv &orphan, const LogicalVolume &lv)
 {
 	const bool replica = orphan.tag.starts_with(REPLICA_TAG);
 	return {{"vg", orphan.vg}, {"lv", orphan.name}, {"kind", replica ? "replica" : "snapshot"}, {"uuid", uuid_of_tag(orphan.tag)},
-		{"lv_bytes", lv.size_bytes}, {"thin_pool", lv.pool}, {"active", lv.active}, {"open", lv.open},
+		{"name", tag_value(lv, "lockstep.name=")}, {"group", tag_value(lv, "lockstep.group=")}, {"lv_bytes", lv.size_bytes}, {"thin_pool", lv.pool}, {"active", lv.active}, {"open", lv.open},
 		{"content", replica && lv.active ? world.inspect(lv.path) : Json()}};
 }
 

@@ -41,8 +41,8 @@ struct OrphanWorld {
 
 using OrphanReply = std::function<void(Result<nlohmann::json>)>;
 
-// [{vg, lv, kind: "replica"|"snapshot", uuid, lv_bytes, thin_pool ("" if thick), active, open, content}]. content: null unless it is an
-// active replica's. uuid: only those; empty: all. show: activates replicas that are not, so that their content is known.
+// [{vg, lv, kind: "replica"|"snapshot", uuid, name, group, lv_bytes, thin_pool ("" if thick), active, open, content}]. name, group: of the
+// volume, as the LV's tags say, "" if they do not. content: null unless it is an active replica's. uuid: only those; empty: all. show: activates replicas that are not, so that their content is known.
 void list_orphans(const OrphanWorld &world, const std::string &uuid, bool show, OrphanReply done);
 
 // Removes all with this UUID: {"removed": [{vg, lv}], "kept": [{vg, lv, message}]}.

@@ -25,6 +25,7 @@ Result<ReplicaLv> Reconciler::lv_in(const State &state, const Volume &v, const s
 	lv.cluster = state.uuid;
 	lv.name = v.name;
 	lv.pool = pool_name;
+	lv.group = v.group;
 	lv.shared = v.cls == LKS_SHARED;
 	return lv;
 }

@@ -48,6 +48,8 @@ void read_tags(const LogicalVolume &lv, FoundCopy &copy)
 			copy.name = value;
 		else if (key == "lockstep.pool")
 			copy.pool = value;
+		else if (key == "lockstep.group")
+			copy.group = value;
 		else if (key == "lockstep.added")
 			copy.added = number_in(value);
 		else if (key == "lockstep.shared")

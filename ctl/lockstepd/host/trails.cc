@@ -58,6 +58,14 @@ void Daemon::serve_trails()
 			return trail_from(kernel, vid, number, at);
 		});
 	});
+	links_.on_call("volume.trail-end", [this, work](int, Json body, Links::Reply reply) {
+		const uint32_t vid = body.at("vid").get<uint32_t>();
+		work(vid, std::move(reply), [kernel = kernel_, vid, number = body.at("trail").get<uint64_t>()]() -> Result<Json> {
+			if (Done ended = kernel.trail_end(vid, number); !ended)
+				return ended.error();
+			return Json::object();
+		});
+	});
 }
 
 }    // namespace lockstep

@@ -54,7 +54,7 @@ public:
 	std::vector<HostId> diff_asked;         // in order
 	std::vector<std::pair<HostId, nlohmann::json>> trail_asked;    // in order
 	nlohmann::json trail = {{"extents", nlohmann::json::array()}, {"next", nullptr}};
-	std::map<HostId, nlohmann::json> orphans;    // answers to orphan.list
+	std::map<HostId, nlohmann::json> orphans;    // answers to orphan.list; 0: what is on the disks of a host in no cluster
 	std::map<HostId, nlohmann::json> disks;      // answers to disk.list; each answer brings a disk that is leaving 60 % further
 	std::map<HostId, nlohmann::json> mend;       // in answers to disk.change: the disk is dead
 	nlohmann::json orphans_kept = nlohmann::json::array();
@@ -137,6 +137,16 @@ public:
 		nlohmann::json answer = apply(entry);
 		INFO(answer.dump());
 		REQUIRE(answer["ok"] == true);
+	}
+
+	// They go on with what they were idle about.
+	void wake()
+	{
+		{
+			std::lock_guard lock(mutex_);
+			idle.clear();
+		}
+		good({{"op", "group.create"}, {"name", "woken"}, {"pool", "default"}});
 	}
 
 	void online(HostId host, bool is) { good({{"op", "host.status"}, {"host", host}, {"online", is}, {"now_ms", NOW_MS}}); }
@@ -406,6 +416,7 @@ private:
 				return answer;
 			return Error{Status(answer["status"].get<int>()), answer["message"], answer["code"]};
 		};
+		b.bare_orphans = [this]() -> Result<nlohmann::json> { return orphans[0].is_null() ? nlohmann::json::array() : orphans[0]; };
 		b.ask_host = [this](HostId host, const std::string &verb, const nlohmann::json &body) -> Result<nlohmann::json> {
 			std::lock_guard lock(mutex_);
 			if (verb == "volume.in_use") {
@@ -453,6 +464,10 @@ private:
 			}
 			if (verb == "volume.trail-begin")
 				return nlohmann::json{{"trail", "00000000000000a7"}};
+			if (verb == "volume.trail-end") {
+				trail_asked.push_back({host, body});
+				return nlohmann::json::object();
+			}
 			if (verb == "volume.trail") {
 				trail_asked.push_back({host, body});
 				return trail;

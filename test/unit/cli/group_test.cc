@@ -42,11 +42,12 @@ TEST_CASE("group list: all, and those of which nothing is open beside what is in
 	CHECK(has(o.out, "left"));
 	CHECK_FALSE(has(o.out, "NOT IN THE LOG"));
 	d.orphans = {{1, json{left_behind(77)}}, {2, json{left_behind(77), left_behind(78, "snapshot")}}};
+	d.orphans[2][1]["group"] = "gone";
 	o = d.run({"group", "list", "--orphans"});
 	CHECK_FALSE(has(o.out, "used"));
 	CHECK(has(o.out, "left"));
-	CHECK(has(o.out, "replica         " + uuid(77) + "  alpha, beta"));
-	CHECK(has(o.out, "snapshot        " + uuid(78) + "  beta"));
+	CHECK(has(o.out, "replica         " + uuid(77) + "  alpha, beta  -"));
+	CHECK(has(o.out, "snapshot        " + uuid(78) + "  beta         gone"));
 	json j = d.json_of({"group", "list", "--orphans", "--json"});
 	REQUIRE(j["groups"].size() == 1);
 	CHECK(j["groups"][0]["volumes"] == json({"b"}));
@@ -96,6 +97,29 @@ TEST_CASE("group adopt makes volumes of all orphaned replicas, in one group, and
 	CHECK(d.volume(uuid(77)).group == "old");
 	CHECK(d.state()->groups.at("old").redundancy == 1);
 	CHECK_FALSE(d.state()->volume_named(uuid(78)));
+	// What is in another pool stays, as does what was in another group, if one is named.
+	d.orphans = {{1, json{left_behind(80), left_behind(81), left_behind(82)}}};
+	d.orphans[1][0]["vg"] = "elsewhere";
+	d.orphans[1][1]["group"] = "before";
+	o = d.run({"group", "adopt", "old", "--from", "never"});
+	CHECK(o.status == 3);
+	CHECK(has(o.err, "orphaned replica of group never in pool default"));
+	CHECK(d.run({"group", "adopt", "old", "--from", "before"}).status == 0);
+	CHECK(d.state()->volume_named(uuid(81)));
+	CHECK_FALSE(d.state()->volume_named(uuid(82)));
+	d.orphans[1].erase(1);
+	d.online(3, false);
+	o = d.run({"group", "adopt", "old", "--json"});
+	CHECK(o.status == 5);
+	const json answer = json::parse(o.out);
+	CHECK(answer["adopted"].empty());
+	REQUIRE(answer["not_adopted"].size() == 1);
+	CHECK(answer["not_adopted"][0]["uuid"] == uuid(82));
+	CHECK(answer["unreachable"][0]["host"] == "gamma");
+	d.online(3, true);
+	CHECK(d.run({"group", "adopt", "old"}).status == 0);
+	CHECK(d.state()->volume_named(uuid(82)));
+	CHECK_FALSE(d.state()->volume_named(uuid(80)));
 }
 
 TEST_CASE("group redundancy: of all its volumes, waited for, and told why some cannot have it")

@@ -224,6 +224,9 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	d.trail = {{"extents", {{{"at", 4 << 20}, {"bitmap", std::string(2048, '8')}}}}, {"next", 8 << 20}};
 	http.ask("get", "/volumes/{name}/trail", "/volumes/b/trail?host=beta&trail=a7&at=4096");
 	CHECK(d.trail_asked.back() == std::pair<HostId, json>(2, {{"vid", 2}, {"trail", 0xa7}, {"at", 4096}}));
+	http.ask("delete", "/volumes/{name}/trail", "/volumes/b/trail?host=beta&trail=a7");
+	CHECK(d.trail_asked.back() == std::pair<HostId, json>(2, {{"vid", 2}, {"trail", 0xa7}}));
+	http.ask("delete", "/volumes/{name}/trail", "/volumes/b/trail?trail=0", {}, 400);
 	for (const char *wrong : {"", "0", "a7x", "-1", "12345678901234567"})
 		http.ask("get", "/volumes/{name}/trail", std::string("/volumes/b/trail?trail=") + wrong, {}, 400);
 	http.ask("get", "/snapshots", "/snapshots?volume=a");
@@ -274,8 +277,8 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	http.ask("delete", "/cluster/certs/{name}", "/cluster/certs/monitor", {}, 404);
 	d.differs = {{{"volume", "a"}, {"what", "it has no device"}, {"error", ""}}};
 	http.ask("post", "/adjust", "/adjust");
-	d.orphans[1] = json{{{"vg", "lockstep_group"}, {"lv", "lockstep.7"}, {"kind", "replica"}, {"uuid", uuid(77)}, {"lv_bytes", 2 * GIB},
-			     {"thin_pool", "thin_device"}, {"active", true}, {"open", false}, {"content", content}}};
+	d.orphans[1] = json{{{"vg", "lockstep_group"}, {"lv", "lockstep.7"}, {"kind", "replica"}, {"uuid", uuid(77)}, {"name", "v"}, {"group", "g"},
+			     {"lv_bytes", 2 * GIB}, {"thin_pool", "thin_device"}, {"active", true}, {"open", false}, {"content", content}}};
 	http.ask("get", "/orphans", "/orphans");
 	http.ask("post", "/orphans/{uuid}/adopt", "/orphans/" + uuid(77) + "/adopt", {{"name", "old"}});
 	d.orphans[1] = json::array();

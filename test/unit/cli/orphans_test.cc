@@ -34,6 +34,21 @@ TEST_CASE("pool orphans lists what every host has, and says which were not asked
 	CHECK(d.json_of({"pool", "orphans", "--json"})["orphans"].size() == 2);
 }
 
+TEST_CASE("pool orphans of a host in no cluster: what is on its own disks, which nothing is made of before there is a cluster")
+{
+	FakeDaemon d(0);
+	CHECK(d.run({"pool", "orphans"}).out == "no orphans\n");
+	d.orphans[0] = json{orphan(1, 5)};
+	const json j = d.json_of({"pool", "orphans", "--json"});
+	REQUIRE(j["orphans"].size() == 1);
+	CHECK(j["orphans"][0]["host"] == "alpha");
+	CHECK(j["unreachable"].empty());
+	CHECK(has(d.run({"pool", "adopt", uuid(77), "old"}).err, "lockstep cluster init"));
+	// One that is of a cluster and has not heard from it yet does not know what its disks hold.
+	d.facts.host = 1;
+	CHECK(has(d.run({"pool", "orphans"}).err, "is starting"));
+}
+
 TEST_CASE("pool adopt takes the copy that was last told of a change, and lacks nothing")
 {
 	FakeDaemon d;
@@ -49,6 +64,17 @@ TEST_CASE("pool adopt takes the copy that was last told of a change, and lacks n
 	Outcome again = d.run({"pool", "adopt", uuid(77), "older"});
 	CHECK(again.status == 5);
 	CHECK(has(again.err, "can only be purged"));
+}
+
+TEST_CASE("pool adopt: the volume's number is none that an orphan on any host has, or no replica of it could be made there")
+{
+	FakeDaemon d;
+	json other = orphan(2, 5);
+	other["uuid"] = uuid(78);
+	other["lv"] = "lockstep.40";
+	d.orphans = {{1, json{orphan(1, 6)}}, {2, json{other}}};
+	REQUIRE(d.run({"pool", "adopt", uuid(77), "old"}).status == 0);
+	CHECK(d.volume("old").vid > 40);
 }
 
 TEST_CASE("pool adopt chooses none where it is not sure, and takes the one that is named")

@@ -210,6 +210,39 @@ TEST_CASE("a copy of a snapshot that is on its way is listed apart, and is used 
 	d.online(2, true);
 }
 
+TEST_CASE("what is copied from a snapshot in a thick pool is waited for while the hosts that copy are there, in a thin one for so long only")
+{
+	constexpr unsigned EFFECT_MS = 200;
+	FakeDaemon d(3, EFFECT_MS);
+	for (unsigned host : {1, 2})
+		d.good({{"op", "pool.add"}, {"name", "slow"}, {"host", host}, {"kind", "thick"}, {"vg", "vg2"}, {"size_bytes", 9 * GIB}, {"free_bytes", 9 * GIB}});
+	REQUIRE(d.run({"volume", "create", "thick", "1GiB", "--pool", "slow"}).status == 0);
+	REQUIRE(d.run({"volume", "create", "thin", "1GiB", "--on", "alpha,beta"}).status == 0);
+	REQUIRE(d.run({"snapshot", "create", "thick,thin", "s"}).status == 0);
+	d.idle = {2};
+	Outcome o = d.run({"snapshot", "restore", "thin", "s", "t2"});
+	CHECK(o.status == 10);
+	CHECK(has(o.err, "no replica on host beta after"));
+
+	auto later = [&](std::function<void()> act) {
+		return std::jthread([act] {
+			std::this_thread::sleep_for(std::chrono::milliseconds(3 * EFFECT_MS));    // longer than other creates may take
+			act();
+		});
+	};
+	auto copied = later([&] { d.wake(); });
+	o = d.run({"snapshot", "restore", "thick", "s", "t3"});
+	INFO(o.err);
+	CHECK(o.status == 0);
+	CHECK(d.volume("t3").phase == Phase::ready);
+	copied.join();
+	d.idle = {2};
+	auto lost = later([&] { d.online(2, false); });
+	o = d.run({"snapshot", "restore", "thick", "s", "t4"});
+	CHECK(o.status == 10);
+	CHECK(has(o.err, "no replica on host beta after"));
+}
+
 TEST_CASE("a snapshot whose hold breaks is tried once more, then the reason is told")
 {
 	FakeDaemon d;

@@ -110,6 +110,37 @@ TEST_CASE("from disks: copies that were detached clean are one as good as the ot
 	CHECK(apply(s, ++index, {{"op", "host.rejoin"}, {"host", 3}, {"raft_id", f.in.hosts[2].raft_id}})["raft_id"] == (3ull << EPOCH_SHIFT) + 2);
 }
 
+TEST_CASE("from disks: groups come back with the volumes that say they are in them")
+{
+	Found f;
+	for (HostId host : {1, 2, 3})
+		f.copy(3, host).group = "sr";
+	for (HostId host : {1, 2, 3}) {
+		f.copy(4, host).group = "ha";
+		f.copy(4, host).shared = true;
+	}
+	f.copy(5, 1).group = "no valid name";
+	f.row(3);
+	const State s = f.state();
+	CHECK(s.groups.size() == 2);
+	CHECK((s.groups.at("sr").pool == "default" && s.groups.at("sr").redundancy == 3));
+	CHECK(s.groups.at("ha").redundancy == 2);    // a shared volume has more copies than its group asks for
+	CHECK((s.volume_named("v3")->group == "sr" && s.volume_named("v4")->group == "ha" && s.volume_named("v5")->group == ""));
+	CHECK(level_of(f.rebuild.entry) == LEVEL_GROUPS);
+	CHECK(restore(snapshot(s)).operator*() == s);
+	// One that is not in the entry is in no state.
+	json torn = f.rebuild.entry;
+	torn["groups"].erase(0);
+	State other;
+	CHECK(has(apply(other, 1, torn)["message"], "no group named"));
+	// A program that does not know groups here may follow where there are none.
+	for (FoundHost &h : f.in.hosts)
+		for (FoundCopy &c : h.copies)
+			c.group = "";
+	f.row(3);
+	CHECK(level_of(f.rebuild.entry) == LEVEL_REBUILD);
+}
+
 TEST_CASE("from disks: a copy that another one knows to be out of date is never taken")
 {
 	Found f;

@@ -616,7 +616,7 @@ Lvm FakeWorld::lvm()
 			f.lv.active = true;
 			f.lv.size_bytes = lv.size_bytes;
 			f.content = "empty";
-			f.lv.tags = {replica_lv_tag(lv.uuid), replica_added_tag(lv.added)};
+			f.lv.tags = replica_tags(lv);
 			return Nothing{};
 		});
 	};

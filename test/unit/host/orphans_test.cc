@@ -114,6 +114,44 @@ TEST_CASE("orphans are what carries a tag of ours and is in nothing that the log
 	CHECK(l.w.violations.empty());
 }
 
+TEST_CASE("on a host in no cluster all that carries a tag of ours is an orphan; it tells its name and its group, if it knows them")
+{
+	Left l;
+	ReplicaLv told;
+	told.uuid = OTHER_UUID;
+	told.name = "db.7";
+	told.group = "sr";
+	l.w.lvs["/dev/vg/lockstep.7"].lv.tags = replica_tags(told);
+	CHECK(l.list(OTHER_UUID)[0]["group"] == "sr");
+	OrphanWorld bare = l.world();
+	static const State none;
+	bare.self = 0;
+	bare.state = []() -> const State & { return none; };
+	list_orphans(bare, "", false, [&](Result<Json> a) { l.answer = std::move(a); });
+	REQUIRE(*l.answer);
+	std::map<std::string, Json> by_lv;
+	for (const Json &o : **l.answer)
+		by_lv[o["lv"]] = o;
+	REQUIRE(by_lv.size() == 3);
+	CHECK((by_lv["lockstep.7"]["name"] == "db.7" && by_lv["lockstep.7"]["group"] == "sr"));
+	CHECK((by_lv["lockstep.1"]["uuid"] == VOLUME_UUID && by_lv["lockstep.1"]["name"] == "db1" && by_lv["lockstep.1"]["group"] == ""));
+	CHECK((by_lv["lockstep.7.s2.1"]["kind"] == "snapshot" && by_lv["lockstep.7.s2.1"]["group"] == ""));
+	CHECK(l.w.count("show") == 0);
+}
+
+TEST_CASE("the LV of a replica tells the group that its volume is in")
+{
+	FakeWorld w;
+	w.start_daemon();
+	w.propose({{"op", "group.create"}, {"name", "sr"}, {"pool", "default"}, {"redundancy", 1}});
+	const Json created = w.propose({{"op", "volume.create"}, {"name", "db1"}, {"uuid", VOLUME_UUID}, {"size_bytes", GIB}, {"group", "sr"}, {"hosts", {1}},
+					{"now_ms", 1}});
+	w.daemon().look();
+	REQUIRE(w.run_until([&] { return w.state.volume(created["vid"])->devices.contains(1); }));
+	const std::vector<std::string> &tags = w.lvs["/dev/vg/lockstep.1"].lv.tags;
+	CHECK(std::ranges::count(tags, "lockstep.group=sr") == 1);
+}
+
 TEST_CASE("a remnant, a tombstone's replica and a snapshot's copy are no orphans")
 {
 	Left l;

@@ -101,6 +101,7 @@ TEST_CASE("survey: what carries a tag of ours, its pools, and the numbers that a
 	lv.cluster = UUID3;
 	lv.name = "db.1";
 	lv.pool = "fast";
+	lv.group = "sr";
 	lv.shared = true;
 	put("lockstep.7", replica_tags(lv), true);
 	put("lockstep.9.s12.1", {snapshot_lv_tag(UUID3)}, true);
@@ -132,7 +133,7 @@ TEST_CASE("survey: what carries a tag of ours, its pools, and the numbers that a
 	CHECK((space->size_bytes == 77 && space->free_bytes == 0));
 	REQUIRE(found.copies.size() == 2);
 	const FoundCopy &c = found.copies[0];
-	CHECK((c.lv == "lockstep.7" && c.uuid == VOLUME_UUID && c.cluster == UUID3 && c.name == "db.1" && c.pool == "fast" && c.shared && c.added == 4));
+	CHECK((c.lv == "lockstep.7" && c.uuid == VOLUME_UUID && c.cluster == UUID3 && c.name == "db.1" && c.pool == "fast" && c.group == "sr" && c.shared && c.added == 4));
 	CHECK((c.thin_pool == "thin" && c.problem == "" && c.host == 2));
 	CHECK(w.count("show") == 1);
 	// Its name is not that of the volume that it says it is of.
