@@ -76,8 +76,6 @@ ALIGNMENT_BYTES = 4096
 SHARED_TYPES = ('ha_statefile', 'redo_log')
 DEVICE_TIMEOUT_S = 30       # until the device of a ready volume is there, on a host that has just started
 BOOT_TIMEOUT_S = 90         # the same before xapi runs, for the HA statefile
-NO_INCOMING_MIRROR = ('the disks of a running VM cannot be migrated into a thick SR of type lockstep: shut the VM down and migrate it then, or copy '
-                      'it with `xe vm-copy`')
 CLOSE_TIMEOUT_S = 10        # until the cluster knows that this host has closed a volume
 LOCK_DIR = '/run/lock'
 
@@ -145,7 +143,7 @@ class LockstepSR(SR.SR):
             raise xs_errors.XenError('SRUnavailable', opterr='Lockstep is not installed on this host: ' + MISSING_LIBRARY)
         self.sr_vditype = 'aio'
         self.ops_exclusive = []
-        self.api = lockstep.Api()
+        self.api = lockstep.Api(copies='/' not in self.dconf.get('group-name', '/'))    # in thick pools
         self.fresh = []                     # VDIs that a scan has introduced
 
     def vdi(self, uuid):
@@ -166,6 +164,9 @@ class LockstepSR(SR.SR):
             raise xs_errors.XenError('ConfigParamsMissing', opterr='device-config:provisioning=%s does not fit group-name=%s: thin needs '
                                      'volume_group/thin_pool, thick a volume group alone' % (wanted, name))
         return vg, thin or None
+
+    def is_thin(self):
+        return bool(self._place()[1])
 
     def _redundancy(self):
         text = self.dconf.get('redundancy') or str(DEFAULT_REDUNDANCY)
@@ -226,7 +227,7 @@ class LockstepSR(SR.SR):
             raise xs_errors.XenError('ConfigParamsMissing', opterr='redundancy=%d needs as many hosts, the pool has %d'
                                      % (redundancy, len(hosts)))
         with api_errors('SRUnavailable'):
-            pool, without = self._prepare_hosts(hosts)
+            pool, without = lockstep.prepare_hosts(self.api, self._plugin, self.host_ref, hosts)
             status = self.api.cluster_status(consistent=True, brief=True)
             self._clear_the_place(status)
             have = [p['host'] for p in status['pools'] if p['name'] == pool]
@@ -238,31 +239,6 @@ class LockstepSR(SR.SR):
             self.api.group_create(sr_uuid, pool, redundancy, {
                 NAME: text_label(sr['name_label']), DESCRIPTION: text_label(sr['name_description']), GROUP_NAME: self.dconf['group-name']})
         util.SMlog('lockstep: created SR %s in %s%s' % (sr_uuid, vg, '/' + thin if thin else ''))
-
-    def _prepare_hosts(self, hosts):
-        """Makes every host of the pool part of the cluster, with its pool if it has the volume group. Each step leaves a host as
-        it is if it is done already; a host that stays joined after a failure holds nothing and harms nothing. Answers the pool's name
-        in the cluster, and why hosts are without one."""
-        dead = [r['name_label'] for r in hosts.values() if not r['enabled']]
-        if dead:
-            raise xs_errors.XenError('SRUnavailable', opterr='host %s is disabled: all hosts of the pool must be up to create an SR' % dead[0])
-        answer = self._plugin(self.host_ref, 'prepareSr', {})
-        cluster, name, without = answer, answer['pool'], list(answer['without'])
-        for ref in sorted(hosts):
-            if ref == self.host_ref:
-                continue
-            args = {'address': cluster['address'], 'cluster': cluster['cluster'], 'pool': name}
-            answer = self._plugin(ref, 'prepareSr', {'knows': cluster['cluster']})
-            if not answer['cluster']:
-                args['token'] = self.api.token()
-                answer = self._plugin(ref, 'prepareSr', args)
-            elif answer['cluster'] != cluster['cluster']:
-                raise xs_errors.XenError('SRUnavailable', opterr='host %s is in the cluster %s, the pool master in %s' % (
-                    hosts[ref]['name_label'], answer['cluster'], cluster['cluster']))
-            else:
-                answer = self._plugin(ref, 'prepareSr', args)
-            without += answer['without']
-        return name, without
 
     def _plugin(self, host_ref, function, args):
         full = {'groupName': self.dconf['group-name']}
@@ -325,10 +301,22 @@ class LockstepSR(SR.SR):
         """Nothing to undo: devices belong to volumes, not to the SR, and the daemon goes on serving the other hosts."""
 
     def probe(self):
+        """The SRs of the cluster in this place; if it has none there, those that replicas on the disks say they were of."""
         with api_errors('SRUnavailable'):
-            status = self.api.cluster_outline()
-        places = self._pool_names(status) if self.dconf.get('group-name') else {p['name'] for p in status['pools']}
-        return util.SRtoXML({g['name']: {'size': self._capacity(status, g)[0]} for g in status['groups'] if g['pool'] in places})
+            status = self.api.outline()
+            places = self._pool_names(status) if self.dconf.get('group-name') else {p['name'] for p in status['pools']}
+            found = {g['name']: {'size': self._capacity(status, g)[0]} for g in status['groups'] if g['pool'] in places}
+            return util.SRtoXML(found or self._on_the_disks())
+
+    def _on_the_disks(self):
+        """What no cluster knows; the plugin's adoptVolumes makes an SR of it again. A host in no cluster sees its own disks only."""
+        place = self._place() if self.dconf.get('group-name') else None
+        found = {}
+        for orphan in self.api.orphans()['orphans']:
+            group = orphan.get('group', '')
+            if orphan['kind'] == 'replica' and IS_UUID.match(group) and place in (None, (orphan['vg'], orphan['thin_pool'] or None)):
+                found.setdefault(group, {})[orphan['uuid']] = orphan['lv_bytes']
+        return {group: {'size': sum(volumes.values())} for group, volumes in found.items()}
 
     # ---- what xapi knows ----
 
@@ -545,9 +533,6 @@ class LockstepVDI(VDI.VDI):
             if wanted.get(key, 'raw') not in ('raw', 'aio'):
                 raise xs_errors.XenError('VDIType', opterr='%s=%s: an SR of type lockstep holds raw volumes only' % (key, wanted[key]))
         mirror = wanted.get('base_mirror')
-        if mirror and not self.sr._place()[1]:
-            # Refused before a byte is copied, not when the VM runs here already.
-            raise xs_errors.XenError('VDICreate', opterr=NO_INCOMING_MIRROR)
         if size < 0:
             raise xs_errors.XenError('VDISize', opterr='%d bytes' % size)
         size = util.roundup(ALIGNMENT_BYTES, size)
@@ -564,7 +549,7 @@ class LockstepVDI(VDI.VDI):
                 options = self._shared_options()
             if mirror:
                 labels[mirrors.ID] = text_label(mirror)
-                hosts = mirrors.leaf_hosts(self.api, self.sr.uuid, labels[mirrors.ID])
+                hosts = self.sr.is_thin() and mirrors.leaf_hosts(self.api, self.sr.uuid, labels[mirrors.ID])
                 options = {'hosts': hosts} if hosts else {}
             self._make_sized(lambda: self._create_volume(size, labels, options), size, 'VDICreate')
             if 'class' in options and self.api.volume(vdi_uuid)['class'] != 'shared':
@@ -816,8 +801,9 @@ class LockstepVDI(VDI.VDI):
                 raise xs_errors.XenError('VDISnapshot', opterr='VDI %s is a snapshot itself: clone it' % self.uuid)
             if CBT in volume['labels']:
                 labels[CBT] = '1'
-            mirrors.snapshotted(self.api, volume)
-            self._make_sized(lambda: self.api.snapshot_create(self.uuid, new.uuid, labels), 0, 'VDISnapshot')
+            if mirrors.snapshotted(self.api, volume) and not self.sr.is_thin():
+                return self.api.volume_create(new.uuid, ALIGNMENT_BYTES, self.sr.uuid, labels)
+            return self._make_sized(lambda: self.api.snapshot_create(self.uuid, new.uuid, labels), 0, 'VDISnapshot')
         new.snapshot_of = self.session.xenapi.VDI.get_by_uuid(self.uuid)
         return new._introduce_new(make, 'VDISnapshot')
 
@@ -828,7 +814,7 @@ class LockstepVDI(VDI.VDI):
             volume, snapshot = self.api.find(vdi_uuid)
             size = (volume or snapshot)['size_bytes']
             mirror = (self.sr.srcmd.params.get('driver_params') or {}).get('base_mirror')
-            if mirror:
+            if mirror and self.sr.is_thin():
                 hosts = snapshot['hosts'] if snapshot else [r['host'] for r in volume['replicas']]
                 mirrors.refuse_apart(self.api, sr_uuid, text_label(mirror), hosts)
             if snapshot:
@@ -840,7 +826,7 @@ class LockstepVDI(VDI.VDI):
     def compose(self, sr_uuid, vdi1, vdi2):
         """The last step of an incoming mirror: vdi2 becomes vdi1 with what was written to vdi2 on it; vdi1 is gone then."""
         with api_errors('VDIUnavailable', 'vdi'):
-            there = mirrors.compose(self.api, vdi2, vdi1)
+            there = mirrors.compose(self.api, vdi2, vdi1, self.sr.is_thin())
             with self.sr.changing():
                 if there:
                     self.sr.remove({'name': vdi1})
@@ -855,7 +841,7 @@ class LockstepVDI(VDI.VDI):
     def configure_blocktracking(self, sr_uuid, vdi_uuid, enable):
         if self.session.xenapi.VDI.get_is_a_snapshot(self.sr.srcmd.params['vdi_ref']):
             raise xs_errors.XenError('VDIType', opterr='VDI %s is a snapshot' % vdi_uuid)
-        if enable and not self.sr._place()[1]:
+        if enable and not self.sr.is_thin():
             raise xs_errors.XenError('CBTActivateFailed', opterr='the SR is thick: only thin pools can tell which blocks have changed')
         with api_errors('CBTActivateFailed' if enable else 'CBTDeactivateFailed', 'vdi'):
             self.api.volume_label(vdi_uuid, {CBT: '1' if enable else None})

@@ -14,14 +14,19 @@ import errno
 import http.client
 import json
 import os
+import signal
 import socket
+import subprocess
 import time
 from urllib.parse import quote
 
 SOCKET = '/run/lockstep/lockstepd.sock'
 DEVICES = '/dev/lockstep'
+COMMAND = '/usr/bin/lockstep'
+PR_SET_PDEATHSIG = 1
 READ_TIMEOUT_S = 30
 CHANGE_TIMEOUT_S = 180      # the daemon gives up by itself after 60 s, and undoes what it did
+COPY_TIMEOUT_S = 24 * 3600  # in thick pools, while the hosts that copy are there
 
 # enum Status of ctl/lib/error.h
 USAGE, NOT_FOUND, FORBIDDEN, FAILED = 2, 3, 5, 10
@@ -86,9 +91,10 @@ def _error(method, path, body):
 
 
 class Api(object):
-    """A client of the daemon on this host. It holds no state and no connection."""
+    """A client of the daemon on this host. It holds no state and no connection. copies: what is made of a snapshot is copied."""
 
-    def __init__(self, path=None):
+    def __init__(self, path=None, copies=False):
+        self.copy_timeout_s = COPY_TIMEOUT_S if copies else CHANGE_TIMEOUT_S
         # The variable is for tests: xapi gives its drivers an environment of its own.
         self.path = path or os.environ.get('LOCKSTEP_SOCKET') or SOCKET
 
@@ -139,9 +145,16 @@ class Api(object):
         self._must_know(answer)
         return answer
 
-    def cluster_outline(self):
-        """The same without the volumes, which are most of it where there are many (none is named so); an earlier daemon tells them too."""
+    def outline(self):
+        """The status without the volumes, which are most of it where there are many (none is named so); an earlier daemon tells them too.
+        'cluster' is None on a host that is in none."""
         answer = self.call('GET', '/wait?index=0&ms=0&volume=-')
+        if answer.get('cluster'):
+            self._must_know(answer)
+        return answer
+
+    def cluster_outline(self):
+        answer = self.outline()
         self._must_know(answer)
         return answer
 
@@ -244,15 +257,13 @@ class Api(object):
         return self.call('POST', self._volume_path(name, '/resize'), {'size_bytes': size_bytes})
 
     def clone(self, name, clone, group, labels):
-        return self.call('POST', self._volume_path(name, '/clone'), {'name': clone, 'uuid': clone, 'group': group, 'labels': labels})
+        body = {'name': clone, 'uuid': clone, 'group': group, 'labels': labels}
+        return self.call('POST', self._volume_path(name, '/clone'), body, self.copy_timeout_s)
 
-    # ---- what an earlier cluster left on the disks ----
+    # ---- what an earlier cluster left on the disks; of this host alone if it is in no cluster ----
 
     def orphans(self):
         return self.call('GET', '/orphans', None, CHANGE_TIMEOUT_S)
-
-    def adopt(self, uuid, name, group, labels):
-        return self.call('POST', '/orphans/%s/adopt' % quote(uuid, safe=''), {'name': name, 'group': group, 'labels': labels})
 
     # ---- what a storage migration needs: lockstepmirror.py ----
 
@@ -263,6 +274,10 @@ class Api(object):
     def trail(self, name, host, number, at):
         query = '/trail?host=%s&trail=%s&at=%d' % (quote(host, safe=''), quote(number, safe=''), at)
         return self.call('GET', self._volume_path(name, query))
+
+    def trail_end(self, name, host, number):
+        query = '/trail?host=%s&trail=%s' % (quote(host, safe=''), quote(number, safe=''))
+        return self.call('DELETE', self._volume_path(name, query))
 
     def replace(self, name, source):
         return self.call('POST', self._volume_path(name, '/replace'), {'source': source})
@@ -302,12 +317,51 @@ class Api(object):
     def snapshot_restore(self, snapshot, name, group, labels, **options):
         body = {'name': name, 'group': group, 'labels': labels}
         body.update(options)
-        return self.call('POST', self._snapshot_path(snapshot, '/restore'), body)
+        return self.call('POST', self._snapshot_path(snapshot, '/restore'), body, self.copy_timeout_s)
 
     def diff(self, since, to=None):
         """What has changed since a snapshot; to: name of a newer one of the same volume, None: the volume as it is."""
         query = '/diff' + ('?to=' + quote(to, safe='') if to else '')
         return self.call('GET', self._snapshot_path(since, query), None, CHANGE_TIMEOUT_S)
+
+
+def run_command(*args):
+    """The command line of this host: its exit status, what it printed, what it said of an error."""
+    import ctypes     # costs 10 ms, which most calls need not pay
+    # It must not outlive who asked, and write to a disk that a repeated call has finished and a VM uses by then.
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def end_with_parent():
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+    # The variable is for tests: xapi gives its drivers an environment of its own.
+    process = subprocess.Popen([os.environ.get('LOCKSTEP_COMMAND') or COMMAND] + list(args), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, universal_newlines=True, preexec_fn=end_with_parent)
+    printed, error = process.communicate()
+    return process.returncode, printed, error.strip()
+
+
+def prepare_hosts(api, call_plugin, here, hosts):
+    """Makes every host of XAPI's pool part of one cluster, with its pool of volumes if it has the volume group. Each step leaves a host as
+    it is if it is done already; a host that stays joined after a failure holds nothing and harms nothing. call_plugin(host, function, args):
+    our plugin on a host. Answers the pool's name in the cluster, and why hosts are without one."""
+    dead = [r['name_label'] for r in hosts.values() if not r['enabled']]
+    if dead:
+        raise ApiError('host %s is disabled: all hosts of the pool must be up' % dead[0])
+    first = call_plugin(here, 'prepareSr', {})
+    without = list(first['without'])
+    for host in sorted(hosts):
+        if host == here:
+            continue
+        args = {'address': first['address'], 'cluster': first['cluster'], 'pool': first['pool']}
+        answer = call_plugin(host, 'prepareSr', {'knows': first['cluster']})
+        if not answer['cluster']:
+            args['token'] = api.token()
+        elif answer['cluster'] != first['cluster']:
+            raise ApiError('host %s is in the cluster %s, this host in %s' % (hosts[host]['name_label'], answer['cluster'], first['cluster']))
+        without += call_plugin(host, 'prepareSr', args)['without']
+    return first['pool'], without
 
 
 def openers(volume):

@@ -6,23 +6,23 @@
 # parent, gets a copy of all that was there before. When the guest stands still, compose(parent, leaf) must make of the leaf: the parent,
 # and on it exactly the sectors that were written to the leaf. A volume is raw and does not know them. So the kernel of the host that
 # writes to the leaf keeps a trail from before the first write (`lockstep volume overlay --help`). Compose writes what it names onto the
-# parent, then the leaf gets the parent's content as a whole, which in thin pools copies nothing: what it takes grows with what was written
-# during the migration, not with the disk.
+# parent, then the leaf gets the parent's content as a whole. In thin pools that copies nothing: what compose takes grows with what was
+# written during the migration, not with the disk. In thick ones it copies all that either of the two has been written to.
 #
-# A trail ends with its host, its module or a failed write, and then nothing is guessed: compose, or already the next activate, refuses,
+# Before it opens the leaf xapi takes a snapshot of it, which nobody ever reads. In a thick pool one of an empty disk would cost its room and
+# slow down all that is written to the leaf: there an empty volume of its own stands for it.
+#
+# A trail is lost with its host, its module or a failed write, and then nothing is guessed: compose, or already the next activate, refuses,
 # xapi gives the migration up, and the VM goes on at its source. Each step leaves a label, so that a repeated call goes on from there:
 #
 #   leaf    ID      the migration's name, from xapi; of both volumes
 #           TRAIL   '' once xapi has taken its snapshot of the leaf (nothing else tells the two apart), 'host/number' once it is opened
 #           DONE    the parent's name: composed. ID and TRAIL are gone, the leaf is a disk like others
 #   parent  LAID    the leaf's name: the sectors are on the parent. From now on the trail is not needed
-import os
-import subprocess
-
 import lockstepapi as lockstep
+import util
 
 ID, TRAIL, LAID, DONE = 'xapi.mirror', 'xapi.mirror-trail', 'xapi.mirror-laid', 'xapi.mirror-done'
-COMMAND = '/usr/bin/lockstep'
 SOURCE_GOES_ON = 'the migration ends here, the VM goes on at its source: migrate it again'
 
 
@@ -50,9 +50,11 @@ def refuse_apart(api, group, mirror, hosts):
 
 
 def snapshotted(api, volume):
-    """Before a snapshot of a volume: of a migration's two it is the leaf."""
-    if ID in volume['labels'] and TRAIL not in volume['labels']:
+    """Before a snapshot of a volume: of a migration's two it is the leaf. True if this snapshot is the one that xapi takes of it then."""
+    first = ID in volume['labels'] and TRAIL not in volume['labels']
+    if first:
         api.volume_label(volume['name'], {TRAIL: ''})
+    return first
 
 
 def opened(api, volume, this_host):
@@ -75,16 +77,24 @@ def opened(api, volume, this_host):
 
 def overlay(leaf, parent, trail):
     host, number = trail.split('/')
-    # The variable is for tests: xapi gives its drivers an environment of its own.
-    command = [os.environ.get('LOCKSTEP_COMMAND') or COMMAND, 'volume', 'overlay', leaf, parent, '--host', host, '--trail', number]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
-    said = process.communicate()[0].strip()
-    if process.returncode:
-        raise Lost(leaf, said)
-    return said
+    write(leaf, 'volume', 'overlay', leaf, parent, '--host', host, '--trail', number)
 
 
-def compose(api, leaf, parent):
+def write(leaf, *command):
+    status, printed, error = lockstep.run_command(*command)
+    if status:
+        raise Lost(leaf, error or printed.strip())
+
+
+def end_trail(api, leaf, trail):
+    """A kernel keeps it as long as the volume, and later migrations need its memory. Where that host cannot be asked it stays."""
+    try:
+        api.trail_end(leaf, *trail.split('/'))
+    except lockstep.ApiError as e:
+        util.SMlog('lockstep: the trail of volume %s stays: %s' % (leaf, e))
+
+
+def compose(api, leaf, parent, thin):
     """Answers whether the parent is there still. See the top."""
     volume = api.volume(leaf)
     labels = volume['labels']
@@ -103,7 +113,11 @@ def compose(api, leaf, parent):
             raise Lost(leaf, 'it was not opened for writing as a migration does')
         overlay(leaf, parent, labels[TRAIL])
         api.volume_label(parent, {LAID: leaf})
-    api.replace(leaf, parent)
+    if thin:
+        api.replace(leaf, parent)
+    else:
+        write(leaf, 'volume', 'overlay', parent, leaf, '--all')
+        end_trail(api, leaf, labels[TRAIL])
     api.volume_label(leaf, {ID: None, TRAIL: None, DONE: parent})
     return True
 

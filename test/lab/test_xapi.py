@@ -17,6 +17,7 @@ from fakexapi import XenError
 
 SOCKET = '/run/lockstep/lockstepd.sock'
 CONFIG = {'group-name': 'lockstep_group/thin_device', 'redundancy': '2', 'provisioning': 'thin'}
+THICK = {'group-name': 'lockstep_group', 'redundancy': '2', 'provisioning': 'thick'}
 NO_DRIVER = os.makedev(240, 0)
 MIB = 1 << 20
 
@@ -106,7 +107,7 @@ class Relay:
     def hold(self, host, verb, body):
         if verb == 'lockstep':      # the command line, in the VM
             done = host.run('lockstep ' + ' '.join(body['args']), check=False, timeout=300)
-            return {'status': done.status, 'said': done.out + done.err}
+            return {'status': done.status, 'out': done.out, 'err': done.err}
         key = host.name, body['volume']
         if verb == 'open':
             how = '3<>' if body['write'] else '3<'
@@ -133,23 +134,50 @@ class Relay:
             server.server_close()
 
 
-@pytest.fixture
-def pool(lab):
-    """Three hosts that are installed and in no cluster yet, and xapi."""
+# What stands for /usr/bin/lockstep on the hosts.
+COMMAND = f"""#!{sys.executable}
+import json, os, sys
+sys.path.insert(0, os.environ['SM_FOLDER'])
+import lockstepapi
+connection = lockstepapi._Connection(os.environ['LOCKSTEP_SOCKET'], 300)
+connection.request('POST', '/test/lockstep', json.dumps({{'args': sys.argv[1:]}}))
+answer = json.loads(connection.getresponse().read().decode())
+sys.stdout.write(answer['out'])
+sys.stderr.write(answer['err'])
+sys.exit(answer['status'])
+"""
+
+
+def start_pool(lab, install):
     hosts = lab.boot(3)
-    together(lambda h: h.install('--disks /dev/vdb --thin'), hosts)
+    together(lambda h: h.install(install), hosts)
     together(lambda h: h.configure(), hosts)
     folder = tempfile.mkdtemp(prefix='ls-')
     relay = Relay(hosts, folder)
     standins = TOP / 'test' / 'xapi' / 'smlib'
     sm, plugins = fakexapi.make_driver_folder(folder, str(TOP / 'sm'), str(standins), str(standins))
-    xapi = fakexapi.Xapi(folder, sm, plugins, relay, [h.name for h in hosts])
+    command = os.path.join(folder, 'lockstep')
+    with open(command, 'w') as f:
+        f.write(COMMAND)
+    os.chmod(command, 0o755)
+    xapi = fakexapi.Xapi(folder, sm, plugins, relay, [h.name for h in hosts], {'LOCKSTEP_COMMAND': command, 'SM_FOLDER': sm})
     xapi.register_driver(xapi.master)
     xapi.vms = hosts
     yield xapi
     xapi.close()
     relay.close()
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def pool(lab):
+    """Three hosts that are installed and in no cluster yet, and xapi."""
+    yield from start_pool(lab, '--disks /dev/vdb --thin')
+
+
+@pytest.fixture
+def thick_pool(lab):
+    yield from start_pool(lab, '--disks /dev/vdb')
 
 
 def uuid_of(xapi, vdi):

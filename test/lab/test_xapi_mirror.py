@@ -4,28 +4,17 @@
     guest ─► tapdisk at the source ─► source disk (a file here) ── copied as it was at the start ──► parent ─┐
                       └──────── each write from then on ────────► leaf, with a trail ── compose ────────────►┴─► leaf
 """
-import os, re, sys
+import re, time
 
 import pytest
 
 from lablib import wait
-from test_xapi import CONFIG, MIB, XenError, pool, uuid_of		# noqa: F401 (pool is a fixture)
+from test_xapi import CONFIG, MIB, THICK, XenError, pool, thick_pool, uuid_of		# noqa: F401 (pool is a fixture)
 from test_xapi_hosts import digest, status_of
 from fakexapi import Migration
 
 pytestmark = pytest.mark.slow
 SIZE = 24 * MIB
-# What stands for /usr/bin/lockstep of the pool master.
-COMMAND = f"""#!{sys.executable}
-import json, os, sys
-sys.path.insert(0, os.environ['SM_FOLDER'])
-import lockstepapi
-connection = lockstepapi._Connection(os.environ['LOCKSTEP_SOCKET'], 300)
-connection.request('POST', '/test/lockstep', json.dumps({{'args': sys.argv[1:]}}))
-answer = json.loads(connection.getresponse().read().decode())
-print(answer['said'], end='')
-sys.exit(answer['status'])
-"""
 
 
 def guest_writes(vm, leaf, seed):
@@ -44,20 +33,23 @@ def copy(vm, parent, first_mib, mib):
     vm.run(f'dd if=/tmp/then of=/dev/lockstep/{parent} bs=1M skip={first_mib} seek={first_mib} count={mib} conv=notrunc oflag=direct', timeout=100)
 
 
-def begin(x, vm):
+def begin(x, vm, config=CONFIG):
     """The SR, the source disk and its content at the start."""
-    command = os.path.join(x.folder, 'lockstep')
-    with open(command, 'w') as f:
-        f.write(COMMAND)
-    os.chmod(command, 0o755)
-    x.environment.update(LOCKSTEP_COMMAND=command, SM_FOLDER=x.driver)
     vm.run(f'head -c {SIZE} /dev/urandom >/tmp/source; cp /tmp/source /tmp/then')
-    return x.sr_create('storage', CONFIG), x.host_named(vm.name)
+    return x.sr_create('storage', config), x.host_named(vm.name)
 
 
-def test_xapi_a_running_vm_migrates_in(pool):		# noqa: F811
-    x, (a, b, c) = pool, pool.vms
-    sr, beta = begin(x, b)
+def finish(m):
+    """And how long the guest stands still for it, as the driver's call goes."""
+    began = time.monotonic()
+    m.finish()
+    took = dict(m.x.durations[-4:])
+    print(f'compose: {took.get("vdi_compose", 0):.1f} s of {time.monotonic() - began:.1f} s, {SIZE >> 20} MiB disk')
+
+
+def migrate(x, sr, beta, vms):
+    """With what the guest writes before, during and behind the copy; compared on every host and on every copy. Answers the disk."""
+    a, b, c = vms
     m = Migration(x, sr, SIZE, beta)
     leaf, parent = m.uuid(m.leaf), m.uuid(m.parent)
     x.plug(m.parent, beta)
@@ -68,25 +60,32 @@ def test_xapi_a_running_vm_migrates_in(pool):		# noqa: F811
     guest_writes(b, leaf, 2)
     source = b.out('md5sum </tmp/source')
     assert source != b.out('md5sum </tmp/then')
-    m.finish()
-    for vm in (a, b, c):
+    finish(m)
+    for vm in vms:
         assert digest(vm, leaf) == source, vm
     # every copy of it, not only the one that serves
     wait(lambda: all(r['state'] == 'insync' for r in status_of(a, leaf)['replicas']), 60, 'all copies to be in sync')
     x.sr_scan(sr)
     assert x.vdis(sr) == [m.leaf]
     assert [v['name'] for v in a.lockstep('status --json')['volumes'] if v['phase'] != 'deleting'] == [leaf]
-    for vm in (v for v in (a, b, c) if v.name in {r['host'] for r in status_of(a, leaf)['replicas']}):
+    for vm in (v for v in vms if v.name in {r['host'] for r in status_of(a, leaf)['replicas']}):
         path = next(r['lv_path'] for r in status_of(a, leaf)['replicas'] if r['host'] == vm.name)
         assert vm.out(f'dd if={path} bs=1M count={SIZE >> 20} iflag=direct 2>/dev/null | md5sum') == source, vm
+    return m.leaf
+
+
+def test_xapi_a_running_vm_migrates_in(pool):		# noqa: F811
+    x, (a, b, c) = pool, pool.vms
+    sr, beta = begin(x, b)
+    disk = migrate(x, sr, beta, pool.vms)
 
     # Once more, beginning with a clone of what is there already, as for a VM with snapshots.
-    nearest = x.vdi_snapshot(m.leaf)
+    nearest = x.vdi_snapshot(disk)
     again = Migration(x, sr, SIZE, beta, nearest=nearest)
     guest_writes(b, again.uuid(again.leaf), 3)
     source = b.out('md5sum </tmp/source')
-    again.finish()
-    assert digest(c, again.uuid(again.leaf)) == source != digest(c, leaf)
+    finish(again)
+    assert digest(c, again.uuid(again.leaf)) == source != digest(c, uuid_of(x, disk))
 
 
 def test_xapi_a_lost_trail_ends_a_migration(pool):		# noqa: F811
@@ -105,3 +104,18 @@ def test_xapi_a_lost_trail_ends_a_migration(pool):		# noqa: F811
     lost.cancel()
     x.sr_scan(sr)
     assert x.vdis(sr) == []
+
+
+def test_xapi_a_running_vm_migrates_into_a_thick_sr(thick_pool):		# noqa: F811
+    x, b = thick_pool, thick_pool.vms[1]
+    sr, beta = begin(x, b, THICK)
+    disk = migrate(x, sr, beta, x.vms)
+    # A disk like others: no trail takes memory, which it would ask for with the first write to what is new.
+    x.vdi_resize(disk, SIZE + 8 * MIB)
+    b.run('echo 0 >/sys/module/lockstep/parameters/max_trail_mib')
+    x.plug(disk, beta)
+    b.run(f'dd if=/dev/urandom of=/dev/lockstep/{uuid_of(x, disk)} bs=1M seek={SIZE >> 20} count=8 oflag=direct conv=notrunc,fsync', timeout=120)
+    x.unplug(disk, beta)
+    assert 'is not known any more' not in b.out('dmesg')
+    x.vdi_destroy(disk)
+    x.sr_destroy(sr)

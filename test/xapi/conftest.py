@@ -54,12 +54,16 @@ class World(object):
     def create(self, **changes):
         return self.xapi.sr_create('storage', dict(CONFIG, **changes))
 
-    def with_sr(self):
+    def with_sr(self, thick=False):
         """An SR as create() leaves it, for tests of what comes after; saves a dozen processes."""
-        sr = self.xapi.sr_record('storage', CONFIG)
+        config, pool = (dict(CONFIG, **{'group-name': 'vg1', 'provisioning': 'thick'}), 'vg1') if thick else (CONFIG, 'vg0-thin')
+        sr = self.xapi.sr_record('storage', config)
         uuid = self.xapi.db['SR'][sr]['uuid']
-        self.cluster.groups[uuid] = {'name': uuid, 'pool': 'vg0-thin', 'redundancy': 2, 'labels': {
-            'xapi.name': 'storage', 'xapi.description': 'made by a test', 'xapi.group-name': 'vg0/thin'}}
+        for name in self.names if thick else ():
+            self.cluster.hosts[name].vgs[('vg1', None)] = 100 << 30
+            self.cluster.pools[('vg1', name)] = ('vg1', None)
+        self.cluster.groups[uuid] = {'name': uuid, 'pool': pool, 'redundancy': 2, 'labels': {
+            'xapi.name': 'storage', 'xapi.description': 'made by a test', 'xapi.group-name': config['group-name']}}
         for pbd in self.xapi.pbds(sr):
             self.xapi.db['PBD'][pbd]['currently_attached'] = True
         return sr

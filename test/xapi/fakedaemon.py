@@ -172,6 +172,7 @@ class Cluster(object):
             ('GET', '/orphans', self.orphan_list), ('POST', '/orphans/([^/]+)/adopt', self.adopt),
             ('GET', '/volumes/([^/]+)', self.volume_get),
             ('POST', '/volumes/([^/]+)/trail', self.trail_begin), ('GET', '/volumes/([^/]+)/trail', self.trail),
+            ('DELETE', '/volumes/([^/]+)/trail', self.trail_end),
             ('POST', '/volumes/([^/]+)/replace', self.replace),
             ('GET', '/snapshots', self.snapshot_list),
             ('POST', '/volumes/([^/]+)/snapshots', self.snapshot_create), ('POST', '/volumes/([^/]+)/clone', self.clone),
@@ -539,12 +540,14 @@ class Cluster(object):
             host.joined = False
 
     def orphan_list(self, host, query):
+        """Of a host that is in no cluster: what its own disks hold."""
         content = {'vid': 1, 'host': 1, 'size_bytes': GIB, 'block_size': 16384, 'md_offset': GIB, 'version': 1, 'term': 1, 'clean': True, 'absent': []}
         vg, thin = 'vg0', 'thin'
-        return {'unreachable': [{'host': h.name, 'message': 'host %s cannot be reached' % h.name} for h in self.hosts.values() if not h.online],
-                'orphans': [{'host': on, 'vg': vg, 'lv': 'lockstep.%d' % v['vid'], 'kind': 'replica', 'uuid': v['uuid'], 'lv_bytes': v['size_bytes'],
-                             'thin_pool': thin, 'active': True, 'open': False, 'content': content}
-                            for v in self.orphans for on in v['hosts'] if self.hosts[on].online]}
+        asked = list(self.hosts.values()) if host.joined else [host]
+        return {'unreachable': [{'host': h.name, 'message': 'host %s cannot be reached' % h.name} for h in asked if not h.online],
+                'orphans': [{'host': h.name, 'vg': vg, 'lv': 'lockstep.%d' % v['vid'], 'kind': 'replica', 'uuid': v['uuid'], 'name': v['name'],
+                             'group': v['group'], 'lv_bytes': v['size_bytes'], 'thin_pool': thin, 'active': True, 'open': False, 'content': content}
+                            for v in self.orphans for h in asked if h.online and h.name in v['hosts']]}
 
     def adopt(self, host, uuid, body):
         [v] = [o for o in self.orphans if o['uuid'] == uuid] or [None]
@@ -592,6 +595,8 @@ class Cluster(object):
                     v['trails'][host]['sectors'].update(range(at // 512, (at + len(data)) // 512))
 
     def volume_get(self, host, name, query):
+        """For who opens the device."""
+        self.file(self.volume_of(name)['name'])
         return self.volume_status(self.volume_of(name))
 
     def trail_begin(self, host, name, body):
@@ -622,10 +627,18 @@ class Cluster(object):
             parts.append({'at': extent * 4 * MIB, 'bitmap': bitmap.hex()})
         return {'name': name, 'host': on, 'extents': parts, 'next': extents[2] * 4 * MIB if extents[2:] else None}
 
+    def trail_end(self, host, name, body):
+        """The names of query parameters are checked by the contract; a trail is known by its number alone here."""
+        v = self.volume_of(name)
+        v['trails'] = {}
+        return {'name': name, 'host': host.name}
+
     def replace(self, host, name, body):
         v, source = self.volume_of(name), self.volume_of(body['source'])
         if v['writers'] or v['readers']:
             raise Refused(5, 'volume %s is open on host %s: close it there before reverting it' % (name, sorted(v['writers'])), 'volume-open')
+        if not self.pools[(v['pool'], v['hosts'][0])][1]:
+            raise Refused(5, 'volume %s is in a thick pool: it cannot get another one\'s content without copying' % name)
         if v['size_bytes'] != source['size_bytes'] or not set(v['hosts']) & set(source['hosts']):
             raise Refused(5, 'volume %s has another size, or no replica on a host that has a copy' % name)
         v['blocks'], v['bytes'], v['trails'] = dict(source['blocks']), self.read_all(source), {}

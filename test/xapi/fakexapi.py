@@ -81,7 +81,7 @@ class Xapi(object):
         self.vdi_locks, self.sr_locks, self.sr_attach_lock = {}, {}, threading.Lock()
         self.before = self.after = None     # hooks: (method) around each call of the database
         self.calls = []
-        self.processes = {}                 # of drivers that run now
+        self.processes = {}                 # of drivers and plugins that run now
         self.smlog = os.path.join(folder, 'SMlog')
         self.durations = []
         self.dead = False                   # killed: what it was in the middle of, it does not end
@@ -297,13 +297,18 @@ class Xapi(object):
         session = ref()
         self.sessions[session] = None
         try:
-            out = subprocess.run([path, method_call(function, [session, args])], env=self.env(host), stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=TIMEOUT_S)
+            process = subprocess.Popen([path, method_call(function, [session, args])], env=self.env(host), stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self.processes[process.pid] = function
+            try:
+                out, err = process.communicate(timeout=TIMEOUT_S)
+            finally:
+                del self.processes[process.pid]
         finally:
             del self.sessions[session]
-        if out.returncode:
-            raise XenError('XENAPI_PLUGIN_FAILURE', 'non-zero exit', out.stdout.decode(), out.stderr.decode())
-        reply = xmlrpc.client.loads(out.stdout.decode())[0][0]
+        if process.returncode:
+            raise XenError('XENAPI_PLUGIN_FAILURE', 'non-zero exit', out.decode(), err.decode())
+        reply = xmlrpc.client.loads(out.decode())[0][0]
         if reply['Status'] != 'Success':
             raise XenError(*reply['ErrorDescription'])
         assert isinstance(reply['Value'], str)

@@ -39,6 +39,43 @@ def test_sources_are_python_3_6():
             assert not isinstance(node, getattr(ast, 'NamedExpr', ())) and not isinstance(node, getattr(ast, 'Match', ()))
 
 
+def not_in_2_7(tree):
+    """What the grammar of Python 2.7 does not know; modules and functions that it lacks are another matter."""
+    younger = (ast.JoinedStr, ast.AnnAssign, ast.Nonlocal, ast.YieldFrom, ast.Await, ast.AsyncFunctionDef, ast.AsyncWith, ast.AsyncFor, ast.MatMult)
+    for node in ast.walk(tree):
+        if isinstance(node, younger):
+            yield node
+        if isinstance(node, ast.arguments) and (node.kwonlyargs or getattr(node, 'posonlyargs', None)):
+            yield (node.kwonlyargs or node.posonlyargs)[0]
+        if isinstance(node, ast.arg) and node.annotation or isinstance(node, ast.FunctionDef) and node.returns:
+            yield node
+        if isinstance(node, ast.Raise) and node.cause or isinstance(node, ast.ClassDef) and node.keywords:
+            yield node
+        if isinstance(node, ast.Dict) and None in node.keys or isinstance(node, (ast.List, ast.Tuple, ast.Set)) and \
+                any(isinstance(e, ast.Starred) for e in node.elts):
+            yield node
+        if isinstance(node, ast.Call):
+            stars = [i for i, a in enumerate(node.args) if isinstance(a, ast.Starred)]
+            if len(stars) > 1 or stars and stars[0] != len(node.args) - 1 or [k.arg for k in node.keywords].count(None) > 1:
+                yield node
+            if isinstance(node.func, ast.Name) and node.func.id == 'print' and (node.keywords or len(node.args) > 1):
+                yield node
+
+
+def test_sources_are_python_2_7_to_its_parser():
+    for name in ('LockstepSR.py', 'lockstepapi.py', 'lockstepmirror.py', 'lockstep-manager'):
+        with open(os.path.join(SOURCE, name), 'rb') as f:
+            text = f.read()
+        assert all(c < 128 for c in text), name + ' needs a line that names its encoding'
+        assert ['%s:%d' % (name, n.lineno) for n in not_in_2_7(ast.parse(text))] == []
+
+
+@pytest.mark.parametrize('text', ['f"{x}"', 'x: int = 1', 'def f(*, a): pass', 'def f(a: int): pass', 'def f() -> int: pass', 'raise x from y',
+                                  'class A(metaclass=B): pass', '{**a}', '[*a]', 'f(*a, *b)', 'f(*a, b)', 'print(a, file=b)', 'async def f(): pass'])
+def test_what_2_7_does_not_know_is_found(text):
+    assert list(not_in_2_7(ast.parse(text)))
+
+
 def test_the_driver_imports_of_sm_only_what_it_may():
     with open(os.path.join(SOURCE, 'LockstepSR.py')) as f:
         tree = ast.parse(f.read())

@@ -15,8 +15,9 @@ GIB = 1 << 30
 
 
 class Case(object):
-    """One call to be interrupted. repeats: xapi itself sends it again until it is done."""
+    """One call to be interrupted. repeats: xapi itself, or its user, sends it again until it is done. scans: the SR is there afterwards."""
     repeats = True
+    scans = True
 
     def __init__(self, world, sr):
         self.world, self.sr, self.x = world, sr, world.xapi
@@ -174,8 +175,161 @@ class Unplug(Case):
         assert self.disks() == 1
 
 
+class Introduce(Case):
+    repeats = False
+
+    def before(self):
+        Case.before(self)
+        del self.x.db['VDI'][self.vdi]
+
+    def call(self):
+        self.x.vdi_introduce(self.sr, self.uuid, self.uuid)
+
+    def after(self, done):
+        assert self.disks() == 1
+
+
+class DeleteSnapshot(Case):
+    def before(self):
+        Case.before(self)
+        self.snapshot = self.x.vdi_snapshot(self.vdi)
+
+    def call(self):
+        if self.snapshot in self.x.db['VDI']:
+            self.x.vdi_destroy(self.snapshot)
+
+    def after(self, done):
+        assert self.x.vdis(self.sr) == [self.vdi] and not self.world.cluster.snapshots
+
+
+class Revert(Case):
+    """Clone of the snapshot, then the old disk goes. Between the two there are both; its user begins anew."""
+    repeats = False
+
+    def before(self):
+        Case.before(self)
+        self.x.plug(self.vdi, self.beta)
+        self.world.cluster.write(self.uuid, 1, 'then')
+        self.snapshot = self.x.vdi_snapshot(self.vdi)
+        self.world.cluster.write(self.uuid, 1, 'now')
+        self.x.unplug(self.vdi, self.beta)
+
+    def call(self):
+        self.x.vdi_revert(self.snapshot)
+
+    def after(self, done):
+        assert self.disks() in ((2,) if done else (2, 3)) and self.snapshot in self.x.db['VDI']
+        contents = [v['blocks'] for v in self.world.cluster.volumes.values()]
+        assert {1: 'then'} in contents or {1: 'now'} in contents
+
+
+class Cbt(Case):
+    """Enabled, asked for with two snapshots, their data destroyed, disabled."""
+
+    def before(self):
+        Case.before(self)
+        self.x.vdi_call('vdi_enable_cbt', self.vdi)
+        self.first, self.second = self.x.vdi_snapshot(self.vdi), self.x.vdi_snapshot(self.vdi)
+
+    def call(self):
+        self.x.vdi_call('vdi_enable_cbt', self.vdi)
+        self.x.vdi_call('vdi_list_changed_blocks', self.first, args=[self.second])
+        self.x.vdi_call('vdi_data_destroy', self.first)
+        self.x.vdi_call('vdi_disable_cbt', self.vdi)
+
+    def after(self, done):
+        assert 'xapi.cbt' not in self.world.cluster.volumes[self.uuid]['labels'] and self.disks() == 3
+        self.x.vdi_call('vdi_list_changed_blocks', self.first, args=[self.second])    # the snapshots know their own
+
+
+class UpdateSr(Case):
+    def call(self):
+        self.x.db['SR'][self.sr]['name_label'] = 'another'
+        self.x.sr_call('sr_update', self.sr)
+
+    def after(self, done):
+        assert self.world.cluster.groups[self.x.db['SR'][self.sr]['uuid']]['labels']['xapi.name'] == 'another'
+
+
+class DestroySr(Case):
+    """Its record is there until it is done."""
+
+    def before(self):
+        self.uuid = self.x.db['SR'][self.sr]['uuid']
+        self.world.cluster.groups.setdefault(self.uuid, {'name': self.uuid, 'pool': 'vg0-thin', 'redundancy': 2, 'labels': {}})
+        self.world.cluster.volume_create(None, {'name': '0b1d3fa8-0000-4000-8000-000000000001', 'size_bytes': GIB, 'group': self.uuid,
+                                                'labels': {'xapi.creating': '1'}})
+
+    def call(self):
+        self.x.sr_call('sr_attach', self.sr) if self.uuid in self.world.cluster.groups else None
+        self.x.sr_call('sr_delete', self.sr)
+
+    def after(self, done):
+        assert not self.world.cluster.groups and not self.world.cluster.volumes
+
+    scans = False
+
+
+class Statefile(Case):
+    """What xapi stores for HA, and what runs before xapi."""
+
+    def before(self):
+        self.vdi = self.x.vdi_create(self.sr, 266240, 'statefile', ty='ha_statefile')
+
+    def call(self):
+        config = self.x.vdi_call('vdi_generate_config', self.vdi)
+        self.x.static_attach(self.gamma, config)
+
+    def after(self, done):
+        assert self.disks() == 1
+
+
+class AddHost(Case):
+    """The plugin; the whole of it again, as its user would."""
+
+    def before(self):
+        self.pbd = next(k for k, r in self.x.db['PBD'].items() if r['host'] == self.gamma)
+        if self.x.db['PBD'][self.pbd]['currently_attached']:
+            self.x.pbd_unplug(self.pbd)
+        del self.x.db['PBD'][self.pbd]
+        host = self.world.cluster.hosts['gamma']
+        host.joined = False
+        self.world.cluster.pools.pop(('vg0-thin', 'gamma'), None)
+
+    def call(self):
+        self.x.call_plugin(self.gamma, 'lockstep-manager', 'addHost', {'groupName': 'vg0/thin'})
+
+    def after(self, done):
+        assert self.world.cluster.hosts['gamma'].joined and ('vg0-thin', 'gamma') in self.world.cluster.pools
+        [pbd] = [r for r in self.x.db['PBD'].values() if r['host'] == self.gamma]
+        assert pbd['currently_attached']
+
+
+class RemoveHost(Case):
+    """With a copy that must go elsewhere first."""
+
+    def before(self):
+        host = self.world.cluster.hosts['gamma']
+        host.joined, host.evacuating = True, False
+        self.world.cluster.pools[('vg0-thin', 'gamma')] = ('vg0', 'thin')
+        if not [r for r in self.x.db['PBD'].values() if r['host'] == self.gamma]:
+            self.x.pbd_plug(self.x.pbd_create({'SR': self.sr, 'host': self.gamma, 'device_config': dict(CONFIG), 'other_config': {}}))
+        Case.before(self)
+        self.world.cluster.volumes[self.uuid]['hosts'] = ['alpha', 'gamma']
+
+    def call(self):
+        if self.world.cluster.hosts['gamma'].joined:
+            self.x.call_plugin(self.gamma, 'lockstep-manager', 'removeHost', {'groupName': 'vg0/thin'})
+
+    def after(self, done):
+        assert not self.world.cluster.hosts['gamma'].joined
+        assert self.world.cluster.volumes[self.uuid]['hosts'] == ['alpha', 'beta']
+        assert not [r for r in self.x.db['PBD'].values() if r['host'] == self.gamma]
+
+
 QUICK = [Create, Delete, Snapshot]
-SLOW = [CreateStatefile, Resize, SnapshotWithMirror, Clone, CloneOfSnapshot, Scan, Plug, ReadSnapshot, Update, Unplug]
+SLOW = [CreateStatefile, Resize, SnapshotWithMirror, Clone, CloneOfSnapshot, Scan, Plug, ReadSnapshot, Update, Unplug, Introduce, DeleteSnapshot, Revert,
+        Cbt, UpdateSr, DestroySr, Statefile, AddHost, RemoveHost]
 
 
 def settle(case):
@@ -184,7 +338,8 @@ def settle(case):
         r['sm_config'].pop('paused', None)
     if case.repeats:
         case.call()
-    case.x.sr_scan(case.sr)
+    if case.scans:
+        case.x.sr_scan(case.sr)
 
 
 @pytest.mark.parametrize('case', QUICK + [pytest.param(c, marks=pytest.mark.slow) for c in SLOW], ids=lambda c: c.__name__)
@@ -212,7 +367,8 @@ def test_killed_at_each_step(make_world, case):
             finally:
                 killer.disarm()
             settle(run)
-            world.consistent(sr)
+            if run.scans:
+                world.consistent(sr)
             run.after(done)
 
 
@@ -234,7 +390,11 @@ class Daemon(object):
         self.count, self.at, self.phase = 0, at, phase
 
 
-@pytest.mark.parametrize('case', [Create, Delete, Snapshot, Clone, Resize], ids=lambda c: c.__name__)
+DAEMON_SLOW = [CreateStatefile, CloneOfSnapshot, DeleteSnapshot, Update, Cbt, UpdateSr, DestroySr]
+
+
+@pytest.mark.parametrize('case', [Create, Delete, Snapshot, Clone, Resize] + [pytest.param(c, marks=pytest.mark.slow) for c in DAEMON_SLOW],
+                         ids=lambda c: c.__name__)
 def test_the_daemon_dies_at_each_change(world, sr, case):
     daemon = Daemon(world)
     run = case(world, sr)
@@ -255,8 +415,89 @@ def test_the_daemon_dies_at_each_change(world, sr, case):
                 assert 'cannot be asked' in str(e)
             daemon.arm(None, None)
             settle(run)
-            world.consistent(sr)
+            if run.scans:
+                world.consistent(sr)
             run.after(done)
+
+
+class HostLoss(Killer):
+    """The pool master is lost with all that runs on it: the driver, and the daemon, at the driver's nth request."""
+
+    def __init__(self, world):
+        Killer.__init__(self, world)
+        world.cluster.before = lambda host, method, path: self.tick('before') or self.is_dead(host)
+        world.cluster.after = lambda host, method, path: self.tock('after') or self.is_dead(host)
+
+    def is_dead(self, host):
+        return 'dies' if self.hit and host == 'alpha' else None
+
+    def kill(self):
+        self.world.cluster.hosts['alpha'].online = False
+        Killer.kill(self)
+
+    def another_master(self, sr):
+        x, cluster = self.world.xapi, self.world.cluster
+        self.disarm()
+        self.hit = False
+        cluster.stop('alpha')
+        self.move(x.host_named('beta'))
+        for r in x.db['VDI'].values():    # xapi's host-is-dead handling (resetvdis)
+            r['sm_config'] = {k: v for k, v in r['sm_config'].items() if k not in ('activating', 'host_' + x.host_named('alpha'))}
+        next(r for r in x.db['PBD'].values() if r['host'] == x.host_named('alpha'))['currently_attached'] = False
+
+    def move(self, host):
+        x = self.world.xapi
+        x.master = host
+        next(iter(x.db['pool'].values()))['master'] = host
+
+    def back(self, sr):
+        x, cluster = self.world.xapi, self.world.cluster
+        cluster.hosts['alpha'].online = True
+        cluster.make_devices()
+        cluster.start('alpha')
+        if sr in x.db['SR'] and cluster.groups:
+            x.pbd_plug(next(k for k, r in x.db['PBD'].items() if r['host'] == x.host_named('alpha')))
+        self.move(x.host_named('alpha'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', [Create, CreateStatefile, Delete, DeleteSnapshot, Snapshot, Clone, CloneOfSnapshot, Resize, Revert, Scan, Update, Cbt,
+                                  UpdateSr, Introduce, DestroySr], ids=lambda c: c.__name__)
+def test_the_master_is_lost_at_each_step(make_world, case):
+    """Another host becomes master, plugs, scans and repeats what xapi would; then the lost one is back, and all agree."""
+    world = make_world()
+    loss = HostLoss(world)
+    sr = world.with_sr()
+    for vg in world.cluster.hosts.values():
+        vg.vgs[('vg0', 'thin')] = 1000 * GIB
+    undisturbed = case(world, sr)
+    loss.arm(None, None)
+    undisturbed.call()
+    steps = loss.count
+    loss.disarm()
+    for n in range(1, steps + 1):
+        for phase in ('before', 'after'):
+            clear(world, sr)
+            run = case(world, sr)
+            loss.arm(n, phase)
+            done = False
+            try:
+                run.call()
+                done = True
+            except (Killed, XenError):
+                pass
+            finally:
+                loss.another_master(sr)
+            if run.scans:
+                world.xapi.sr_call('sr_attach', sr)
+            settle(run)
+            if run.scans:
+                world.consistent(sr)
+            run.after(done)
+            loss.back(sr)
+            if run.scans:
+                world.xapi.sr_scan(sr)
+                world.consistent(sr)
 
 
 def clear(world, sr):

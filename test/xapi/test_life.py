@@ -117,7 +117,7 @@ def test_a_host_of_another_cluster(make_world):
     other = make_world(names=['beta'])
     world.cluster.stop('beta')
     world.cluster.socket = lambda name, own=world.cluster.socket: other.cluster.socket('beta') if name == 'beta' else own(name)
-    with failed('SR_BACKEND_FAILURE_47', 'host beta is in the cluster .*, the pool master in'):
+    with failed('SR_BACKEND_FAILURE_47', 'host beta is in the cluster .*, this host in'):
         world.create()
     assert not world.cluster.groups and not other.cluster.groups
 
@@ -143,6 +143,34 @@ def test_probe_finds_it_while_unplugged(world, sr):
     assert x.sr_probe(CONFIG) == [uuid]
     assert x.sr_probe({}) == [uuid]
     assert x.sr_probe({'group-name': 'vg1/thin', 'provisioning': 'thin'}) == []
+
+
+def test_probe_of_disks_that_no_cluster_knows(world, sr):
+    """They tell of which SR they were: without a cluster, and in a new one that has no SR there yet."""
+    x = world.xapi
+    uuid = x.db['SR'][sr]['uuid']
+    x.vdi_create(sr, 1 << 30)
+    x.vdi_create(sr, 2 << 30)
+    world.cluster.lose_the_cluster()
+    x.sr_forget(sr)
+    for formed in (False, True):
+        for host in world.cluster.hosts.values():
+            host.joined = formed
+        world.cluster.uuid = '0b1d3fa8-0000-4000-8000-00000000000a' if formed else ''
+        assert x.sr_probe(CONFIG) == x.sr_probe({}) == [uuid], formed
+        assert x.sr_probe({'group-name': 'vg1/thin', 'provisioning': 'thin'}) == []
+    assert not world.cluster.groups and not world.cluster.volumes    # it only looked
+    for orphan in world.cluster.orphans:
+        orphan['group'] = ''    # of an earlier daemon, or by hand
+    assert x.sr_probe(CONFIG) == []
+
+
+def test_probe_of_a_host_that_cannot_say_anything_yet(world, sr):
+    world.cluster.get_wait = lambda host, query: dict(world.cluster.status(host), cluster={'name': None, 'uuid': None, 'leader': None, 'quorum': False},
+                                                      message='lockstepd of alpha is starting', groups=[], pools=[])
+    world.cluster.contract.check_answer = lambda *_: None
+    with failed('SR_BACKEND_FAILURE_47', 'is starting'):
+        world.xapi.sr_probe(CONFIG)
 
 
 def test_forget_and_introduce(world, sr):

@@ -8,11 +8,13 @@ import xmlrpc.client
 
 import pytest
 
-from conftest import CONFIG
+from conftest import CONFIG, HERE
 from fakexapi import XenError, method_call, ref
 
 GIB = 1 << 30
 GROUP = {'groupName': 'vg0/thin'}
+COMMAND = os.path.join(HERE, '..', '..', 'build', 'lockstep')
+needs_command = pytest.mark.skipif(not os.path.exists(COMMAND), reason='build/lockstep is not built')
 
 
 def failed(*says):
@@ -202,9 +204,11 @@ def test_destroying_what_xapi_has_forgotten(world, sr):
     assert not world.cluster.volumes and not world.cluster.groups
 
 
+@needs_command
 def test_disks_of_a_cluster_that_is_no_more(world, sr):
     """All hosts were installed anew, their disks were kept: an SR is created on them, and what they hold becomes its disks."""
     x = world.xapi
+    x.environment['LOCKSTEP_COMMAND'] = COMMAND
     disks = [x.vdi_create(sr, GIB, 'disk %d' % n) for n in range(3)]
     uuids = sorted(x.db['VDI'][v]['uuid'] for v in disks)
     x.plug(disks[0], world.hosts[0])
@@ -224,17 +228,69 @@ def test_disks_of_a_cluster_that_is_no_more(world, sr):
     world.cluster.hosts['gamma'].online = True
     second = json.loads(call(world, 'adoptVolumes'))
     assert sorted(first['adopted'] + second['adopted']) == uuids and not second['kept']
-    assert json.loads(call(world, 'adoptVolumes')) == {'adopted': [], 'kept': {}, 'unreachable': []}
+    assert json.loads(call(world, 'adoptVolumes')) == {'sr': x.db['SR'][sr]['uuid'], 'adopted': [], 'kept': {}, 'unreachable': []}
     x.sr_scan(sr)
     assert sorted(x.db['VDI'][v]['uuid'] for v in x.vdis(sr)) == uuids
     assert world.cluster.volumes[written]['blocks'] == {7: 'data'}
     vdi = x.vdi_by(written)
-    assert x.db['VDI'][vdi]['name_label'] == 'found on the disks: ' + written
+    assert x.db['VDI'][vdi]['name_label'] == written
     x.plug(vdi, world.hosts[2])
     x.unplug(vdi, world.hosts[2])
     world.consistent(sr)
     x.sr_forget(sr)
     with failed('there is no SR in vg0/thin yet'):
+        call(world, 'adoptVolumes')
+
+
+@needs_command
+@pytest.mark.parametrize('database', ['lost', 'kept'])
+def test_an_sr_that_was_found_on_the_disks_is_brought_back(world, sr, database):
+    """Under its own uuid; xapi's records of its disks keep their names if they were kept, or restored from a backup."""
+    x = world.xapi
+    x.environment['LOCKSTEP_COMMAND'] = COMMAND
+    uuid = x.db['SR'][sr]['uuid']
+    disks = {x.db['VDI'][x.vdi_create(sr, GIB, 'disk %d' % n)]['uuid'] for n in range(3)}
+    alien = dict(list(world.cluster.volumes.values())[0], uuid='0b1d3fa8-0000-4000-8000-000000000001', group='0b1d3fa8-0000-4000-8000-00000000000a')
+    world.cluster.lose_the_cluster()
+    world.cluster.orphans.append(alien)
+    if database == 'lost':
+        x.sr_forget(sr)
+    assert uuid in x.sr_probe(CONFIG)
+    world.xapi.db['host'][world.hosts[2]]['enabled'] = False
+    with failed('host gamma is disabled'):
+        call(world, 'adoptVolumes', dict(GROUP, srUuid=uuid))
+    world.xapi.db['host'][world.hosts[2]]['enabled'] = True
+    with failed('redundancy=x is not a number'):
+        call(world, 'adoptVolumes', dict(GROUP, srUuid=uuid, redundancy='x'))
+    found = json.loads(call(world, 'adoptVolumes', dict(GROUP, srUuid=uuid, redundancy='3'), host=1))
+    assert found['sr'] == uuid and set(found['adopted']) == disks and found['kept'] == {} and found['unreachable'] == []
+    assert all(h.joined for h in world.cluster.hosts.values()) and world.cluster.groups[uuid]['redundancy'] == 3
+    assert [o['uuid'] for o in world.cluster.orphans] == [alien['uuid']]    # of another SR
+    again = json.loads(call(world, 'adoptVolumes', dict(GROUP, srUuid=uuid)))
+    assert again['adopted'] == [] and again['kept'] == {}
+    with failed('holds the SR %s already' % uuid):
+        call(world, 'adoptVolumes', dict(GROUP, srUuid=alien['group']))
+    if database == 'lost':
+        assert x.sr_probe(CONFIG) == [uuid]
+        sr = x.sr_record('storage', CONFIG, uuid_=uuid)
+    for pbd in x.pbds(sr):
+        x.pbd_plug(pbd)
+    world.consistent(sr)
+    assert {r['uuid'] for r in x.db['VDI'].values()} == disks
+    assert {r['name_label'] for r in x.db['VDI'].values()} == (disks if database == 'lost' else {'disk 0', 'disk 1', 'disk 2'})
+    for vdi in x.vdis(sr):
+        x.vdi_destroy(vdi)
+    x.sr_destroy(sr)
+
+
+@needs_command
+def test_what_the_command_line_says_is_the_cause(world, sr):
+    world.xapi.environment['LOCKSTEP_COMMAND'] = '/bin/false'
+    with failed('the command line said nothing'):
+        call(world, 'adoptVolumes')
+    world.xapi.environment['LOCKSTEP_COMMAND'] = COMMAND
+    world.cluster.without.add('GET /orphans')
+    with failed('XENAPI_PLUGIN_FAILURE', 'no GET /v1/orphans'):
         call(world, 'adoptVolumes')
 
 
