@@ -27,7 +27,7 @@ SM_SESSION_ONLY = {
     'VDI.set_managed', 'VDI.set_read_only', 'VDI.set_missing', 'VDI.set_virtual_size', 'VDI.set_physical_utilisation',
     'VDI.set_is_a_snapshot', 'VDI.set_snapshot_of', 'VDI.set_snapshot_time', 'VDI.set_sharable', 'VDI.set_metadata_of_pool',
     'VDI.set_cbt_enabled', 'PBD.set_device_config'}
-TIMEOUT_S = 120    # xapi has none; a test that hangs must end
+TIMEOUT_S = 300    # xapi has none; a test that hangs must end
 
 
 class XenError(Exception):
