@@ -86,9 +86,9 @@ TEST_CASE("volumes that are as they should be are looked at now and then only")
 	CHECK(w->run_until([&] { return serving(*w, 11); }, SWEEP_MS + 500));
 }
 
-TEST_CASE("what 5,000 volumes at rest cost", "[.bench]")
+TEST_CASE("what a thousand volumes at rest cost", "[.bench]")
 {
-	for (unsigned volumes : {1000u, 5000u}) {
+	for (unsigned volumes : {100u, 1000u}) {
 		const auto w = at_rest(volumes);
 		const auto cpu_ms = [] { return double(clock()) * 1000 / CLOCKS_PER_SEC; };
 		const double begun = cpu_ms();
