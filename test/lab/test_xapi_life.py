@@ -137,8 +137,9 @@ def test_xapi_disks_of_a_lost_cluster(pool):		# noqa: F811
         x.pbd_unplug(pbd)
     x.sr_forget(sr)
     assert x.call_plugin(beta, PLUGIN, 'destroyVolumes', {'groupName': CONFIG['group-name']}) == 'True'
-    assert a.lockstep('status --json')['groups'] == [] and x.sr_probe(CONFIG) == []
-    a.lockstep('group destroy --orphans --yes', timeout=120)		# the adopted copies' counterparts
+    assert a.lockstep('status --json')['groups'] == [] and x.sr_probe(CONFIG) == [uuid]		# the adopted copies' counterparts
+    a.lockstep('group destroy --orphans --yes', timeout=120)
+    assert x.sr_probe(CONFIG) == []
     no_replicas_left(x.vms)
 
 
