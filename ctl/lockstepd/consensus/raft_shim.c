@@ -20,6 +20,8 @@
 /* libraft's own default of 1 s would be felt in each fail-over; our dials have a timeout of their own. */
 #define RETRY_MS 250
 
+#define HURRIES 4u		/* two elections, each with a round of asking whether it would be won */
+
 /*
  * A connection that libraft sends on. libraft 0.22.1 never reads from it, so it does not notice that the other's daemon has died and come
  * back: the first message then is written to nobody and lost. If that is an answer to a candidate, an election fails for it. So we read:
@@ -70,6 +72,7 @@ struct lks_raft {
 	bool started;
 	bool closing;
 	unsigned seed;
+	unsigned hurried;			/* how often this candidate's timeout has been shortened */
 	raft_term drawn_term;			/* for which this follower has drawn how long it waits for its leader */
 	int handles;				/* of our own, not closed yet */
 	bool raft_closed;
@@ -414,16 +417,23 @@ static void forget_silent_leader(struct lks_raft *r)
 /*
  * An election that nobody has won, since two began it at once, is decided when its answers are there. libraft 0.22 begins the next one
  * after another whole election timeout, of which nobody needs to be heard any more: the leader has been missed already. So the next one
- * begins sooner, and still at random.
+ * begins sooner, and still at random. Not for ever: where the answers take longer than that, on a slow network or from slow disks, each
+ * election would be over before they come.
  */
 static void hurry_candidate(struct lks_raft *r)
 {
 	struct raft *raft = &r->raft;
 
+	if (raft->state != RAFT_CANDIDATE) {
+		r->hurried = 0;
+		return;
+	}
 	/* Its own is never shorter than the election timeout, ours always is. */
-	if (raft->state == RAFT_CANDIDATE && raft->candidate_state.randomized_election_timeout >= raft->election_timeout)
-		raft->candidate_state.randomized_election_timeout =
-			raft->election_timeout / 4 + (unsigned)rand_r(&r->seed) % (raft->election_timeout / 2 + 1);
+	if (r->hurried == HURRIES || raft->candidate_state.randomized_election_timeout < raft->election_timeout)
+		return;
+	r->hurried++;
+	raft->candidate_state.randomized_election_timeout =
+		raft->election_timeout / 4 + (unsigned)rand_r(&r->seed) % (raft->election_timeout / 2 + 1);
 }
 
 /*
