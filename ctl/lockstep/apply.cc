@@ -3,8 +3,8 @@
 // lockstep dump, lockstep apply: the desired state as a file (desired.h). What is to be done is found as a whole before anything is
 // done; each change is one request to the API, made in an order in which each finds what it needs. The first that is refused ends it:
 // the same command again goes on from there, since it looks at what there is.
-#include "lockstep/cli.h"
 #include "lockstep/desired.h"
+#include "lockstep/rules.h"
 
 #include "lib/units.h"
 
@@ -62,6 +62,8 @@ private:
 	void labels(const std::string &what, const std::string &path, const json &is, const json &wanted);
 	Done groups();
 	Done volumes();
+	json next_rules(const json &is, const json &wanted, bool apart) const;
+	void rules(const std::string &what, const std::string &path, const json &is, const json &next);
 	void create(const std::string &name, const json &wanted);
 	Done change(const std::string &name, const json &is, const json &wanted);
 	Done gone();
@@ -138,6 +140,8 @@ Done Plan::hosts()
 			addresses(name, is["addresses"], wanted["addresses"]);
 		if (Done done = set_options(wanted.value("options", json::object()), name, wanted.contains("options")); !done)
 			return done;
+		if (wanted.contains("labels"))
+			labels("host " + name, "/v1/hosts/" + url_encode(name), is["labels"], wanted["labels"]);
 		if (const json evacuated = wanted.value("evacuated", json()); !evacuated.is_null() && evacuated != is["evacuating"])
 			add('~', fmt::format("host {}: {}", name, evacuated == true ? "its replicas go to other hosts" : "it takes replicas as any other"), "POST",
 			    "/v1/hosts/" + url_encode(name) + (evacuated == true ? "/evacuate" : "/restore"));
@@ -183,6 +187,32 @@ void Plan::labels(const std::string &what, const std::string &path, const json &
 			set('-', key, "goes", nullptr);
 }
 
+// By name: they are sets.
+json in_order(json rules)
+{
+	for (const char *key : {"avoid", "apart_from"})
+		std::sort(rules[key].begin(), rules[key].end());
+	return rules;
+}
+
+// What the file says in place of what is; with prune what it does not say is no rule any more. apart: also from which volumes, all of which
+// must be there then.
+json Plan::next_rules(const json &is, const json &wanted, bool apart) const
+{
+	json next = prune_ ? no_rules() : is;
+	for (const auto &[key, value] : wanted.items())
+		next[key == "apart-from" ? "apart_from" : key] = value;
+	if (!apart)
+		next["apart_from"] = is["apart_from"];
+	return in_order(next);
+}
+
+void Plan::rules(const std::string &what, const std::string &path, const json &is, const json &next)
+{
+	if (in_order(is) != next)
+		add('~', fmt::format("{}: {} -> {}", what, rules_text(is), rules_text(next)), "PATCH", path, {{"rules", next}});
+}
+
 Done Plan::groups()
 {
 	for (const auto &[name, wanted] : part("groups").items()) {
@@ -200,6 +230,8 @@ Done Plan::groups()
 			    "/v1/groups/" + url_encode(name), {{"redundancy", n}});
 		if (wanted.contains("labels"))
 			labels("group " + name, "/v1/groups/" + url_encode(name), is["labels"], wanted["labels"]);
+		if (wanted.contains("rules"))
+			rules("group " + name, "/v1/groups/" + url_encode(name), is["rules"], next_rules(is["rules"], wanted["rules"], false));
 	}
 	return Nothing{};
 }
@@ -211,6 +243,8 @@ void Plan::create(const std::string &name, const json &wanted)
 					 std::pair("on-no-quorum", "no_quorum"), std::pair("group", "group"), std::pair("labels", "labels")})
 		if (wanted.contains(key))
 			body[field] = wanted[key];
+	if (wanted.contains("rules"))
+		body["rules"] = next_rules(no_rules(), wanted["rules"], false);
 	add('+', fmt::format("volume {}: {}", name, format_bytes(wanted["size"])), "POST", "/v1/volumes", body);
 }
 
@@ -246,6 +280,14 @@ Done Plan::volumes()
 			create(name, wanted);
 		else if (Done done = change(name, is, wanted); !done)
 			return done;
+	}
+	// Now that all are there that they may name.
+	for (const auto &[name, wanted] : part("volumes").items()) {
+		if (!wanted.contains("rules"))
+			continue;
+		const json &is = named_in(status_["volumes"], name);
+		const json before = is.is_null() ? next_rules(no_rules(), wanted["rules"], false) : is["rules"];
+		rules("volume " + name, "/v1/volumes/" + url_encode(name), before, next_rules(before, wanted["rules"], true));
 	}
 	return Nothing{};
 }

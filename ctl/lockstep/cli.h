@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
 // The command line as a function, so that tests run it in their own process. Each command group is a file: cluster.cc
-// (cluster, host, pool), volume.cc, group.cc, status.cc (status, wait-sync), why.cc (why, events, metrics), md.cc, down.cc, help.cc (completion, man), life.cc (replicas, hosts' comings and goings, options).
+// (cluster, host, pool), volume.cc, group.cc, status.cc (status, wait-sync), why.cc (why, events, metrics), md.cc, down.cc, help.cc (completion, man), life.cc (replicas, hosts' comings and goings, options), rules.cc (placement).
 //
 // A command asks the daemon on this host and prints: tables for people, or with --json what the API answered. What went wrong
 // is one line on stderr, with --json an object {status, code, message}; the exit status says of what kind it is (lib/error.h).

@@ -4,6 +4,7 @@
 #include "lockstep/desired.h"
 
 #include "lib/units.h"
+#include "lockstep/rules.h"
 
 #include <fmt/format.h>
 #include <yaml-cpp/yaml.h>
@@ -154,12 +155,20 @@ json read_pools(const std::string &what, const YAML::Node &node)
 	return list;
 }
 
+Reader read_rules(bool of_volume)
+{
+	Readers readers = {{"different", read_text}, {"same", read_text}, {"avoid", read_texts}};
+	if (of_volume)
+		readers["apart-from"] = read_texts;
+	return [readers](const std::string &what, const YAML::Node &node) { return read_fields(what, node, readers); };
+}
+
 const Readers &file_readers()
 {
-	static const Readers host = {{"addresses", read_texts}, {"evacuated", read_flag}, {"options", read_words}};
-	static const Readers group = {{"pool", read_text}, {"redundancy", read_redundancy}, {"labels", read_words}};
+	static const Readers host = {{"addresses", read_texts}, {"evacuated", read_flag}, {"options", read_words}, {"labels", read_words}};
+	static const Readers group = {{"pool", read_text}, {"redundancy", read_redundancy}, {"labels", read_words}, {"rules", read_rules(false)}};
 	static const Readers volume = {{"size", read_size}, {"redundancy", read_redundancy}, {"pool", read_text}, {"class", one_of({"exclusive", "shared"})},
-				       {"on-no-quorum", one_of({"freeze", "error"})}, {"group", read_text}, {"labels", read_words}};
+				       {"on-no-quorum", one_of({"freeze", "error"})}, {"group", read_text}, {"labels", read_words}, {"rules", read_rules(true)}};
 	static const Readers all = {{"options", read_words}, {"hosts", read_named("host", host)}, {"pools", read_pools}, {"groups", read_named("group", group)},
 				    {"volumes", read_named("volume", volume)}};
 	return all;
@@ -180,6 +189,25 @@ void write_words(YAML::Emitter &out, const char *key, const json &map)
 	out << YAML::Key << key << YAML::Value << YAML::BeginMap;
 	for (const auto &[name, value] : map.items())
 		out << YAML::Key << name << YAML::Value << YAML::DoubleQuoted << value.get<std::string>();
+	out << YAML::EndMap;
+}
+
+void write_rules(YAML::Emitter &out, const json &rules)
+{
+	if (rules_text(rules) == rules_text(no_rules()))
+		return;
+	out << YAML::Key << "rules" << YAML::Value << YAML::BeginMap;
+	for (const char *key : {"different", "same"})
+		if (rules[key].is_string())
+			out << YAML::Key << key << YAML::Value << rules[key].get<std::string>();
+	for (const auto &[key, field] : {std::pair("avoid", "avoid"), std::pair("apart-from", "apart_from")}) {
+		if (rules[field].empty())
+			continue;
+		out << YAML::Key << key << YAML::Value << YAML::Flow << YAML::BeginSeq;
+		for (const json &name : rules[field])
+			out << name.get<std::string>();
+		out << YAML::EndSeq;
+	}
 	out << YAML::EndMap;
 }
 
@@ -208,6 +236,7 @@ void write_volume(YAML::Emitter &out, const json &v)
 	if (v["group"].is_string())
 		out << YAML::Key << "group" << YAML::Value << v["group"].get<std::string>();
 	write_words(out, "labels", v["labels"]);
+	write_rules(out, v["rules"]);
 	out << YAML::EndMap;
 }
 
@@ -223,6 +252,7 @@ void write_hosts(YAML::Emitter &out, const Actual &actual)
 		if (h["evacuating"] == true)
 			out << YAML::Key << "evacuated" << YAML::Value << true;
 		write_words(out, "options", set_options(actual["options"], h["name"]));
+		write_words(out, "labels", h["labels"]);
 		out << YAML::EndMap;
 	}
 	out << YAML::EndMap;
@@ -268,6 +298,7 @@ std::string dump_desired(const Actual &actual)
 		out << YAML::Key << "pool" << YAML::Value << g["pool"].get<std::string>();
 		out << YAML::Key << "redundancy" << YAML::Value << g["redundancy"].get<unsigned>();
 		write_words(out, "labels", g["labels"]);
+		write_rules(out, g["rules"]);
 		out << YAML::EndMap;
 	}
 	out << YAML::EndMap << YAML::Key << "volumes" << YAML::Value << YAML::BeginMap;

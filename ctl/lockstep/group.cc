@@ -9,6 +9,7 @@
 #include "lib/table.h"
 #include "lib/units.h"
 #include "lockstep/progress.h"
+#include "lockstep/rules.h"
 
 #include <fmt/format.h>
 
@@ -293,6 +294,7 @@ void add_group(CLI::App &app, Context &context, Action &action)
 	redundancy_command->add_option("REDUNDANCY", o->copies, "Number of replicas")->required();
 	redundancy_command->add_flag("--no-wait", o->no_wait, "Return as soon as it has begun");
 	redundancy_command->callback([=, &context, &action] { action = [=, &context] { return redundancy(context, o->name, o->copies, !o->no_wait); }; });
+	add_rules(*group, "group", context, action);
 	CLI::App *adopt_command = group->add_subcommand("adopt", "Make volumes of all orphaned replicas in its pool, each named by its UUID, in that group");
 	adopt_command->add_option("NAME", o->name, "Name of the group; made if there is none")->required();
 	adopt_command->add_option("--pool", o->pool, "Pool of a group that is made")->capture_default_str();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
 // lockstep volume replica add|remove|move, volume redundancy, host evacuate|restore|lost|remove, option list|set, pool capacity.
-#include "lockstep/cli.h"
+#include "lockstep/rules.h"
 
 #include "lib/table.h"
 #include "lib/units.h"
@@ -301,6 +301,7 @@ void add_volume_life(CLI::App &volume, Context &context, Action &action)
 	move->add_option("FROM", o->host, "Host that has it")->required();
 	move->add_option("TO", o->to, "Host that gets it (default: most free space)");
 	move->callback([=, &context, &action] { action = [=, &context] { return replica_move(context, o->volume, o->host, o->to); }; });
+	add_pin(*replica, context, action);
 	CLI::App *redundancy_command = volume.add_subcommand("redundancy", "Change the number of replicas, up or down");
 	redundancy_command->add_option("VOLUME", o->volume, "Name of the volume")->required();
 	redundancy_command->add_option("N", o->n, "Number of replicas")->required();
@@ -343,6 +344,7 @@ void add_host_life(CLI::App &host, Context &context, Action &action)
 	CLI::App *lost_command = command("lost", "Forget a host that never comes back, and all it held");
 	lost_command->add_flag("--force", o->force, "Also if it has the only copy of a volume: that volume's data are given up");
 	lost_command->callback([=, &context, &action] { action = [=, &context] { return lost(context, o->host, o->force); }; });
+	add_host_label(host, context, action);
 	CLI::App *remove_command = command("remove", "Take an empty host out of the cluster");
 	remove_command->callback([=, &context, &action] { action = [=, &context] { return remove_host(context, o->host); }; });
 }

@@ -2,7 +2,7 @@
 //
 // lockstep status and wait-sync. The status tells first whether all is well, then what is not and what is being done about
 // it, replica by replica, with how much is missing and how long it will take.
-#include "lockstep/cli.h"
+#include "lockstep/rules.h"
 
 #include "lib/table.h"
 #include "lib/units.h"
@@ -64,6 +64,8 @@ std::string replica_text(const json &r)
 		text = shown(r["host"]) + " is being made";
 	else if (r["wanted"] != true)
 		text += ", leaves";
+	else if (r["pinned"] == true)
+		text += ", pinned";
 	return online ? text : text + " (host offline)";
 }
 
@@ -124,6 +126,11 @@ std::string problems(const json &status)
 					shown(r["holder"])));
 	}
 	for (const json &v : status["volumes"])
+		for (const json &r : v["replicas"])
+			if (r["wanted"] == true && shown(r["misplaced"]) != "-")
+				add(fmt::format("volume {}: its replica on host {} is misplaced: {}", shown(v["name"]), shown(r["host"]),
+						shown(r["misplaced"])));
+	for (const json &v : status["volumes"])
 		if (shown(v["changes"]["obstacle"]) != "-")
 			add("no room for what is missing: " + shown(v["changes"]["obstacle"]));
 	return text;
@@ -156,6 +163,7 @@ void print_volume(Context &context, const json &v)
 	facts.row({"size", format_bytes(v["size_bytes"])});
 	facts.row({"redundancy", shown(v["redundancy"])});
 	facts.row({"class", shown(v["class"])});
+	facts.row({"placement", rules_text(v["rules"])});
 	facts.row({"primary", shown(v["primary"]) + (v["chosen_primary"].is_null() ? "" : ", chosen: " + shown(v["chosen_primary"])) +
 				      (v["handover_to"].is_null() ? "" : ", hands over to " + shown(v["handover_to"]))});
 	facts.row({"open on", v["openers"].empty() ? "-" : joined(v["openers"])});

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
 // lockstep volume create|list|delete.
-#include "lockstep/cli.h"
+#include "lockstep/rules.h"
 
 #include "lib/table.h"
 #include "lib/units.h"
@@ -14,7 +14,7 @@ namespace lockstep::cli {
 
 namespace {
 
-struct CreateOptions {
+struct CreateOptions : RuleOptions {
 	std::string name, size, pool = "default";
 	int redundancy = 0;             // 0: not given
 	bool redundancy_given = false;
@@ -46,6 +46,8 @@ Result<json> create_body(const CreateOptions &o)
 		body["class"] = "shared";
 	if (!o.no_quorum.empty())
 		body["no_quorum"] = o.no_quorum;
+	if (const json rules = rules_body(o); !rules.empty())
+		body["rules"] = rules;
 	return body;
 }
 
@@ -111,6 +113,7 @@ void add_volume(CLI::App &app, Context &context, Action &action)
 	create_command->add_flag("--shared", o->shared, "Any number of hosts may write to it at once");
 	create_command->add_option("--on-no-quorum", o->no_quorum, "What waits for a primary while there is no quorum: freeze or error")
 		->check(CLI::IsMember({"freeze", "error"}));
+	add_rule_options(*create_command, *o, true);
 	create_command->callback([=, &context, &action] {
 		o->redundancy_given = redundancy->count() > 0;
 		action = [=, &context] { return create(context, *o); };
@@ -124,6 +127,7 @@ void add_volume(CLI::App &app, Context &context, Action &action)
 	add_serving(app, *volume, context, action);
 	delete_command->callback([=, &context, &action] { action = [=, &context] { return remove(context, o->name, o->force); }; });
 	add_volume_life(*volume, context, action);
+	add_rules(*volume, "volume", context, action);
 	add_volume_diff(*volume, context, action);
 	add_volume_overlay(*volume, context, action);
 }

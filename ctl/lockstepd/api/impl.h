@@ -98,7 +98,11 @@ struct ApiServer::Impl {
 	Result<json> group_create(const httplib::Request &req);
 	Result<json> group_patch(const httplib::Request &req);
 	Result<json> group_delete(const httplib::Request &req);
+	Result<json> all_logged(const std::vector<json> &entries, const json &answer);
+	Result<json> named_in_rule(const std::string &kind, const json &names);
+	Result<json> rules_of_body(const json &body);
 	Result<json> volume_patch(const httplib::Request &req);
+	Result<json> host_patch(const httplib::Request &req);
 
 	// volumes.cc
 	void routes_volumes();
@@ -166,6 +170,7 @@ struct ApiServer::Impl {
 	Result<json> replica_add(const httplib::Request &req);
 	Result<json> replica_remove(const httplib::Request &req);
 	Result<json> replica_move(const httplib::Request &req);
+	Result<json> replica_pin(const httplib::Request &req);
 	Result<json> volume_invalidate(const httplib::Request &req);
 	Result<json> volume_redundancy(const httplib::Request &req);
 	Result<json> host_verb(const httplib::Request &req);

@@ -17,6 +17,7 @@ void ApiServer::Impl::routes_life()
 	http.Post("/v1/volumes/([^/]+)/replicas", route(&Impl::replica_add));
 	http.Delete("/v1/volumes/([^/]+)/replicas/([^/]+)", route(&Impl::replica_remove));
 	http.Post("/v1/volumes/([^/]+)/replicas/([^/]+)/move", route(&Impl::replica_move));
+	http.Post("/v1/volumes/([^/]+)/replicas/([^/]+)/pin", route(&Impl::replica_pin));
 	http.Post("/v1/volumes/([^/]+)/invalidate", route(&Impl::volume_invalidate));
 	http.Post("/v1/volumes/([^/]+)/redundancy", route(&Impl::volume_redundancy));
 	http.Post("/v1/hosts/([^/]+)/(evacuate|restore|lost|remove)", route(&Impl::host_verb));
@@ -151,6 +152,20 @@ Result<json> ApiServer::Impl::replica_move(const httplib::Request &req)
 		return created.error();
 	return json{{"name", name}, {"from", backend.state()->host_name(*from)}, {"to", backend.state()->host_name(to)},
 		    {"operations", operations_of("volume", name)}};
+}
+
+Result<json> ApiServer::Impl::replica_pin(const httplib::Request &req)
+{
+	const std::string name = req.matches[1], where = req.matches[2];
+	const json body = body_of(req);
+	const Result<uint32_t> vid = vid_of(name);
+	if (!vid)
+		return vid.error();
+	const Result<HostId> host = host_of(*backend.state(), where);
+	if (!host)
+		return host.error();
+	const bool pinned = flag_of(body, "pinned");
+	return logged({{"op", "replica.pin"}, {"vid", *vid}, {"host", *host}, {"pinned", pinned}}, {{"name", name}, {"host", where}, {"pinned", pinned}});
 }
 
 // Answers when the new, empty replica is there.

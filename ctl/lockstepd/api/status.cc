@@ -56,6 +56,22 @@ bool is_syncing(const State &s, const Volume &v, const Replica &r, const Reports
 
 json name_or_null(const State &s, HostId host) { return host ? json(s.host_name(host)) : json(nullptr); }
 
+}    // namespace
+
+json rules_json(const State &s, const Rules &rules)
+{
+	auto or_null = [](const std::string &text) { return text.empty() ? json(nullptr) : json(text); };
+	json j = {{"different", or_null(rules.different)}, {"same", or_null(rules.same)}, {"avoid", json::array()}, {"apart_from", json::array()}};
+	for (HostId host : rules.avoid)
+		j["avoid"].push_back(s.host_name(host));
+	for (uint32_t vid : rules.apart)
+		if (const Volume *v = s.volume(vid))
+			j["apart_from"].push_back(v->name);
+	return j;
+}
+
+namespace {
+
 json replica_json(const State &s, const Volume &v, const Replica &r, const Reports &soft)
 {
 	const json &own = soft.of(r.host, v.vid);
@@ -69,6 +85,8 @@ json replica_json(const State &s, const Volume &v, const Replica &r, const Repor
 		  {"online", s.online(r.host)},
 		  {"attached", attached(v, r, soft)},
 		  {"wanted", wanted(s, r)},
+		  {"pinned", r.pinned},
+		  {"misplaced", rule_broken(s, v, r.host)},
 		  {"created", r.created},
 		  {"since_version", r.since},
 		  {"dirty_bytes", nullptr},
@@ -236,6 +254,7 @@ json volume_json(const State &s, const Volume &v, HostId self, const Reports &so
 		  {"redundancy", v.redundancy},
 		  {"group", v.group.empty() ? json(nullptr) : json(v.group)},
 		  {"labels", v.labels},
+		  {"rules", rules_json(s, v.rules)},
 		  {"phase", to_string(v.phase)},
 		  {"health", h.word},
 		  {"reason", h.reason},
@@ -341,6 +360,7 @@ json status_head(const State &s, const LocalFacts &local, const Reports &soft)
 				      {"evacuating", h.evacuating},
 				      {"removing", h.removing},
 				      {"witness", h.witness},
+				      {"labels", h.labels},
 				      {"replicas", replicas[id]},
 				      {"evicted_in_ms", evicted_in_ms(s, id) ? json(*evicted_in_ms(s, id)) : json(nullptr)},
 				      {"not_evicted_why", why_not_evicted(s, id)},
@@ -367,7 +387,8 @@ json status_head(const State &s, const LocalFacts &local, const Reports &soft)
 			const GroupChange c = group_change(s, g);
 			changing = {{"done", c.done}, {"all", c.all}, {"obstacle", c.obstacle}};
 		}
-		j["groups"].push_back({{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"labels", g.labels}, {"changing", changing}});
+		j["groups"].push_back({{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"labels", g.labels},
+				       {"rules", rules_json(s, g.rules)}, {"changing", changing}});
 	}
 	j["snapshots"] = snapshots_json(s, soft);
 	return j;

@@ -118,6 +118,12 @@ Result<json> ApiServer::Impl::volume_create(const httplib::Request &req)
 			entry["hosts"].push_back(*id);
 		}
 	}
+	if (body.contains("rules")) {
+		const Result<json> rules = rules_of_body(body);
+		if (!rules)
+			return rules;
+		entry["rules"] = *rules;
+	}
 	return finish_create(backend.propose(entry), name, entry["uuid"]);
 }
 

@@ -176,6 +176,11 @@ json why_volume(const json &status, const json &v)
 	if (const json &behind = v["changes"]["left_behind"]; !behind.empty())
 		causes.add("left-behind", fmt::format("{} still has the logical volume of a former replica", joined(behind)),
 			   "it removes that by itself when it is online");
+	for (const json &r : v["replicas"])
+		if (const std::string rule = text(r["misplaced"]); r["wanted"] == true && !rule.empty())
+			causes.add("misplaced", fmt::format("its replica on host {} is where its rules do not want it: {}", text(r["host"]), rule),
+				   fmt::format("`lockstep volume replica move {} {}` makes it anew where it may be, `lockstep volume rules {}` changes them", name,
+					       text(r["host"]), name));
 	explain_use(v, causes);
 	explain_snapshots(status, v, causes);
 	if (v["redundancy"] == 1)

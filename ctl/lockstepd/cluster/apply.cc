@@ -216,8 +216,10 @@ void make_tombstone(State &state, const Volume &v, const std::string &failure)
 	next.failure = failure;
 	next.primary = 0;
 	next.openers.clear();
+	next.rules = {};
 	next.version++;
 	replace(state, std::move(next));
+	forget_in_rules(state, v.vid);
 }
 
 }    // namespace
@@ -566,8 +568,11 @@ json volume_create(State &state, const Fields &f)
 	for (const auto &[vid, v] : state.volumes)
 		if (v.uuid == uuid)
 			refuse(forbidden("volume " + w.name + ": its UUID belongs to volume " + v.name));
+	const Rules own = f.has("rules") ? rules_fields(state, f, {}, true) : Rules();
+	w.rules = merged(own, group ? group->rules : Rules());
 	std::vector<HostId> hosts = place(state, w);
 	Volume v;
+	v.rules = own;
 	v.minor = free_minor(state);
 	if (state.next_vid == UINT32_MAX)
 		refuse(forbidden("volume " + w.name + ": all volume ids have been used"));
@@ -751,6 +756,7 @@ json dispatch(State &state, const json &entry)
 		{"group.create", group_create},
 		{"group.delete", group_delete},
 		{"group.label", group_label},
+		{"group.rules", group_rules},
 		{"group.redundancy", group_redundancy},
 		{"group.spread", group_spread},
 		{"volume.label", volume_label},

@@ -82,6 +82,8 @@ json group_create(State &state, const Fields &f)
 	refuse_redundancy_out_of_range(g);
 	if (f.has("labels"))
 		change_labels(g.labels, f.labels("labels"), "group " + g.name);
+	if (f.has("rules"))
+		g.rules = rules_fields(state, f, {}, false);
 	if (auto it = state.groups.find(g.name); it != state.groups.end()) {
 		if (it->second.pool == g.pool && it->second.redundancy == g.redundancy)
 			return done(false);

@@ -41,6 +41,10 @@ json host_evacuate(State &state, const Fields &f)
 		return done(false);
 	if (h.removing)
 		refuse(forbidden("host " + h.name + " is being removed"));
+	for (const auto &[vid, v] : state.volumes)
+		if (const Replica *r = v.replica(h.id); r && r->pinned)
+			refuse(forbidden("host " + h.name + " cannot be evacuated: the replica of volume " + v.name + " is pinned there: unpin it first, with `lockstep "
+					 "volume replica unpin " + v.name + " " + h.name + "`"));
 	h.evacuating = true;
 	return done();
 }
@@ -94,6 +98,7 @@ void forget_host(State &state, HostId host)
 	for (auto it = state.volumes.begin(); it != state.volumes.end();)
 		it = forget_in(it->second, host) ? std::next(it) : state.volumes.erase(it);
 	forget_copies(state, host);
+	forget_in_rules(state, host);
 	std::erase_if(state.pools, [&](const auto &p) { return p.second.host == host; });
 	state.hosts.erase(host);
 }
@@ -267,6 +272,7 @@ Command host_command(const std::string &op)
 	static const std::map<std::string, Command> commands = {
 		{"host.evict", host_evict},   {"host.evacuate", host_evacuate}, {"host.restore", host_restore}, {"host.lost", host_lost},
 		{"host.remove", host_remove}, {"host.gone", host_gone},         {"life.elapsed", life_elapsed}, {"option.set", option_set},
+		{"host.label", host_label},
 	};
 	auto it = commands.find(op);
 	return it == commands.end() ? nullptr : it->second;

@@ -68,9 +68,28 @@ struct Wanted {
 	unsigned redundancy = DEFAULT_REDUNDANCY;
 	std::vector<HostId> hosts;      // empty: choose
 	std::map<HostId, std::string> except;    // these cannot take it, and why: "has a replica already"
+	uint32_t vid = 0;               // 0: of a volume that is yet to be created
+	Rules rules;
+	HostSet beside;                 // the volume's replicas that are to stay: rules hold for all of them together
 };
 std::vector<HostId> place(const State &state, const Wanted &wanted);
-Wanted one_more(const Volume &volume);      // a further replica of a volume: everything but its hosts
+Wanted one_more(const State &state, const Volume &volume);    // a further replica of a volume: everything but its hosts
+// Hosts with a replica of a volume from which that one is to be apart, and which volume.
+std::map<HostId, std::string> crowded(const State &state, const Wanted &wanted);
+// Which rule keeps a replica away from that host, whatever room there is; empty if none does.
+std::string rule_obstacle(const State &state, const std::map<HostId, std::string> &crowded, const Host &host, const Wanted &wanted);
+
+// rules.cc
+Rules rules_fields(const State &state, const Fields &f, const Rules &before, bool of_volume);    // field "rules"
+Rules merged(const Rules &own, const Rules &groups);
+std::pair<std::string, std::string> same_parts(const Rules &rules);      // label and value; value empty: any
+std::string check_rules(const State &state, const Rules &rules);
+void forget_in_rules(State &state, HostId host);
+void forget_in_rules(State &state, uint32_t vid);
+nlohmann::json host_label(State &state, const Fields &f);
+nlohmann::json volume_rules(State &state, const Fields &f);
+nlohmann::json group_rules(State &state, const Fields &f);
+nlohmann::json replica_pin(State &state, const Fields &f);
 
 // A tombstone vanishes when no host has anything of it any more; true if it does.
 bool bury(State &state, uint32_t vid);

@@ -42,11 +42,17 @@ const Replica &replica_at(const State &state, const Volume &v, HostId host)
 	return *r;
 }
 
+void refuse_pinned(const State &state, const Volume &v, HostId host)
+{
+	if (v.replica(host)->pinned)
+		refuse(forbidden("volume " + v.name + ": its replica on host " + state.host_name(host) + " is pinned: unpin it first, with `lockstep volume "
+				 "replica unpin " + v.name + " " + state.host_name(host) + "`"));
+}
 
 // Adds the replica to the copy; the version is one further already.
-HostId add_to(const State &state, Volume &next, const Fields &f, bool asked)
+HostId add_to(const State &state, Volume &next, const Fields &f, bool asked, bool pinned = false)
 {
-	Wanted w = one_more(next);
+	Wanted w = one_more(state, next);
 	if (f.has("host"))
 		w.hosts = {host_of(state, f).id};
 	if (next.grow_bytes)
@@ -61,6 +67,7 @@ HostId add_to(const State &state, Volume &next, const Fields &f, bool asked)
 	r.pool = w.pool;
 	r.md_offset = next.size_bytes;
 	r.asked = asked;
+	r.pinned = pinned;
 	next.replicas.insert(std::find_if(next.replicas.begin(), next.replicas.end(), [&](const Replica &x) { return x.host > host; }), r);
 	return host;
 }
@@ -85,11 +92,12 @@ json replica_move(State &state, const Fields &f)
 	HostId from = f.host("from");
 	if (replica_at(state, next, from).leaving)
 		refuse(forbidden("volume " + next.name + ": its replica on host " + state.host_name(from) + " is leaving already"));
+	refuse_pinned(state, next, from);
 	next.version++;
 	json answer = done();
+	next.replica(from)->leaving = true;    // rules do not count it any more
 	HostId to = add_to(state, next, f, false);
 	next.replica(to)->instead_of = from;
-	next.replica(from)->leaving = true;
 	answer["host"] = to;
 	replace(state, std::move(next));
 	return answer;
@@ -103,6 +111,7 @@ json replica_leave(State &state, const Fields &f)
 	bool lower = f.has("lower") && f.flag("lower");
 	if (r.leaving)
 		return done(false);
+	refuse_pinned(state, next, host);
 	if (lower && next.redundancy == 1)
 		refuse(forbidden("volume " + next.name + ": its redundancy is 1: move its replica, or delete the volume"));
 	bool another = std::any_of(next.replicas.begin(), next.replicas.end(), [&](const Replica &x) { return x.host != host && x.clean(); });
@@ -148,7 +157,7 @@ void move_to_remnants(Volume &next, HostId host)
 	const Replica r = *next.replica(host);
 	std::erase_if(next.replicas, [&](const Replica &x) { return x.host == host; });
 	auto at = std::find_if(next.remnants.begin(), next.remnants.end(), [&](const Remnant &x) { return x.host > host; });
-	next.remnants.insert(at, {host, r.pool, r.md_offset, replica_bytes(next, r), false});
+	next.remnants.insert(at, {host, r.pool, r.md_offset, replica_bytes(next, r), false, false});
 }
 
 namespace {
@@ -161,6 +170,8 @@ json replica_remove(State &state, const Fields &f)
 	const std::string its = "volume " + next.name + ": its replica on host " + state.host_name(host);
 	if (next.primary == host)
 		refuse(forbidden(its + " is the primary"));
+	if (r.pinned && wanted(state, r))
+		refuse(forbidden(its + " is pinned"));
 	if (std::string why = bound(state, next, host); !why.empty())
 		refuse(forbidden(its + " cannot go: " + why));
 	size_t good = 0, wanted_good = 0;
@@ -205,7 +216,7 @@ json replica_invalidate(State &state, const Fields &f)
 	// As if it were gone already: if a new one could not be made there, the old one stays.
 	Volume next = before;
 	std::erase_if(next.replicas, [&](const Replica &x) { return x.host == host; });
-	Wanted w = one_more(next);
+	Wanted w = one_more(state, next);
 	w.hosts = {host};
 	replace(state, next);
 	try {
@@ -219,13 +230,16 @@ json replica_invalidate(State &state, const Fields &f)
 	next.shunned.erase(host);
 	move_to_remnants(next, host);
 	for (Remnant &x : next.remnants)
-		x.renew = x.renew || x.host == host;
+		if (x.host == host) {
+			x.renew = true;
+			x.pinned = r.pinned;
+		}
 	replace(state, std::move(next));
 	return done();
 }
 
 // The host has removed a replica that was to be made anew. If there is no place for it after all, repair finds another one.
-void make_anew(State &state, const Fields &f, const Volume &v)
+void make_anew(State &state, const Fields &f, const Volume &v, bool pinned)
 {
 	const auto have = size_t(std::count_if(v.replicas.begin(), v.replicas.end(), [&](const Replica &r) { return wanted(state, r); }));
 	if (v.phase != Phase::ready || have >= v.redundancy)
@@ -233,7 +247,7 @@ void make_anew(State &state, const Fields &f, const Volume &v)
 	try {
 		Volume next = v;
 		next.version++;
-		add_to(state, next, f, false);
+		add_to(state, next, f, false, pinned);
 		replace(state, std::move(next));
 	} catch (const Refusal &) {
 	}
@@ -249,11 +263,11 @@ json replica_purged(State &state, const Fields &f)
 	if (next.phase == Phase::deleting)
 		refuse(forbidden("volume " + next.name + " is being deleted: replica.deleted tells that all of it is gone"));
 	const Remnant *left = next.remnant(host);
-	const bool changed = left, renew = left && left->renew;
+	const bool changed = left, renew = left && left->renew, pinned = left && left->pinned;
 	std::erase_if(next.remnants, [&](const Remnant &r) { return r.host == host; });
 	replace(state, next);
 	if (renew)
-		make_anew(state, f, next);
+		make_anew(state, f, next, pinned);
 	return done(changed);
 }
 
@@ -267,7 +281,7 @@ json volume_redundancy(State &state, const Fields &f)
 	if (redundancy > next.redundancy) {
 		auto have = size_t(std::count_if(next.replicas.begin(), next.replicas.end(), [&](const Replica &r) { return wanted(state, r); }));
 		if (have < redundancy) {
-			Wanted w = one_more(next);
+			Wanted w = one_more(state, next);
 			w.redundancy = redundancy - unsigned(have);
 			place(state, w);    // refuses if there is no room: better now than half done
 		}
@@ -302,6 +316,7 @@ Command replica_command(const std::string &op)
 		{"volume.redundancy", volume_redundancy}, {"replica.add", replica_add},       {"replica.move", replica_move},
 		{"replica.leave", replica_leave},         {"replica.stay", replica_stay},     {"replica.remove", replica_remove},
 		{"replica.purged", replica_purged},       {"replica.invalidate", replica_invalidate},
+		{"replica.pin", replica_pin},             {"volume.rules", volume_rules},
 	};
 	auto it = commands.find(op);
 	return it == commands.end() ? nullptr : it->second;

@@ -27,9 +27,9 @@ bool remembered(const State &s, const Replica &r)
 	return h && h->evicted && !r.leaving;
 }
 
-cluster::Wanted next_place(const Volume &v)
+cluster::Wanted next_place(const State &s, const Volume &v)
 {
-	cluster::Wanted w = cluster::one_more(v);
+	cluster::Wanted w = cluster::one_more(s, v);
 	for (HostId h : v.shunned)
 		w.except.try_emplace(h, "a replica could not be made there");
 	return w;
@@ -44,7 +44,7 @@ HostId place_one(const State &s, const Volume &v, std::string *why = nullptr)
 		return 0;
 	}
 	try {
-		return cluster::place(s, next_place(v)).at(0);
+		return cluster::place(s, next_place(s, v)).at(0);
 	} catch (const cluster::Refusal &r) {
 		if (why)
 			*why = r.error.message;
@@ -83,16 +83,16 @@ json relieve_primary(const State &s, const Volume &v)
 	return {{"op", "record.failover"}, {"vid", v.vid}, {"version", v.version}, {"primary", best}, {"keep", keep}};
 }
 
-// Which of the wanted ones goes when there are too many.
+// Which of the wanted ones goes when there are too many: one that is where it may not be, else one on the fullest pool.
 HostId superfluous(const State &s, const Volume &v)
 {
 	auto rank = [&](const Replica &r) {
 		const Pool *pool = s.pool(r.pool, r.host);
-		return std::tuple(r.host == v.primary, v.opener(r.host) != nullptr, pool ? pool_available(s, *pool) : 0, 64 - r.host);
+		return std::tuple(r.host == v.primary, v.opener(r.host) != nullptr, rule_broken(s, v, r.host).empty(), pool ? pool_available(s, *pool) : 0, 64 - r.host);
 	};
 	const Replica *worst = nullptr;
 	for (const Replica &r : v.replicas)
-		if (wanted(s, r) && cluster::bound(s, v, r.host).empty() && (!worst || rank(r) < rank(*worst)))
+		if (wanted(s, r) && !r.pinned && cluster::bound(s, v, r.host).empty() && (!worst || rank(r) < rank(*worst)))
 			worst = &r;
 	return worst ? worst->host : 0;
 }
@@ -143,7 +143,7 @@ json decide_repair(const State &s, const Volume &v)
 		if (HostId host = place_one(s, v))
 			return {{"op", "replica.add"}, {"vid", v.vid}, {"host", host}, {"version", v.version}};
 		for (const Replica &r : v.replicas)
-			if (v.replicas.size() == LKS_MAX_REPLICAS && remembered(s, r) && !r.in_sync() && good_anywhere)
+			if (v.replicas.size() == LKS_MAX_REPLICAS && remembered(s, r) && !r.pinned && !r.in_sync() && good_anywhere)
 				return cluster::bound(s, v, r.host).empty() ? removal(v, r.host) : json();    // there is no room in the record to remember it
 		return nullptr;
 	}

@@ -10,8 +10,8 @@
 //                                       left out until something changes there
 //   enough, all wanted ones in sync     one that is not wanted is removed. Those of an evicted host are kept in the record:
 //   and online                          if the host comes back after all it needs only what changed since
-//   more than the redundancy, all in    one is removed: one on the fullest pool, neither the primary nor where it is open
-//   sync and online
+//   more than the redundancy, all in    one is removed: not a pinned one; one that is where the rules do not want it (rules.cc), else
+//   sync and online                     one on the fullest pool; neither the primary nor where it is open
 //   the primary is not wanted           another good copy becomes primary first
 //
 // So a replica that is moved, evacuated, evicted, failed or superfluous goes through the same few steps, each of which names the
@@ -36,6 +36,12 @@ bool wanted(const State &state, const Replica &replica);
 
 // Why the volume has fewer wanted replicas than its redundancy and none can be added; empty otherwise.
 std::string repair_obstacle(const State &state, const Volume &volume);
+
+// The rules that hold for the volume: its own, and of its group what it does not say itself.
+Rules rules_of(const State &state, const Volume &volume);
+
+// Why the replica on that host is where it should not be, by the volume's rules as they are now; empty: it may be there.
+std::string rule_broken(const State &state, const Volume &volume, HostId host);
 
 // Hosts with a good replica that should have a copy of the snapshot beside it and get none, and why.
 std::map<HostId, std::string> copies_without_room(const State &state, const Snapshot &snapshot);

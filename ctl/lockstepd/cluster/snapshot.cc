@@ -22,13 +22,31 @@ void newer(const json &j, const char *field, T &value)
 		it->get_to(value);
 }
 
+// Most volumes have none, and there are thousands.
+void add_rules(json &j, const Rules &r)
+{
+	if (!r.empty())
+		j["rules"] = {{"different", r.different}, {"same", r.same}, {"avoid", r.avoid}, {"apart", r.apart}};
+}
+
+void rules_from(const json &j, Rules &r)
+{
+	const auto rules = j.find("rules");
+	if (rules == j.end())
+		return;
+	rules->at("different").get_to(r.different);
+	rules->at("same").get_to(r.same);
+	rules->at("avoid").get_to(r.avoid);
+	rules->at("apart").get_to(r.apart);
+}
+
 json host_json(const Host &h)
 {
 	return {{"id", h.id},         {"uuid", h.uuid},         {"name", h.name},   {"addresses", h.addresses}, {"port", h.port},
 		{"raft_id", h.raft_id}, {"former_raft_id", h.former_raft_id}, {"online", h.online}, {"since_ms", h.since_ms}, {"level", h.level},
 		{"key", h.key}, {"witness", h.witness},
 		{"evicted", h.evicted}, {"evacuating", h.evacuating}, {"removing", h.removing}, {"away_ms", h.away_ms},
-		{"options", h.options}};
+		{"options", h.options}, {"labels", h.labels}};
 }
 
 Host host_from(const json &j)
@@ -51,6 +69,7 @@ Host host_from(const json &j)
 	newer(j, "removing", h.removing);
 	newer(j, "away_ms", h.away_ms);
 	newer(j, "options", h.options);
+	newer(j, "labels", h.labels);
 	return h;
 }
 
@@ -78,7 +97,12 @@ Pool pool_from(const json &j)
 	return p;
 }
 
-json group_json(const Group &g) { return {{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"spreading", g.spreading}, {"labels", g.labels}}; }
+json group_json(const Group &g)
+{
+	json j = {{"name", g.name}, {"pool", g.pool}, {"redundancy", g.redundancy}, {"spreading", g.spreading}, {"labels", g.labels}};
+	add_rules(j, g.rules);
+	return j;
+}
 
 Group group_from(const json &j)
 {
@@ -87,16 +111,20 @@ Group group_from(const json &j)
 	j.at("pool").get_to(g.pool);
 	j.at("redundancy").get_to(g.redundancy);
 	newer(j, "spreading", g.spreading);
+	rules_from(j, g.rules);
 	j.at("labels").get_to(g.labels);
 	return g;
 }
 
 json replica_json(const Replica &r)
 {
-	return {{"host", r.host}, {"state", to_string(r.state)}, {"since", r.since},
+	json j = {{"host", r.host}, {"state", to_string(r.state)}, {"since", r.since},
 		{"pool", r.pool}, {"md_offset", r.md_offset},    {"created", r.created},
 		{"next_offset", r.next_offset}, {"wipe", r.wipe},
 		{"added", r.added}, {"leaving", r.leaving}, {"asked", r.asked}, {"instead_of", r.instead_of}, {"failed_ms", r.failed_ms}};
+	if (r.pinned)
+		j["pinned"] = true;
+	return j;
 }
 
 ReplicaState replica_state_from(const std::string &text)
@@ -123,6 +151,7 @@ Replica replica_from(const json &j)
 	newer(j, "asked", r.asked);
 	newer(j, "instead_of", r.instead_of);
 	newer(j, "failed_ms", r.failed_ms);
+	newer(j, "pinned", r.pinned);
 	return r;
 }
 
@@ -168,8 +197,9 @@ Volume volume_from(const json &j)
 		v.openers.push_back({o.at("host").get<HostId>(), o.at("session").get<uint64_t>()});
 	for (const json &r : j.value("remnants", json::array()))
 		v.remnants.push_back({r.at("host").get<HostId>(), r.at("pool").get<std::string>(), r.at("md_offset").get<uint64_t>(),
-				      r.at("lv_bytes").get<uint64_t>(), r.value("renew", false)});
+				      r.at("lv_bytes").get<uint64_t>(), r.value("renew", false), r.value("pinned", false)});
 	newer(j, "shunned", v.shunned);
+	rules_from(j, v.rules);
 	return v;
 }
 
@@ -318,12 +348,12 @@ json to_json(const Volume &v)
 {
 	json replicas = json::array(), openers = json::array(), remnants = json::array();
 	for (const Remnant &r : v.remnants)
-		remnants.push_back({{"host", r.host}, {"pool", r.pool}, {"md_offset", r.md_offset}, {"lv_bytes", r.lv_bytes}, {"renew", r.renew}});
+		remnants.push_back({{"host", r.host}, {"pool", r.pool}, {"md_offset", r.md_offset}, {"lv_bytes", r.lv_bytes}, {"renew", r.renew}, {"pinned", r.pinned}});
 	for (const Replica &r : v.replicas)
 		replicas.push_back(replica_json(r));
 	for (const Opener &o : v.openers)
 		openers.push_back({{"host", o.host}, {"session", o.session}});
-	return {{"vid", v.vid},
+	json j = {{"vid", v.vid},
 		{"uuid", v.uuid},
 		{"name", v.name},
 		{"minor", v.minor},
@@ -352,6 +382,8 @@ json to_json(const Volume &v)
 		{"openers", openers},
 		{"remnants", remnants},
 		{"shunned", v.shunned}};
+	add_rules(j, v.rules);
+	return j;
 }
 
 json to_json(const State &s)
@@ -419,6 +451,9 @@ uint32_t level_of(const json &entry)
 	const auto op = entry.is_object() ? entry.find("op") : entry.end();
 	if (!entry.is_object() || op == entry.end() || !op->is_string())
 		return LEVEL_FIRST;
+	if (*op == "host.label" || *op == "volume.rules" || *op == "group.rules" || *op == "replica.pin" ||
+	    ((*op == "volume.create" || *op == "group.create") && entry.contains("rules")))
+		return LEVEL_PLACEMENT;
 	if (*op == "group.redundancy" || *op == "group.spread")
 		return LEVEL_SPREAD;
 	if (*op == "pool.mend" || *op == "pool.mended" || (*op == "pool.report" && entry.contains("disks")))

@@ -41,7 +41,7 @@ Copies copies_of(const State &s, const Volume &v)
 		if (!s.online(r.host))
 			c.away = r.host;
 		c.coming = c.coming || (!r.clean() && s.online(r.host));
-		const std::string why = bound(s, v, r.host);
+		const std::string why = r.pinned ? "all are pinned" : bound(s, v, r.host);
 		one_can_go = one_can_go || why.empty();
 		c.bound = one_can_go ? "" : why;
 	}

@@ -470,6 +470,9 @@ std::string check(const State &s)
 	for (const auto &[name, g] : s.groups)
 		if (name != g.name || !valid_name(name) || g.redundancy < 1 || g.redundancy > LKS_MAX_REPLICAS || g.labels.size() > MAX_LABELS)
 			return "group " + g.name + ": its name, redundancy or labels do not fit";
+	for (const auto &[name, g] : s.groups)
+		if (std::string error = cluster::check_rules(s, g.rules); !error.empty() || !g.rules.apart.empty())
+			return "group " + g.name + ": " + error;
 	std::set<std::string> names, uuids;
 	std::set<uint32_t> minors;
 	for (const auto &[vid, v] : s.volumes) {
@@ -496,6 +499,8 @@ std::string check(const State &s)
 		if (v.phase == Phase::deleting && v.hosts_with_something().empty())
 			return "volume " + v.name + ": a tombstone of nothing";
 		if (std::string error = check_volume(v); !error.empty())
+			return "volume " + v.name + ": " + error;
+		if (std::string error = cluster::check_rules(s, v.rules); !error.empty())
 			return "volume " + v.name + ": " + error;
 	}
 	if (s.failures.size() > MAX_FAILURES || s.snapshot_failures.size() > MAX_FAILURES)

@@ -31,6 +31,7 @@
 //  host.set         host addresses port(o) host_level(o)            changed. host_level: of the program that it runs now. Programs
 //                                                                   of level 1 pass over it, so nothing is refused for it
 //  host.net         host verb("add"|"remove"|"prefer") address      changed. add: as the last; prefer: as the first. Idempotent
+//  host.label       host labels{key: text|null}                     changed. What rules of placement go by, such as rack or site. Idempotent
 //  host.status      host online now_ms                              changed
 //  pool.add         name host kind("thick"|"thin") vg thin_lv(thin) Idempotent for the same host, vg and thin_lv
 //                   size_bytes free_bytes
@@ -41,7 +42,7 @@
 //  pool.mended      name host disk                                  it is out of the volume group. Idempotent
 //  volume.create    name uuid size_bytes pool redundancy(o)         vid minor hosts. Phase creating; each host of the list
 //                   hosts(o: ids) block_size(o) class(o) now_ms     makes its replica and says replica.created or .failed.
-//                   no_quorum(o) group(o) labels(o)                 pool, redundancy: by default the group's
+//                   no_quorum(o) group(o) labels(o) rules(o)        pool, redundancy: by default the group's
 //  replica.created  vid host                                        phase ("ready" after the last one). Idempotent
 //  replica.failed   vid host message                                Only while creating: rolls the whole create back. The
 //                                                                   message, the whole line for the user, stays in
@@ -65,7 +66,7 @@
 //                                                                   replica nor device of it any more. For every host
 //                                                                   with a replica or a device. Idempotent
 //  device.ready     vid host                                        the device node is there. Idempotent
-//  group.create     name pool redundancy(o) labels(o)               A set of volumes with one pool and redundancy (group.cc).
+//  group.create     name pool redundancy(o) labels(o) rules(o)      A set of volumes with one pool and redundancy (group.cc).
 //                                                                   Idempotent for the same pool and redundancy
 //  group.redundancy name redundancy                                 changed. Of new volumes, and of all it has, a few at a time (spread.cc).
 //                                                                   Idempotent
@@ -73,6 +74,8 @@
 //  group.delete     name                                            Refused while it has volumes
 //  group.label      name labels{key: text|null}                     changed. null removes. Idempotent
 //  volume.label     name labels{key: text|null}                     changed. The same for a volume
+//  volume.rules     name rules{}                                    changed. Where its replicas may be, see rules.cc. Idempotent
+//  group.rules      name rules{}                                    changed. The same for all volumes of a group
 //  volume.redundancy vid redundancy                                 the number of replicas wanted; repair.h does the rest
 //  replica.add      vid host(o) asked(o) version(o)                 host. One more replica, stale and empty, on that host or
 //                                                                   where there is most room; made as in a create: a
@@ -81,6 +84,7 @@
 //                                                                   redundancy - 1. Idempotent
 //  replica.move     vid from host(o)                                host. replica.add, and the one on "from" leaves
 //  replica.stay     vid host                                        it does not leave. Idempotent
+//  replica.pin      vid host pinned(bool)                           changed. It stays where it is, see rules.cc. Idempotent
 //  replica.remove   vid host version(o)                             repair.h's: out of the record, into the remnants; never
 //                                                                   the primary, never a good copy that is needed
 //  replica.invalidate vid host                                      it is thrown away as a whole: out of the record, into the
@@ -152,7 +156,8 @@ constexpr uint32_t LEVEL_CLIENTS = 7;                   // client.add, client.re
 constexpr uint32_t LEVEL_MEND = 8;                      // pool.mend, pool.mended, disks in pool.report
 constexpr uint32_t LEVEL_SPREAD = 9;                    // group.redundancy, group.spread
 constexpr uint32_t LEVEL_GROUPS = 10;                   // groups in cluster.rebuild
-constexpr uint32_t LEVEL = LEVEL_GROUPS;                // highest feature level of entries that this program understands
+constexpr uint32_t LEVEL_PLACEMENT = 11;                // host.label, volume.rules, group.rules, rules of what is created, replica.pin
+constexpr uint32_t LEVEL = LEVEL_PLACEMENT;             // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;
@@ -160,6 +165,7 @@ constexpr uint64_t MAX_VOLUME_BYTES = 64ull << 40;      // 64 TiB
 constexpr size_t MAX_FAILURES = 64;                     // reasons of rolled back creates that are remembered
 constexpr size_t MAX_ADDRESSES = 8;                     // of one host
 constexpr size_t MAX_LABELS = 32;                       // of one group or volume
+constexpr size_t MAX_APART = 64;                        // volumes that one volume names to be apart from
 constexpr size_t MAX_POOL_DISKS = 256, MAX_DISK_PATH = 255;
 constexpr size_t MAX_LABEL_KEY = 64, MAX_LABEL_BYTES = 1024;
 
@@ -169,6 +175,16 @@ inline uint64_t epoch_of(uint64_t raft_id) { return raft_id >> EPOCH_SHIFT; }   
 
 constexpr size_t MAX_CLIENTS = 256;
 constexpr size_t MAX_TOKENS = 64;                       // that have not ended yet, used ones included
+
+// Where replicas of a volume, or of all volumes of a group, may be (rules.cc).
+struct Rules {
+	std::string different;                          // label of hosts: no two replicas where it has the same value; empty: no such rule
+	std::string same;                               // label: all replicas where it has the same value; "label=value": where it has this one
+	HostSet avoid;                                  // no replica on these hosts
+	std::vector<uint32_t> apart;                    // ascending vids: on no host that has a replica of one of these, which holds for them, too
+	bool operator==(const Rules &) const = default;
+	bool empty() const { return *this == Rules(); }
+};
 
 struct Host {
 	HostId id = 0;
@@ -187,6 +203,7 @@ struct Host {
 	bool removing = false;                          // takes its devices down, then it is gone
 	uint64_t away_ms = 0;                           // counted by leaders while it is offline (life.h)
 	std::map<std::string, std::string> options;     // that differ for this host (option.h)
+	Labels labels;                                  // such as rack or site, for rules; short printable ASCII
 	bool has_devices() const { return !removing && !witness; }
 	bool keeps_replicas() const { return !witness && !evicted && !evacuating && !removing; }
 	bool operator==(const Host &) const = default;
@@ -229,6 +246,7 @@ struct Replica {
 	bool asked = false;                             // replica.add asked for it: if it cannot be made, redundancy is again what it was
 	HostId instead_of = 0;                          // replica.move: if it cannot be made, that one does not leave
 	uint64_t failed_ms = 0;                         // counted by leaders while it is failed (life.h)
+	bool pinned = false;                            // stays here (rules.cc)
 	bool in_sync() const { return state == ReplicaState::insync || state == ReplicaState::suspect; }
 	bool clean() const { return state == ReplicaState::insync; }
 	bool operator==(const Replica &) const = default;
@@ -241,6 +259,7 @@ struct Remnant {
 	uint64_t md_offset = 0;
 	uint64_t lv_bytes = 0;
 	bool renew = false;                             // when it is gone, its host gets a new, empty replica
+	bool pinned = false;                            // ... which is pinned
 	bool operator==(const Remnant &) const = default;
 };
 
@@ -255,6 +274,7 @@ struct Group {                                          // of volumes, such as a
 	unsigned redundancy = DEFAULT_REDUNDANCY;       // of new volumes
 	bool spreading = false;                         // its volumes are to get this redundancy, too
 	Labels labels;
+	Rules rules;                                    // of its volumes, beside their own
 	bool operator==(const Group &) const = default;
 };
 
@@ -273,6 +293,7 @@ struct Volume {
 	Phase phase = Phase::creating;
 	std::string group;                              // empty: in none
 	Labels labels;
+	Rules rules;                                    // its own; see rules_of()
 	std::string failure;                            // why a create is being rolled back
 	NoQuorum no_quorum = NoQuorum::freeze;
 	HostId chosen_primary = 0;                      // by an administrator (volume.primary)

@@ -19,7 +19,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr unsigned HISTORIES = 100, ENTRIES = 550;
+constexpr unsigned HISTORIES = 100, ENTRIES = 600;
 
 struct History {
 	std::mt19937_64 random;
@@ -66,6 +66,8 @@ struct History {
 			entry.erase("pool");
 			entry["labels"] = labels();
 		}
+		if (chance(15))
+			entry["rules"] = some_rules(true);
 		return entry;
 	}
 
@@ -77,6 +79,58 @@ struct History {
 		for (unsigned n = pick(4); n > 0; n--)
 			changes["k" + std::to_string(pick(40))] = chance(30) ? json(nullptr) : json(std::string(pick(1100), 'x'));
 		return changes;
+	}
+
+	json some_rules(bool of_volume)
+	{
+		json rules = json::object();
+		if (chance(40))
+			rules["different"] = chance(50) ? "rack" : "";
+		if (chance(40))
+			rules["same"] = chance(40) ? "site=s1" : chance(50) ? "site" : "";
+		if (chance(30))
+			rules["avoid"] = chance(50) ? std::vector<HostId>{host()} : std::vector<HostId>{};
+		if (chance(of_volume ? 30 : 3))
+			rules["apart"] = chance(70) ? std::vector<uint32_t>{vid()} : std::vector<uint32_t>{};
+		return rules;
+	}
+
+	json rule_or_pin(uint32_t id)
+	{
+		switch (pick(5)) {
+		case 0: return {{"op", "volume.rules"}, {"vid", id}, {"rules", some_rules(true)}};
+		case 1: return {{"op", "group.rules"}, {"name", group()}, {"rules", some_rules(false)}};
+		case 2: {
+			const bool rack = chance(60);
+			json text = chance(10) ? json(nullptr) : json((rack ? "r" : "s") + std::to_string(pick(rack ? 4 : 2)));
+			return {{"op", "host.label"}, {"host", host()}, {"labels", {{rack ? "rack" : "site", text}}}};
+		}
+		default: return {{"op", "replica.pin"}, {"vid", id}, {"host", host_with_replica(id)}, {"pinned", chance(40)}};
+		}
+	}
+
+	// A pool whose disk is gone: what is on it and can be spared, or anything.
+	json mending()
+	{
+		const HostId h = host();
+		const Pool *p = c.state.pool("default", h);
+		if (p && !p->mending.empty() && chance(70))
+			return {{"op", "pool.mended"}, {"name", "default"}, {"host", h}, {"disk", chance(90) ? p->mending : "d0"}};
+		json entry = {{"op", "pool.mend"}, {"name", "default"}, {"host", h}, {"disk", "d" + std::to_string(pick(3))}};
+		if (chance(30))
+			entry["by"] = "/dev/sdn";
+		std::vector<uint32_t> vids, sids;
+		for (const auto &[vid, v] : c.state.volumes)
+			if (v.replica(h) && v.primary != h && chance(20))
+				vids.push_back(vid);
+		for (const auto &[sid, s] : c.state.snapshots)
+			if (s.copy(h) && chance(20))
+				sids.push_back(sid);
+		if (!vids.empty())
+			entry["replicas"] = vids;
+		if (!sids.empty())
+			entry["copies"] = sids;
+		return entry;
 	}
 
 	json group_or_label()
@@ -188,7 +242,8 @@ struct History {
 		case 5:
 		case 6:
 		case 7:
-		case 9: {
+		case 9:
+		case 10: {
 			json revert = {{"op", "snapshot.revert"}, {"sid", sid}};
 			if (chance(30))
 				revert["onto"] = vid();
@@ -270,7 +325,11 @@ struct History {
 			return Cluster::host_entry(1 + pick(7), "h" + std::to_string(pick(7)));
 		if (n < 16)
 			return {{"op", "nonsense"}, {"vid", vid()}};
-		if (n < 24)
+		if (n < 19)
+			return rule_or_pin(ready_vid());
+		if (n < 20)
+			return mending();
+		if (n < 25)
 			return group_or_label();
 		if (n < 36)
 			return life_of_a_volume(vid());
@@ -351,7 +410,7 @@ struct History {
 				left += r.clean();
 				in_sync += r.in_sync();
 			}
-			bool lost = entry["op"] == "host.lost", thrown_away = entry["op"] == "replica.invalidate";
+			bool lost = entry["op"] == "host.lost", thrown_away = entry["op"] == "replica.invalidate" || entry["op"] == "pool.mend";
 			INFO(entry.dump() << " on " << to_json(v).dump());
 			for (const Replica &r : v.replicas) {
 				if (now->replica(r.host) || !r.created)
@@ -361,6 +420,22 @@ struct History {
 					REQUIRE(left >= (lost || thrown_away ? 1 : v.redundancy));
 				REQUIRE((left >= 1 || (lost && in_sync)));
 			}
+		}
+	}
+
+	// Whoever asks for a replica, it is made where the rules want it; a pinned one stays where it is.
+	void check_placement(const json &entry, const State &before)
+	{
+		const std::string op = entry["op"];
+		for (const auto &[vid, v] : c.state.volumes) {
+			const Volume *was = before.volume(vid);
+			INFO(entry.dump() << " makes " << to_json(v).dump());
+			for (const Replica &r : v.replicas)
+				if ((op == "volume.create" || op == "replica.add" || op == "replica.move") && !(was && was->replica(r.host)))
+					REQUIRE(rule_broken(c.state, v, r.host) == "");
+			for (const Replica &r : was && v.phase != Phase::deleting ? was->replicas : std::vector<Replica>{})
+				if (r.pinned && wanted(before, r) && op != "host.lost" && op != "pool.mend" && op != "replica.invalidate")
+					REQUIRE((v.replica(r.host) && (v.replica(r.host)->pinned || op == "replica.pin") && !v.replica(r.host)->leaving));
 		}
 	}
 
@@ -379,6 +454,7 @@ struct History {
 		}
 		REQUIRE(twin == c.state);
 		check_good_copies(entry, before);
+		check_placement(entry, before);
 		for (const auto &[vid, v] : before.volumes)
 			if (const Volume *now = c.state.volume(vid)) {
 				REQUIRE(now->version - v.version <= 1);
@@ -439,6 +515,9 @@ struct History {
 				for (const SnapshotCopy &copy : x.arriving)
 					entries.push_back({{"op", "snapshot.copied"}, {"sid", sid}, {"host", copy.host}, {"added", copy.added}, {"md_offset", x.size_bytes}});
 			}
+			for (const auto &[key, p] : c.state.pools)
+				if (!p.mending.empty())
+					entries.push_back({{"op", "pool.mended"}, {"name", p.name}, {"host", p.host}, {"disk", p.mending}});
 			for (const json &e : entries) {
 				json answer = step(e);
 				busy = (answer["ok"] == true && answer.value("changed", true)) || busy;
@@ -449,11 +528,13 @@ struct History {
 			REQUIRE(v.remnants.empty());
 			if (!v.openers.empty())
 				REQUIRE(v.primary != 0);
-			size_t good = 0;
-			for (const Replica &r : v.replicas)
+			size_t good = 0, pinned = 0;
+			for (const Replica &r : v.replicas) {
 				good += r.clean() && wanted(c.state, r);
+				pinned += r.pinned;
+			}
 			INFO(to_json(v).dump() << repair_obstacle(c.state, v));
-			REQUIRE((good == v.redundancy || !repair_obstacle(c.state, v).empty()));
+			REQUIRE((good == std::max<size_t>(v.redundancy, pinned) || !repair_obstacle(c.state, v).empty()));
 		}
 		for (const auto &[name, g] : c.state.groups)
 			REQUIRE((!g.spreading || !group_change(c.state, g).obstacle.empty()));
@@ -483,7 +564,7 @@ TEST_CASE("random histories give identical states that keep every invariant")
 			       "snapshot.restore", "snapshot.revert", "snapshot.copy", "snapshot.copied", "snapshot.drop", "record.failed", "record.repaired", "record.failover", "record.open", "record.close",
 			       "replica.add", "replica.invalidate", "replica.move", "replica.leave", "replica.remove", "replica.purged", "replica.stay", "volume.redundancy",
 			       "host.evacuate", "host.restore", "host.evict", "host.lost", "life.elapsed", "option.set", "group.create",
-			       "group.delete", "group.label", "group.redundancy", "group.spread", "volume.label"}) {
+			       "group.delete", "group.label", "group.rules", "volume.rules", "host.label", "replica.pin", "pool.mend", "pool.mended", "group.redundancy", "group.spread", "volume.label"}) {
 		INFO(op);
 		CHECK(carried_out[op] > 20);    // else the histories do not exercise it
 	}
