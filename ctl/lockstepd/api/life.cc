@@ -231,6 +231,8 @@ Result<json> ApiServer::Impl::host_verb(const httplib::Request &req)
 		entry["force"] = flag_of(body_of(req), "force");
 	if (verb == "lost" && all_understand(*backend.state(), LEVEL_COPIES))
 		entry["snapshots"] = true;
+	if (verb == "lost" && all_understand(*backend.state(), LEVEL_REVERT))
+		entry["reverts"] = true;
 	Result<json> result = backend.propose(entry);
 	if (!result)
 		return result;

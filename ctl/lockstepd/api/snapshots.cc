@@ -195,7 +195,10 @@ Result<json> ApiServer::Impl::snapshot_revert(const httplib::Request &req)
 	std::string volume = req.matches[1], name = req.matches[2];
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
-	Result<json> done = finish_revert(propose_unused({{"op", "snapshot.revert"}, {"volume", volume}, {"name", name}}, volume), volume);
+	json entry = {{"op", "snapshot.revert"}, {"volume", volume}, {"name", name}};
+	if (all_understand(*backend.state(), LEVEL_REVERT))
+		entry["without_failed"] = true;
+	Result<json> done = finish_revert(propose_unused(entry, volume), volume);
 	if (!done)
 		return done;
 	return json{{"name", volume}, {"vid", done->at("vid")}, {"snapshot", name}};

@@ -81,7 +81,10 @@ Result<json> ApiServer::Impl::volume_replace(const httplib::Request &req)
 	if (!made)
 		return made;
 	const json sid = made->at(0)["sid"];
-	Result<json> result = finish_revert(propose_unused({{"op", "snapshot.revert"}, {"sid", sid}, {"onto", *vid}}, name), name);
+	json entry = {{"op", "snapshot.revert"}, {"sid", sid}, {"onto", *vid}};
+	if (all_understand(*backend.state(), LEVEL_REVERT))
+		entry["without_failed"] = true;
+	Result<json> result = finish_revert(propose_unused(entry, name), name);
 	Result<json> removed = delete_snapshot({{"op", "snapshot.delete"}, {"sid", sid}});
 	if (!result)
 		return result;

@@ -600,6 +600,21 @@ json volume_create(State &state, const Fields &f)
 	return answer;
 }
 
+}    // namespace
+
+bool ready_if_made(Volume &next)
+{
+	if (!std::ranges::all_of(next.replicas, [](const Replica &x) { return x.created; }))
+		return false;
+	next.phase = Phase::ready;
+	next.source = 0;
+	next.reverting = false;
+	next.adopts.clear();
+	return true;
+}
+
+namespace {
+
 json replica_created(State &state, const Fields &f)
 {
 	const Host &h = host_of(state, f);
@@ -611,12 +626,7 @@ json replica_created(State &state, const Fields &f)
 		refuse(coded("no-such-replica", not_found("volume " + next.name + " has no replica on host " + h.name)));
 	bool changed = !r->created;
 	r->created = true;
-	if (std::all_of(next.replicas.begin(), next.replicas.end(), [](const Replica &x) { return x.created; })) {
-		next.phase = Phase::ready;
-		next.source = 0;
-		next.reverting = false;
-		next.adopts.clear();
-	}
+	ready_if_made(next);
 	json answer = done(changed);
 	answer["phase"] = to_string(next.phase);
 	replace(state, std::move(next));
@@ -632,6 +642,16 @@ json replica_failed(State &state, const Fields &f)
 		return done(false);
 	if (!v.replica(h.id))
 		refuse(coded("no-such-replica", not_found("volume " + v.name + " has no replica on host " + h.name)));
+	if (v.reverting && f.has("reverting") && f.flag("reverting") && !v.replica(h.id)->created && can_revert_without(v, h.id)) {
+		Volume next = v;
+		next.version++;
+		move_to_remnants(next, h.id);
+		next.shunned.insert(h.id);
+		ready_if_made(next);
+		remember_failure(state, v, message);
+		replace(state, std::move(next));
+		return done();
+	}
 	if (!v.may_be_rolled_back())
 		refuse(forbidden("volume " + v.name + " is being " + (v.reverting ? "reverted" : "adopted") + " and is not given up: " + message));
 	if (v.phase == Phase::creating)

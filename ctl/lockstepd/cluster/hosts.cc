@@ -77,8 +77,15 @@ bool only_good_copy(const Volume &v, HostId host)
 	       std::none_of(v.replicas.begin(), v.replicas.end(), [&](const Replica &x) { return x.host != host && x.clean(); });
 }
 
+// It is just made of something that other hosts have as well; nothing is lost but this host's part in it.
+bool goes_on_without(const Volume &v, HostId host)
+{
+	return v.phase == Phase::creating && v.reverting &&
+	       std::ranges::any_of(v.replicas, [&](const Replica &r) { return r.host != host && r.clean(); });
+}
+
 // Takes all that the host has of the volume out of it. false: nothing is left of the volume then.
-bool forget_in(Volume &v, HostId host)
+bool forget_in(Volume &v, HostId host, bool reverts)
 {
 	size_t from_record = std::erase_if(v.replicas, [&](const Replica &r) { return r.host == host; });
 	from_record += std::erase_if(v.openers, [&](const Opener &o) { return o.host == host; });
@@ -87,16 +94,19 @@ bool forget_in(Volume &v, HostId host)
 	v.shunned.erase(host);
 	if (v.primary == host)
 		v.primary = 0;
-	v.version += from_record > 0 && v.phase == Phase::ready;
+	const bool goes_on = reverts && v.phase == Phase::creating && v.reverting;
+	v.version += from_record > 0 && (v.phase == Phase::ready || goes_on);
+	if (goes_on)
+		ready_if_made(v);
 	return v.phase != Phase::deleting || !v.hosts_with_something().empty();
 }
 
 }    // namespace
 
-void forget_host(State &state, HostId host)
+void forget_host(State &state, HostId host, bool reverts)
 {
 	for (auto it = state.volumes.begin(); it != state.volumes.end();)
-		it = forget_in(it->second, host) ? std::next(it) : state.volumes.erase(it);
+		it = forget_in(it->second, host, reverts) ? std::next(it) : state.volumes.erase(it);
 	forget_copies(state, host);
 	forget_in_rules(state, host);
 	std::erase_if(state.pools, [&](const auto &p) { return p.second.host == host; });
@@ -112,10 +122,13 @@ json host_lost(State &state, const Fields &f)
 	if (h.online)
 		refuse(forbidden("host " + h.name + " is online: empty it with `lockstep host evacuate " + h.name + "`, then `lockstep host remove " +
 				 h.name + "`"));
+	const bool reverts = f.has("reverts") && f.flag("reverts");
 	std::vector<std::string> ended, stale;
 	for (const auto &[vid, v] : state.volumes)
 		if (only_good_copy(v, h.id))
 			(v.replicas.size() > 1 ? stale : ended).push_back(v.name);
+		else if (reverts && v.phase == Phase::creating && v.replica(h.id) && !v.may_be_rolled_back() && !goes_on_without(v, h.id))
+			ended.push_back(v.name);    // it has been there before, and ends with this host
 	if (!stale.empty())
 		refuse(forbidden("host " + h.name + " has the only good copy of volume " + listed(stale) + ", others are older: bring the host back, "
 				 "or delete the volume"));
@@ -131,7 +144,7 @@ json host_lost(State &state, const Fields &f)
 				 "with --force"));
 	State next = state;
 	for (auto &[vid, v] : next.volumes) {
-		bool creating_there = v.phase == Phase::creating && v.replica(h.id);
+		bool creating_there = v.phase == Phase::creating && v.replica(h.id) && !(reverts && goes_on_without(v, h.id));
 		if (!creating_there && !only_good_copy(v, h.id))
 			continue;
 		Volume tomb = v;
@@ -139,7 +152,7 @@ json host_lost(State &state, const Fields &f)
 		std::string message = "volume " + v.name + (creating_there ? " could not be created" : " was given up") + ": host " + h.name + " is lost";
 		roll_back(next, tomb, message);
 	}
-	forget_host(next, h.id);
+	forget_host(next, h.id, reverts);
 	if (std::string broken = check(next); !broken.empty())
 		refuse(failed("host " + h.name + " cannot be forgotten: " + broken));
 	state = std::move(next);

@@ -103,6 +103,8 @@ void move_to_remnants(Volume &next, HostId host);
 // A replica that could not be made in a volume that is ready goes again (life.cc).
 void take_back(State &state, const Volume &volume, HostId host, const std::string &message);
 void remember_failure(State &state, const Volume &volume, const std::string &message);
+bool ready_if_made(Volume &next);           // it is, when all its replicas are made (apply.cc)
+bool can_revert_without(const Volume &v, HostId host);    // another replica has, or gets, the content by itself (snapshots.cc)
 
 // group.cc
 bool change_labels(Labels &labels, const LabelChanges &changes, const std::string &of);    // refuses too many
@@ -158,8 +160,8 @@ std::vector<nlohmann::json> decide_copies(const State &state, size_t most);
 std::string title(const Snapshot &s);
 Snapshot &snapshot_of(State &state, const Fields &f);                     // by "sid"; refuses (3)
 
-// hosts.cc: all of it, replicas included; at once
-void forget_host(State &state, HostId host);
+// hosts.cc: all of it, replicas included; at once. reverts: a volume that is being reverted is ready when the others have made theirs
+void forget_host(State &state, HostId host, bool reverts = false);
 
 // recover.cc
 nlohmann::json cluster_recover(State &state, const Fields &f);

@@ -451,6 +451,9 @@ uint32_t level_of(const json &entry)
 	const auto op = entry.is_object() ? entry.find("op") : entry.end();
 	if (!entry.is_object() || op == entry.end() || !op->is_string())
 		return LEVEL_FIRST;
+	if ((*op == "snapshot.revert" && entry.contains("without_failed")) || (*op == "replica.failed" && entry.contains("reverting")) ||
+	    (*op == "host.lost" && entry.contains("reverts")))
+		return LEVEL_REVERT;
 	if (*op == "host.label" || *op == "volume.rules" || *op == "group.rules" || *op == "replica.pin" ||
 	    ((*op == "volume.create" || *op == "group.create") && entry.contains("rules")))
 		return LEVEL_PLACEMENT;

@@ -31,9 +31,10 @@
 //  snapshot.restore   sid | volume name(o: of the snapshot);   vid minor hosts. A new volume with the snapshot's content, created
 //                     new uuid group(o) labels(o)              like an empty one (phase creating with a source)
 //  snapshot.copy|copied|drop                                   see snapshot_copies.cc
-//  snapshot.revert    sid onto(o: vid)                         vid. The volume, not open, gets the snapshot's content: it is back in
+//  snapshot.revert    sid onto(o: vid) without_failed(o)       vid. The volume, not open, gets the snapshot's content: it is back in
 //                                                              phase creating with a source until all replicas have it. onto:
-//                                                              another volume than the one it was taken of (level 5)
+//                                                              another volume than the one it was taken of. without_failed: replicas
+//                                                              whose disk has failed go, others are made in their place afterwards
 #include "lockstepd/cluster/internal.h"
 
 #include "lib/units.h"
@@ -459,6 +460,15 @@ json restore(State &state, const Fields &f)
 	return answer;
 }
 
+}    // namespace
+
+bool can_revert_without(const Volume &v, HostId host)
+{
+	return std::ranges::any_of(v.replicas, [&](const Replica &r) { return r.host != host && r.clean() && r.created; });
+}
+
+namespace {
+
 json revert(State &state, const Fields &f)
 {
 	const Snapshot s = named(state, f);
@@ -480,7 +490,12 @@ json revert(State &state, const Fields &f)
 	if (v->size_bytes != s.size_bytes)
 		refuse(forbidden("volume " + v->name + " has another size than " + title(s) + ": restore that as a new volume"));
 	bool served = false;
+	std::vector<HostId> going;
 	for (const Replica &r : v->replicas) {
+		if (r.state == ReplicaState::failed && f.has("without_failed") && f.flag("without_failed")) {
+			going.push_back(r.host);
+			continue;
+		}
 		// There a snapshot goes with what it was taken of.
 		if (const Pool *pool = state.pool(r.pool, r.host); pool && pool->kind == PoolKind::thick)
 			refuse(forbidden("volume " + v->name + " is in a thick pool and cannot be reverted: restore " + title(s) + " as a new volume"));
@@ -499,6 +514,8 @@ json revert(State &state, const Fields &f)
 	next.source = s.sid;
 	next.reverting = true;
 	next.devices.clear();
+	for (HostId host : going)
+		move_to_remnants(next, host);
 	for (Replica &r : next.replicas) {
 		const SnapshotCopy *c = s.copy(r.host);
 		r.created = false;

@@ -44,9 +44,10 @@
 //                   hosts(o: ids) block_size(o) class(o) now_ms     makes its replica and says replica.created or .failed.
 //                   no_quorum(o) group(o) labels(o) rules(o)        pool, redundancy: by default the group's
 //  replica.created  vid host                                        phase ("ready" after the last one). Idempotent
-//  replica.failed   vid host message                                Only while creating: rolls the whole create back. The
+//  replica.failed   vid host message reverting(o)                   Only while creating: rolls the whole create back. The
 //                                                                   message, the whole line for the user, stays in
-//                                                                   State::failures. Idempotent
+//                                                                   State::failures. reverting: of a revert, which goes on without that
+//                                                                   replica, if another one has been made. Idempotent
 //  volume.abort     vid message                                     the same for a proposer that waited long enough
 //  volume.adopt     name uuid host pool lv size_bytes block_size    vid minor hosts. A volume made of an orphan (host/orphans.h): LV "lv" of
 //                   md_offset vid version term redundancy(o)        that host and pool becomes its first replica. Never rolled back.
@@ -96,8 +97,9 @@
 //                                                                   and while too many hosts are away. Idempotent
 //  host.evacuate    host                                            the same for a host that may be online. Idempotent
 //  host.restore     host                                            neither evicted, nor evacuated, nor removed. Idempotent
-//  host.lost        host force(o) snapshots(o)                      it never comes back: all of it is forgotten at once. snapshots: the last copy
-//                                                                   of one needs force as well
+//  host.lost        host force(o) snapshots(o) reverts(o)           it never comes back: all of it is forgotten at once. snapshots: the last copy
+//                                                                   of one needs force as well. reverts: a volume that is being reverted goes on
+//                                                                   without it, as long as another host has what it is reverted to
 //  host.remove      host                                            an empty host takes its devices down, then says
 //  host.gone        host                                            this. Forgotten
 //  option.set       name value host(o)                              see option.h. value "default": no longer set here
@@ -157,7 +159,8 @@ constexpr uint32_t LEVEL_MEND = 8;                      // pool.mend, pool.mende
 constexpr uint32_t LEVEL_SPREAD = 9;                    // group.redundancy, group.spread
 constexpr uint32_t LEVEL_GROUPS = 10;                   // groups in cluster.rebuild
 constexpr uint32_t LEVEL_PLACEMENT = 11;                // host.label, volume.rules, group.rules, rules of what is created, replica.pin
-constexpr uint32_t LEVEL = LEVEL_PLACEMENT;             // highest feature level of entries that this program understands
+constexpr uint32_t LEVEL_REVERT = 12;                   // a revert gets by without a replica: "without_failed", "reverting", "reverts"
+constexpr uint32_t LEVEL = LEVEL_REVERT;                // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;

@@ -7,6 +7,8 @@
 // a disk that was away for long, is never taken for a new replica.
 #include "lockstepd/host/reconciler.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 namespace lockstep {
@@ -45,6 +47,15 @@ ReplicaMetadata Reconciler::metadata_of(const Volume &v, const Replica &r, const
 
 // ---- a replica comes into being ----
 
+namespace {
+
+bool another_is_made(const Volume &v, HostId self)
+{
+	return std::ranges::any_of(v.replicas, [&](const Replica &r) { return r.host != self && r.clean() && r.created; });
+}
+
+}    // namespace
+
 void Reconciler::look_creating(const Volume &v, VolumeWork &w)
 {
 	const Replica *r = v.replica(self_);
@@ -65,6 +76,13 @@ void Reconciler::make_replica(const Volume &v, const Replica &r, VolumeWork &w)
 		ask(v.vid, &VolumeWork::replica,
 		    {{"op", "replica.failed"}, {"message", fmt::format(fmt::runtime(what), v.name, world_.state().host_name(self_), why)}});
 	};
+	// Another one has the content: the volume need not wait for a disk that takes none.
+	if (v.reverting && w.replica.failures >= CREATE_TRIES && another_is_made(v, self_) && all_understand(world_.state(), LEVEL_REVERT)) {
+		ask(v.vid, &VolumeWork::replica,
+		    {{"op", "replica.failed"}, {"reverting", true},
+		     {"message", fmt::format("volume {} was reverted without its replica on host {}: {}", v.name, world_.state().host_name(self_), w.replica.error)}});
+		return;
+	}
 	w.lv_gone = false;
 	auto lv = lv_of(v, r);
 	if (!lv)

@@ -4,6 +4,9 @@
 #include "fixture.h"
 
 #include "lockstepd/cluster/controller.h"
+#include "lockstepd/cluster/repair.h"
+
+#include <catch2/generators/catch_generators.hpp>
 
 using namespace lockstep;
 using namespace lockstep::test;
@@ -240,6 +243,73 @@ TEST_CASE("a volume is reverted: its replicas are made anew from the copies, oth
 	CHECK(w.vol(w.a).phase == Phase::ready);
 	CHECK_FALSE(w.vol(w.a).reverting);
 	CHECK(w.snap(sid).phase == SnapshotPhase::ready);
+}
+
+TEST_CASE("a revert gets by without a replica whose disk has failed, or that cannot be made, or whose host is lost: another one has the content")
+{
+	World w;
+	const uint32_t sid = w.take(w.a);
+	w.good({{"op", "record.close"}, {"vid", w.a}, {"host", 1}, {"session", 1}});
+	const json revert = {{"op", "snapshot.revert"}, {"sid", sid}, {"without_failed", true}};
+	const json cannot = {{"op", "replica.failed"}, {"vid", w.a}, {"host", 2}, {"message", "no"}, {"reverting", true}};
+	const json lost = {{"op", "host.lost"}, {"host", 2}, {"reverts", true}};
+	for (const json &entry : {revert, cannot, lost})
+		CHECK(level_of(entry) == LEVEL_REVERT);
+	const auto made = [&](HostId host) { w.good({{"op", "replica.created"}, {"vid", w.a}, {"host", host}}); };
+
+	SECTION("failed before")
+	{
+		w.good({{"op", "record.failed"}, {"vid", w.a}, {"host", 2}});
+		w.good(revert);
+		CHECK(w.vol(w.a).replica(2) == nullptr);
+		CHECK(w.vol(w.a).remnant(2));
+		CHECK(w.vol(w.a).phase == Phase::creating);
+		made(1);
+	}
+	SECTION("fails meanwhile")
+	{
+		w.good(revert);
+		CHECK(has(w.bad(5, cannot), "not given up"));    // none has been made yet
+		made(1);
+		w.good(cannot);
+		CHECK(w.vol(w.a).remnant(2));
+		CHECK(w.state.failures.at(w.a).message == "no");
+	}
+	SECTION("its host is lost meanwhile, before the other one is made or after")
+	{
+		const bool before = GENERATE(true, false);
+		w.good(revert);
+		if (!before)
+			made(1);
+		w.online(2, false);
+		w.good(lost);
+		if (before)
+			made(1);
+		CHECK(w.vol(w.a).remnants.empty());
+	}
+	CHECK(w.vol(w.a).phase == Phase::ready);
+	CHECK(w.vol(w.a).replicas.size() == 1);
+	CHECK(w.vol(w.a).replica(1)->clean());
+	CHECK(w.vol(w.a).redundancy == 2);
+	// The missing one is made on the third host.
+	const json repair = decide_repair(w.state, w.vol(w.a));
+	CHECK(repair["op"] == "replica.add");
+	CHECK(repair["host"] == 3);
+}
+
+TEST_CASE("the last host that has what a volume is reverted to is not given up without a word")
+{
+	World w;
+	w.good({{"op", "record.failed"}, {"vid", w.a}, {"host", 2}});
+	const uint32_t sid = w.take(w.a);
+	w.good({{"op", "record.close"}, {"vid", w.a}, {"host", 1}, {"session", 1}});
+	w.good({{"op", "snapshot.revert"}, {"sid", sid}, {"without_failed", true}});
+	w.online(1, false);
+	json lost = {{"op", "host.lost"}, {"host", 1}, {"reverts", true}};
+	CHECK(has(w.bad(5, lost), "has the only copy of volume"));
+	lost["force"] = true;
+	w.good(lost);
+	CHECK((!w.state.volume(w.a) || w.vol(w.a).phase == Phase::deleting));
 }
 
 TEST_CASE("a volume gets the content of another one, by a snapshot of that")

@@ -299,6 +299,54 @@ TEST_CASE("LVM's words are the reason for a snapshot that cannot be taken")
 	CHECK(r.kernel().hold == 0);
 }
 
+namespace {
+
+void make_thin(FakeWorld &w)    // as reverting needs
+{
+	for (auto &[key, pool] : w.state.pools) {
+		pool.kind = PoolKind::thin;
+		pool.thin_lv = "thin";
+	}
+	LogicalVolume &thin = w.lvs["/dev/vg/thin"].lv;
+	thin.vg = "vg";
+	thin.name = "thin";
+	thin.is_thin_pool = true;
+	thin.size_bytes = 100 * GIB;
+	thin.data_percent = 0;
+}
+
+void close(Taking &r)
+{
+	KernelEvent closed = event(LKS_CMD_EV_CLOSE, r.vid);
+	closed.session = r.volume().opener(1) ? r.volume().opener(1)->session : 1;
+	r.kernel().writers = r.kernel().openers = 0;
+	r.kernel().session_ended = closed.session;
+	r.w.daemon().kernel_event(closed);
+	REQUIRE(r.w.run_until([&] { return r.volume().openers.empty(); }));
+}
+
+}    // namespace
+
+TEST_CASE("a revert is not held up by a disk that takes nothing, once another replica has the content")
+{
+	Taking r;
+	make_thin(r.w);
+	for (auto &[id, host] : r.w.state.hosts)
+		host.level = LEVEL;
+	const uint32_t sid = r.take();
+	REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
+	close(r);
+	r.w.failing["clone"] = "cannot create logical volume vg/x: Input/output error";
+	tell(r.w, {{"op", "snapshot.revert"}, {"sid", sid}});
+	r.w.run_for(120'000);
+	CHECK(r.volume().phase == Phase::creating);
+	CHECK(r.volume().replica(1));
+	beta_created(r.w, r.vid);
+	REQUIRE(r.w.run_until([&] { return r.volume().phase == Phase::ready; }));
+	CHECK_FALSE(r.volume().replica(1));
+	CHECK(r.w.state.failures.at(r.vid).message == "volume db1 was reverted without its replica on host alpha: cannot create logical volume vg/x: Input/output error");
+}
+
 TEST_CASE("a volume is restored, another is reverted, the first gets its content: killed or failing at any step, it converges")
 {
 	const Fault fault = GENERATE(Fault::fails, Fault::killed_before, Fault::killed_after);
@@ -306,16 +354,7 @@ TEST_CASE("a volume is restored, another is reverted, the first gets its content
 	for (uint64_t k = 0; k <= last; k++) {
 		INFO("fault " << int(fault) << " at step " << k);
 		Taking r;
-		for (auto &[key, pool] : r.w.state.pools) {    // a thin pool, as reverting needs
-			pool.kind = PoolKind::thin;
-			pool.thin_lv = "thin";
-		}
-		LogicalVolume &thin = r.w.lvs["/dev/vg/thin"].lv;
-		thin.vg = "vg";
-		thin.name = "thin";
-		thin.is_thin_pool = true;
-		thin.size_bytes = 100 * GIB;
-		thin.data_percent = 0;
+		make_thin(r.w);
 		const uint32_t sid = r.take();
 		REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
 		const uint64_t begun = r.w.steps;
@@ -326,12 +365,7 @@ TEST_CASE("a volume is restored, another is reverted, the first gets its content
 		REQUIRE(r.w.run_until([&] { return serving(r.w, copy); }));
 		CHECK(r.w.lvs.at(replica_lv_path("vg", copy)).content == std::string(UUID3) + ".1");
 
-		KernelEvent closed = event(LKS_CMD_EV_CLOSE, r.vid);
-		closed.session = r.volume().opener(1) ? r.volume().opener(1)->session : 1;
-		r.kernel().writers = r.kernel().openers = 0;
-		r.kernel().session_ended = closed.session;
-		r.w.daemon().kernel_event(closed);
-		REQUIRE(r.w.run_until([&] { return r.volume().openers.empty(); }));
+		close(r);
 		tell(r.w, {{"op", "snapshot.revert"}, {"sid", sid}});
 		const std::string content = std::string(UUID3) + "." + std::to_string(r.volume().version);
 		beta_created(r.w, r.vid);
