@@ -106,3 +106,89 @@ def test_life_evacuate_and_remove(lab):
     assert b.run('ls /dev/lockstep/v1', check=False).status != 0
     log.wait_for_more(50)
     finish(log, cluster, 'v1')
+
+
+def operations(host):
+    return {o['id']: o for o in host.lockstep('operation list --json')}
+
+
+@pytest.mark.slow
+def test_life_five_hosts(lab):
+    """Five hosts in three racks, five volumes under load, most of them on one host. It is evacuated, which is called off in the middle and
+    begun again; then it is taken out. The group's rule holds all the time: no two replicas in one rack. At last all of the group's volumes
+    get a third replica."""
+    lab.boot(5, memory_mb=448)
+    cluster = Cluster(lab).form()
+    a, b, c, d, e = cluster.hosts
+    for host, rack in (('alpha', 'r1'), ('beta', 'r1'), ('gamma', 'r2'), ('delta', 'r2'), ('epsilon', 'r3')):
+        a.lockstep(f'host label {host} rack={rack}')
+    names = ['v1', 'v2', 'v3', 'v4']
+    a.run('lockstep apply -f -', input='groups: {sr: {pool: default, rules: {different: rack}}}\n')
+    racks = {h['name']: h['labels']['rack'] for h in cluster.status(a)['hosts']}
+    for name, on in zip(names, (['beta', 'gamma'], ['beta', 'epsilon'], ['beta', 'delta'], ['alpha', 'epsilon'])):
+        elsewhere = ', '.join(sorted(set(racks) - set(on)))
+        a.run('lockstep apply -f -', input=f'volumes: {{{name}: {{size: 64MiB, group: sr, rules: {{avoid: [{elsewhere}]}}}}}}\n', timeout=120)
+        assert sorted(replicas(cluster, name)) == on
+        a.lockstep(f'volume rules {name} --avoid none')
+    cluster.create_volume('single', '32MiB', '--on beta')
+    c.run('dd if=/dev/urandom of=/dev/lockstep/single bs=1M count=20 oflag=direct conv=notrunc,fsync')
+    single = c.out('sha256sum </dev/lockstep/single', timeout=60)
+    # Slow enough to be called off in the middle.
+    a.lockstep('option set resync-ceiling-mib 1')
+    a.lockstep('option set resync-floor-mib 1')
+    c.run('dd if=/dev/urandom of=/dev/lockstep/v2 bs=1M count=40 seek=20 oflag=direct conv=notrunc,fsync', timeout=120)
+    logs = [SyncLog(d, '/dev/lockstep/v1'), SyncLog(e, '/dev/lockstep/v3')]
+
+    def keep_apart():
+        for v in cluster.status(a)['volumes']:
+            here = [r['host'] for r in v['replicas'] if r['wanted']]
+            assert v['name'] == 'single' or len({racks[h] for h in here}) == len(here), (v['name'], here)
+
+    for log in logs:
+        log.wait_for_more(50)
+    evacuation = a.start('lockstep host evacuate beta')
+
+    def in_the_middle():
+        at = operations(c)
+        syncs = [o for o in at.values() if o['kind'] == 'sync' and o['percent'] and 0 < o['percent'] < 90]
+        return syncs and 'evacuate:beta' in at and at['evacuate:beta']['what']
+    assert 'replicas left' in wait(in_the_middle, 120, 'a replica to be copied away from beta', every=0.5)
+    keep_apart()
+    refused = c.lockstep('host remove beta', check=False)
+    assert refused.status == 5 and 'has a replica of volume' in refused.err, refused
+    c.lockstep('operation cancel evacuate:beta')
+    ended = evacuation.wait(60)
+    assert ended.status == 5 and 'was called off' in ended.err, ended
+    assert any(r['host'] == 'beta' and r['wanted'] for v in cluster.status(a)['volumes'] for r in v['replicas'])
+    for option in ('resync-ceiling-mib', 'resync-floor-mib'):
+        a.lockstep(f'option set {option} default')
+
+    def as_many_as_wanted():
+        return all(len(v['replicas']) == v['redundancy'] and all(r['state'] == 'insync' for r in v['replicas'])
+                   and not v['changes']['left_behind'] for v in cluster.status(a)['volumes'])
+    wait(as_many_as_wanted, 240, 'what was begun to be taken back', every=1)
+    keep_apart()
+    for log in logs:
+        log.wait_for_more(50)
+
+    said = c.lockstep('host evacuate beta', timeout=400).out
+    assert 'host beta is empty' in said, said
+    assert ours(b) == []
+    wait(as_many_as_wanted, 120, 'all volumes to be whole', every=1)
+    keep_apart()
+    a.lockstep('host remove beta', timeout=120)
+    assert sorted(h['name'] for h in cluster.status(a)['hosts']) == ['alpha', 'delta', 'epsilon', 'gamma']
+    for log in logs:
+        log.wait_for_more(50)
+    assert d.out('sha256sum </dev/lockstep/single', timeout=60) == single
+
+    a.lockstep('group redundancy sr 3', timeout=400)
+    wait(as_many_as_wanted, 60, 'three replicas', every=1)
+    assert all(cluster.volume(name, a)['redundancy'] == 3 for name in names)
+    keep_apart()
+    refused = a.lockstep('group redundancy sr 4', check=False, timeout=60)
+    assert refused.status == 5 and 'as that of' in refused.err, 'three racks'
+    a.lockstep('group redundancy sr 3 --no-wait')
+    for log, name in zip(logs, ('v1', 'v3')):
+        finish(log, cluster, name)
+    assert_same(cluster, 'v2')

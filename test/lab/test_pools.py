@@ -80,6 +80,61 @@ def test_pools_orphans(lab):
         assert len(ours(h)) == 1, ours(h)
 
 
+def listed(host):
+    """{group: number of its volumes} and {UUID: kind} of `group list --orphans`."""
+    answer = host.lockstep('group list --orphans --json', timeout=60)
+    assert answer['unreachable'] == [], answer
+    return {g['name']: len(g['volumes']) for g in answer['groups']}, {o['uuid']: o['kind'] for o in answer['orphans']}
+
+
+@pytest.mark.slow
+def test_pools_forgotten_group(lab):
+    """A storage repository was forgotten, its cluster too: what is on the disks is found, taken up again as one group with its content, and
+    the rest removed; then the group is destroyed with all it has, but not while a volume of it is in use."""
+    a, b = lab.boot(2)
+    cluster = Cluster(lab).form()
+    a.run('lockstep apply -f -', input='groups: {sr: {pool: default}}\n'
+          'volumes: {v1: {size: 64MiB, group: sr}, v2: {size: 32MiB, group: sr}}\n', timeout=120)
+    digest = {}
+    for name in ('v1', 'v2'):
+        a.run(f'dd if=/dev/urandom of=/dev/lockstep/{name} bs=1M count=20 seek=3 oflag=direct conv=notrunc,fsync')
+        digest[cluster.volume(name)['uuid']] = a.out(f'sha256sum </dev/lockstep/{name}', timeout=60)
+    a.lockstep('snapshot create v1 s1', timeout=60)
+    assert listed(b) == ({'sr': 2}, {})
+    writer = a.start('exec 3<>/dev/lockstep/v1; echo open; sleep 300')
+    wait(lambda: cluster.volume('v1')['openers'] == ['alpha'], 30, 'v1 to be open')
+    assert listed(b) == ({}, {}), 'of what is in use nothing is offered'
+    refused = b.lockstep('group destroy sr --yes', check=False)
+    assert refused.status == 5 and 'volume v1 is open on alpha' in refused.err, refused
+    writer.stop()
+    left = ours(a)
+    assert left == ours(b) and len(left) == 3, left
+
+    together(forget, [a, b])
+    a.lockstep('cluster init')
+    b.lockstep(f'cluster join {cluster.token()} {a.address}')
+    for h in (a, b):
+        a.lockstep(f'pool create default --vg lockstep_group --thin thin_device --host {h.name}')
+    groups, orphans = listed(b)
+    assert groups == {} and sorted(orphans.values()) == ['replica', 'replica', 'snapshot'], orphans
+    a.lockstep('group adopt back', timeout=180)
+    for uuid, value in digest.items():
+        assert b.out(f'sha256sum </dev/lockstep/{uuid}', timeout=60) == value
+        a.lockstep(f'wait-sync {uuid} --timeout 90', timeout=100)
+        assert_same(cluster, uuid)
+    groups, orphans = listed(a)
+    assert groups == {'back': 2}, groups
+    # The old second copies and the snapshot belong to nobody.
+    assert set(digest) <= set(orphans) and len(orphans) == 3, orphans
+    assert 'removes them for good' in a.lockstep('group destroy --orphans').out and len(listed(a)[1]) == 3, 'only told'
+    b.lockstep('group destroy --orphans --yes', timeout=120)
+    assert listed(a) == ({'back': 2}, {})
+    assert b.out(f'sha256sum </dev/lockstep/{next(iter(digest))}', timeout=60) == digest[next(iter(digest))]
+    b.lockstep('group destroy back --yes', timeout=120)
+    assert listed(a) == ({}, {}) and a.lockstep('group list').out == 'no groups\n'
+    assert ours(a) == ours(b) == []
+
+
 def changed(cluster, *points):
     """Numbers of the 64 KiB blocks that `volume diff` names."""
     answer = cluster.any().lockstep(f'volume diff {" ".join(points)} --json', timeout=60)
