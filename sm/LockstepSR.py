@@ -461,9 +461,8 @@ class LockstepVDI(VDI.VDI):
         labels = volume['labels']
         self.size = volume['size_bytes']
         self.read_only = 'volume' in volume     # a snapshot
-        allocated = volume.get('allocated_bytes')
-        # What a snapshot holds alone is not known in general: all its volume had, at most.
-        self.utilisation = self.size if allocated is None else allocated
+        # What it takes of a thin pool is not known here: all of it, at most.
+        self.utilisation = self.size
         self.label = labels.get(NAME) or volume['name']
         self.description = labels.get(DESCRIPTION, '')
         self.ty = labels.get(TYPE, 'user')

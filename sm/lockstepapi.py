@@ -209,9 +209,6 @@ class Api(object):
             body['host'] = host
         return self.call('POST', '/pools', body)
 
-    def pool_delete(self, name, host):
-        return self.call('DELETE', '/pools/%s/%s' % (quote(name, safe=''), quote(host, safe='')))
-
     def host_evacuate(self, host):
         """Begins it; the status tells when the host is empty."""
         return self.call('POST', '/hosts/%s/evacuate' % quote(host, safe=''), {})
@@ -222,8 +219,9 @@ class Api(object):
     def host_remove(self, host):
         return self.call('POST', '/hosts/%s/remove' % quote(host, safe=''), {})
 
-    def host_addresses(self, host, addresses):
-        return self.call('PATCH', '/hosts/' + quote(host, safe=''), {'addresses': addresses})
+    def host_net(self, host, verb, address):
+        """verb: add (as the last one), prefer (as the first) or remove."""
+        return self.call('POST', '/hosts/%s/net' % quote(host, safe=''), {'verb': verb, 'address': address})
 
     # ---- groups ----
 

@@ -161,8 +161,8 @@ class Cluster(object):
         table = [
             ('GET', '/status', self.get_status), ('GET', '/wait', self.get_wait),
             ('POST', '/cluster/init', self.init), ('POST', '/cluster/join', self.join), ('POST', '/cluster/token', self.token),
-            ('POST', '/pools', self.pool_create), ('DELETE', '/pools/([^/]+)/([^/]+)', self.pool_delete),
-            ('PATCH', '/hosts/([^/]+)', self.host_patch), ('POST', '/hosts/([^/]+)/evacuate', self.evacuate),
+            ('POST', '/pools', self.pool_create),
+            ('POST', '/hosts/([^/]+)/net', self.host_net), ('POST', '/hosts/([^/]+)/evacuate', self.evacuate),
             ('POST', '/hosts/([^/]+)/restore', self.host_restore),
             ('POST', '/hosts/([^/]+)/remove', self.host_remove),
             ('POST', '/groups', self.group_create), ('PATCH', '/groups/([^/]+)', self.group_patch),
@@ -242,7 +242,7 @@ class Cluster(object):
             return base
         members = [h for h in self.hosts.values() if h.joined]
         base['cluster'] = {'name': 'lockstep', 'uuid': self.uuid, 'leader': members[0].name if self.quorum else None, 'quorum': self.quorum}
-        base['hosts'] = [{'id': h.id, 'name': h.name, 'uuid': h.uuid, 'addresses': getattr(h, 'addresses', ['10.0.0.%d' % h.id]), 'port': 7788,
+        base['hosts'] = [{'id': h.id, 'name': h.name, 'uuid': h.uuid, 'addresses': self.addresses_of(h), 'port': 7788,
                           'status': 'online' if h.online else 'offline', 'since_ms': 1, 'level': 1} for h in members]
         base['pools'] = [self.pool_status(name, on) for name, on in sorted(self.pools)]
         base['groups'] = [dict(g, labels=dict(g['labels'])) for _, g in sorted(self.groups.items())]
@@ -286,7 +286,7 @@ class Cluster(object):
             'replicas': [{'host': h, 'pool': v['pool'], 'lv_path': '', 'md_offset': v['size_bytes'], 'state': 'insync',
                           'online': self.hosts[h].online, 'attached': self.hosts[h].online, 'since_version': 1, 'dirty_bytes': 0, 'sync_percent': 100.0, 'rate_bytes_s': None,
                           'eta_s': None} for h in v['hosts']]}
-        extra = {'openers': sorted(v['writers']), 'allocated_bytes': self.allocated(v)}
+        extra = {'openers': sorted(v['writers'])}
         answer.update({k: x for k, x in extra.items() if k not in self.without})
         if v.get('obstacle'):
             answer['changes'] = {'obstacle': v['obstacle']}
@@ -323,13 +323,23 @@ class Cluster(object):
         self.pools[(body['name'], on.name)] = place
         return {'host': on.name}
 
-    def pool_delete(self, host, name, on, body):
-        if self.pools.pop((name, on), None) is None:
-            raise Refused(3, 'host %s has no pool named %s' % (on, name))
-        return {}
+    def addresses_of(self, host):
+        return getattr(host, 'addresses', ['10.0.0.%d' % host.id])
 
-    def host_patch(self, host, name, body):
-        self.hosts[name].addresses = body['addresses']
+    def host_net(self, host, name, body):
+        on, address, verb = self.hosts[name], body['address'], body['verb']
+        others = [a for a in self.addresses_of(on) if a != address]
+        there = len(others) < len(self.addresses_of(on))
+        if verb == 'prefer' and not there:
+            raise Refused(3, 'host %s has no address %s' % (name, address))
+        if verb == 'remove' and there and not others:
+            raise Refused(5, '%s is the only address of host %s' % (address, name))
+        if verb == 'prefer':
+            on.addresses = [address] + others
+        elif verb == 'remove':
+            on.addresses = others
+        elif not there:
+            on.addresses = others + [address]
         return {}
 
     def evacuate(self, host, name, body):

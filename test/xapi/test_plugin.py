@@ -309,6 +309,11 @@ def test_interfaces(world, sr):
     assert call(world, 'setNodePreferredInterface', dict(args, name='storage')) == 'True'
     assert call(world, 'getNodePreferredInterface', args) == 'storage'
     assert world.cluster.hosts['beta'].addresses == ['10.9.0.1', '10.0.0.2']
+    x.db['PIF'][ref()] = {'uuid': 'pif-3', 'IP': '10.9.0.7'}
+    for _ in range(2):
+        assert call(world, 'modifyNodeInterface', dict(args, name='storage', pifUuid='pif-3')) == 'True'
+        assert world.cluster.hosts['beta'].addresses == ['10.9.0.7', '10.0.0.2']
+        assert json.loads(call(world, 'listNodeInterfaces', args))['storage'] == {'address': '10.9.0.7', 'active': True}
     assert call(world, 'destroyNodeInterface', dict(args, name='10.0.0.2')) == 'True'
     with failed('is the only interface of host beta'):
         call(world, 'destroyNodeInterface', dict(args, name='storage'))
