@@ -244,7 +244,9 @@ struct Play {
 		h.complete_all();
 		CHECK(h.detached);
 		int err = h.attach(thick, &suspect);
-		CHECK(err == 0 || h.alloc_period || failed || errors);
+		// A record told of a size to which this replica was never brought: it is not attached before it has been.
+		const bool outgrown = err == -EUCLEAN && h.core->note.size > h.core->sb.size;
+		CHECK(err == 0 || outgrown || h.alloc_period || failed || errors);
 		if (!err)
 			lks_vol_config(h.core, &record, true, h.now);
 	}

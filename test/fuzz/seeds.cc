@@ -128,6 +128,11 @@ void frames()
 		work.bytes[2] = 0;
 		work.write("frames", name + "-thick");
 	}
+	// a record of a size that the replica here never got, which goes and would come back
+	const size_t at = offsetof(lks_record, size) + 5;
+	Seed outgrown;
+	outgrown.add(0, 1, 0, CONFIG, 1, 0, 1, at & 0xff, at >> 8, 5, 1, DETACH);
+	outgrown.write("frames", "outgrown");
 	for (uint8_t state : {0, 1, 2, 6}) {    // requests to another host, and its replies
 		Seed client;
 		client.add(state, 1, 0, DOOR, 0, TICK, 10);
