@@ -92,8 +92,8 @@ def rest(result):
                   row('volumes', 'IOPS', 'p99', "module's threads", "daemon's threads", "daemon's memory", 'all memory in use'), row(*['---:'] * 7)]
         lines += [row(m['volumes'], f'{m["iops"]:,.0f}' if 'iops' in m else '-', f'{m["p99_us"] / 1e3:.1f} ms' if 'iops' in m else '-', m['threads'], m['daemon_threads'],
                       f'{m["daemon_kib"] / 1024:.1f} MiB', f'{m["memory_kib"] / 1024:.1f} MiB') for m in result['many']]
-        first, last = result['many'][0], result['many'][-1]
-        if last['volumes'] > first['volumes']:
+        if len(result['many']) > 1:
+            first, last = result['many'][-2:]		# in the first one there may be what the jobs before it left
             kernel = [m['memory_kib'] - m['daemon_kib'] for m in (first, last)]
             each = (kernel[1] - kernel[0]) / (last['volumes'] - first['volumes'])
             plain = result.get('plain_lv_kib')
