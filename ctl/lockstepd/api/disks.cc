@@ -97,8 +97,8 @@ Result<json> ApiServer::Impl::disk_mend(json answer)
 	State trial = *s;
 	for (const json &e : failed_replicas)
 		apply(trial, trial.applied + 1, e);
-	if (json tried = apply(trial, trial.applied + 1, entry); !tried.value("ok", false))
-		return coded(tried.value("code", ""), Error{Status(tried.value("status", int(Status::failed))), tried.value("message", "")});
+	if (Done good = tried(trial, entry); !good)
+		return good.error();
 	for (const json &e : failed_replicas)
 		if (Result<json> told = backend.propose(e); !told)
 			return told;

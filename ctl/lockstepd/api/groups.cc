@@ -30,9 +30,25 @@ Result<json> ApiServer::Impl::logged(const json &entry, const json &answer)
 	return answer;
 }
 
-// One entry after the other; the first that is refused ends it.
+Done ApiServer::Impl::tried(State &trial, const json &entry)
+{
+	const json answer = apply(trial, trial.applied + 1, entry);
+	if (answer.value("ok", false))
+		return Nothing{};
+	return coded(answer.value("code", ""), Error{Status(answer.value("status", int(Status::failed))), answer.value("message", "")});
+}
+
+// One entry after the other, if none of them is refused: bad input changes nothing.
 Result<json> ApiServer::Impl::all_logged(const std::vector<json> &entries, const json &answer)
 {
+	if (entries.size() > 1) {
+		if (Done ready = ready_for_changes(); !ready)
+			return ready.error();
+		State trial = *backend.state();
+		for (const json &entry : entries)
+			if (Done good = tried(trial, entry); !good)
+				return good.error();
+	}
 	for (const json &entry : entries)
 		if (Result<json> set = logged(entry, answer); !set)
 			return set;

@@ -99,6 +99,7 @@ struct ApiServer::Impl {
 	Result<json> group_patch(const httplib::Request &req);
 	Result<json> group_delete(const httplib::Request &req);
 	Result<json> all_logged(const std::vector<json> &entries, const json &answer);
+	static Done tried(State &trial, const json &entry);    // on a copy of the State: what the log would say to it
 	Result<json> named_in_rule(const std::string &kind, const json &names);
 	Result<json> rules_of_body(const json &body);
 	Result<json> volume_patch(const httplib::Request &req);

@@ -82,3 +82,21 @@ TEST_CASE("volume replica pin and unpin")
 	CHECK(d.run({"volume", "replica", "pin", "v", "gamma"}).status == 3);
 	CHECK(d.run({"host", "evacuate", "beta", "--no-wait"}).status == 0);
 }
+
+TEST_CASE("several changes in one request: if one is refused, none is made")
+{
+	FakeDaemon d(3);
+	d.good({{"op", "group.create"}, {"name", "g"}, {"pool", "default"}, {"redundancy", 2}});
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--redundancy", "2"}).status == 0);
+	const Client client(FakeDaemon::socket_path());
+	Result<json> answer = client.patch("/v1/groups/g", {{"redundancy", 3}, {"rules", {{"same", "a b"}}}});
+	REQUIRE_FALSE(answer);
+	CHECK(has(answer.error().message, "\"a b\" is no label"));
+	CHECK(d.state()->groups.at("g").redundancy == 2);
+	answer = client.patch("/v1/volumes/v", {{"no_quorum", "error"}, {"rules", {{"same", "a b"}}}});
+	REQUIRE_FALSE(answer);
+	CHECK(d.state()->volume_named("v")->no_quorum == NoQuorum::freeze);
+	REQUIRE(client.patch("/v1/groups/g", {{"redundancy", 3}, {"rules", {{"same", "rack"}}}}));
+	CHECK(d.state()->groups.at("g").redundancy == 3);
+	CHECK(d.state()->groups.at("g").rules.same == "rack");
+}
