@@ -28,15 +28,8 @@ Cluster::Cluster(PoolKind kind, HostId hosts)
 		w.source_data = [this](const CopyTask &task) { return at(task.source).lvs.at(snapshot_lv_path(task.lv)).data; };
 		if (h == 1)
 			w.found();
-		if (kind == PoolKind::thin) {
-			LogicalVolume &thin = w.lvs["/dev/vg/thin"].lv;
-			thin.vg = "vg";
-			thin.name = "thin";
-			thin.path = "/dev/vg/thin";
-			thin.is_thin_pool = true;
-			thin.size_bytes = 100 * GIB;
-			thin.data_percent = 0;
-		}
+		if (kind == PoolKind::thin)
+			w.make_thin();
 	}
 	for (auto &[id, h] : state.hosts)
 		h.level = LEVEL;

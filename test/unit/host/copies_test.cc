@@ -273,16 +273,7 @@ struct Missing {
 	Missing()
 	{
 		w.start_daemon();
-		for (auto &[key, pool] : w.state.pools) {
-			pool.kind = PoolKind::thin;
-			pool.thin_lv = "thin";
-		}
-		LogicalVolume &thin = w.lvs["/dev/vg/thin"].lv;
-		thin.vg = "vg";
-		thin.name = "thin";
-		thin.is_thin_pool = true;
-		thin.size_bytes = 100 * GIB;
-		thin.data_percent = 0;
+		w.make_thin();
 		vid = tell({{"op", "volume.create"}, {"name", "db1"}, {"uuid", VOLUME_UUID}, {"size_bytes", GIB}, {"pool", "default"}, {"redundancy", 2},
 			    {"hosts", {2, 3}}, {"now_ms", 1}})["vid"];
 		for (int host : {2, 3})

@@ -40,6 +40,21 @@ void FakeWorld::remember()
 
 // ---- the daemon ----
 
+void FakeWorld::make_thin()
+{
+	for (auto &[key, pool] : state.pools) {
+		pool.kind = PoolKind::thin;
+		pool.thin_lv = "thin";
+	}
+	LogicalVolume &thin = lvs["/dev/vg/thin"].lv;
+	thin.vg = "vg";
+	thin.name = "thin";
+	thin.path = "/dev/vg/thin";
+	thin.is_thin_pool = true;
+	thin.size_bytes = 100 * GIB;
+	thin.data_percent = 0;
+}
+
 void FakeWorld::start_daemon()
 {
 	life_ = std::make_shared<int>(0);

@@ -63,6 +63,7 @@ public:
 
 	// ---- the daemon ----
 	void start_daemon();
+	void make_thin();               // all pools of the state: the thin pool vg/thin, of 100 GiB, which is here
 	void kill_daemon();            // whatever was under way never reports back
 	void reboot();                 // the kernel forgets all, LVs are inactive, open devices are gone
 	Reconciler &daemon() { return *reconciler_; }

@@ -301,20 +301,6 @@ TEST_CASE("LVM's words are the reason for a snapshot that cannot be taken")
 
 namespace {
 
-void make_thin(FakeWorld &w)    // as reverting needs
-{
-	for (auto &[key, pool] : w.state.pools) {
-		pool.kind = PoolKind::thin;
-		pool.thin_lv = "thin";
-	}
-	LogicalVolume &thin = w.lvs["/dev/vg/thin"].lv;
-	thin.vg = "vg";
-	thin.name = "thin";
-	thin.is_thin_pool = true;
-	thin.size_bytes = 100 * GIB;
-	thin.data_percent = 0;
-}
-
 void close(Taking &r)
 {
 	KernelEvent closed = event(LKS_CMD_EV_CLOSE, r.vid);
@@ -330,7 +316,7 @@ void close(Taking &r)
 TEST_CASE("a revert is not held up by a disk that takes nothing, once another replica has the content")
 {
 	Taking r;
-	make_thin(r.w);
+	r.w.make_thin();    // as reverting needs
 	for (auto &[id, host] : r.w.state.hosts)
 		host.level = LEVEL;
 	const uint32_t sid = r.take();
@@ -354,7 +340,7 @@ TEST_CASE("a volume is restored, another is reverted, the first gets its content
 	for (uint64_t k = 0; k <= last; k++) {
 		INFO("fault " << int(fault) << " at step " << k);
 		Taking r;
-		make_thin(r.w);
+		r.w.make_thin();    // as reverting needs
 		const uint32_t sid = r.take();
 		REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
 		const uint64_t begun = r.w.steps;
