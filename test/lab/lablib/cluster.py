@@ -83,12 +83,27 @@ class Host:
         p.close_input()
         try:
             result = p.wait(timeout)
-        except CommandTimeout:
+        except CommandTimeout as e:
+            stuck = self.stuck(command)
             p.signal(signal.SIGKILL)
-            raise
+            raise CommandTimeout(f'{e}\n{stuck}') from None
         if check and result.status:
             raise CommandFailed(self.name, command, result)
         return result
+
+    def stuck(self, command):
+        """Where the kernel has the processes of a command that does not end, and whatever else sleeps without being
+        interruptible. That nothing answers is an answer too: then the host hangs and not the command."""
+        word = shlex.quote(command.split()[0].rsplit('/', 1)[-1])
+        look = self.start(
+            f'cat /proc/uptime; for p in /proc/[0-9]*; do read -r s 2>/dev/null <$p/stat || continue; '
+            f'case "$s" in *") D "*|*"({word[:15]}) "*) echo "$s" | cut -c1-40; cat $p/stack ;; esac; done 2>/dev/null; '
+            f'for d in /sys/block/*; do read -r r w <$d/inflight; [ $r$w = 00 ] || echo "${{d##*/}}: $r reads, $w writes in flight"; done; '
+            f'timeout 5 dmsetup info -c --noheadings -o name,suspended | grep -i suspended')
+        try:
+            return look.wait(20).out
+        except LabError:
+            return f'{self.name} answers no other command either; so far: {bytes(look.out).decode(errors="replace")}'
 
     def out(self, command, timeout=60):
         return self.run(command, timeout=timeout).out.strip()
@@ -240,7 +255,7 @@ class Lab:
                                   'echo "== ps"; ps -o pid,stat,args; echo "== lsblk"; lsblk; echo "== lvs"; timeout 10 lvs -a;'
                                   'echo "== status"; timeout 10 lockstep status --json 2>&1', check=False, timeout=30)
                     (target / f'{h.name}-state.txt').write_text(state.out + state.err)
-        print(f'lab: logs are kept in {target}', file=sys.stderr)
+        print(f'\nlab: logs are kept in {target}', file=sys.stderr)
         return target
 
     def close(self):
