@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// lockstep cluster init|token|join, host list, host net, pool create|list.
+// lockstep cluster init|token|join, host list, host net, pool create|delete|list.
 #include "lockstep/cli.h"
 
 #include "lib/table.h"
@@ -232,6 +232,14 @@ Done pool_create(Context &context, const json &body)
 	return told(context, *answer, fmt::format("pool {} is there on host {}\n", body["name"].get<std::string>(), answer->value("host", "")));
 }
 
+Done pool_delete(Context &context, const std::string &host, const std::string &name)
+{
+	Result<json> answer = context.client().del(fmt::format("/v1/hosts/{}/pools/{}", url_encode(host), url_encode(name)));
+	if (!answer)
+		return answer.error();
+	return told(context, *answer, fmt::format("pool {} of host {} is gone; its volume group and disks are as they were\n", name, host));
+}
+
 Done pool_list(Context &context, bool as_json)
 {
 	Result<json> status = cluster_status(context);
@@ -251,7 +259,7 @@ Done pool_list(Context &context, bool as_json)
 			lvm += "/" + p["thin_lv"].get<std::string>();
 		table.row({shown(p["name"]), shown(p["host"]), lvm, format_bytes(p["size_bytes"]),
 			   format_bytes(p["free_bytes"]), format_bytes(p["reserved_bytes"]), format_bytes(p["available_bytes"]),
-			   p["alarm"] == "" ? "" : fmt::format("{} % FULL", p["used_percent"].get<unsigned>())});
+			   p.value("deleting", false) ? "is being deleted" : p["alarm"] == "" ? "" : fmt::format("{} % FULL", p["used_percent"].get<unsigned>())});
 	}
 	context.out << (table.empty() ? "no pools yet: create one with `lockstep pool create NAME --vg VG`\n" : table.text());
 	return Nothing{};
@@ -278,6 +286,10 @@ void add_pool(CLI::App &app, Context &context, Action &action)
 			body["host"] = o->host;
 		action = [=, &context] { return pool_create(context, body); };
 	});
+	CLI::App *remove = pool->add_subcommand("delete", "Take an empty pool from a host; the volume group and its disks stay as they are");
+	remove->add_option("HOST", o->host, "Host that has it")->required();
+	remove->add_option("POOL", o->name, "Name of the pool")->required();
+	remove->callback([=, &context, &action] { action = [=, &context] { return pool_delete(context, o->host, o->name); }; });
 	CLI::App *list = pool->add_subcommand("list", "List the pools of all hosts");
 	list->add_flag("--json", o->as_json, "Print JSON");
 	list->callback([=, &context, &action] { action = [=, &context] { return pool_list(context, o->as_json); }; });

@@ -23,6 +23,7 @@ void ApiServer::Impl::routes_cluster()
 	http.Post("/v1/cluster/recover", route(&Impl::cluster_recover));
 	http.Post("/v1/hosts/([^/]+)/net", route(&Impl::host_net));
 	http.Post("/v1/pools", route(&Impl::pool_create));
+	http.Delete("/v1/hosts/([^/]+)/pools/([^/]+)", route(&Impl::pool_delete));
 }
 
 Error ApiServer::Impl::in_cluster_already(const std::string &host_name)
@@ -191,6 +192,39 @@ Result<json> ApiServer::Impl::pool_create(const httplib::Request &req)
 	json answer = *result;
 	answer["host"] = s->host_name(host);
 	return answer;
+}
+
+// What the log would say is asked first, on a copy; then its host, what only that one knows.
+Result<json> ApiServer::Impl::pool_delete(const httplib::Request &req)
+{
+	const std::string name = req.matches[2];
+	if (Done ready = ready_for_changes(); !ready)
+		return ready.error();
+	if (Done reached = backend.barrier(); !reached)
+		return reached.error();
+	State trial = *backend.state();
+	Result<HostId> host = host_of(trial, req.matches[1]);
+	if (!host)
+		return host.error();
+	const json entry = {{"op", "pool.delete"}, {"name", name}, {"host", *host}};
+	if (const std::string why = level_obstacle(trial, entry); !why.empty())
+		return coded("host-too-old", forbidden(why));
+	const std::string host_name = trial.host_name(*host), its = "pool " + name + " on host " + host_name;
+	const bool online = trial.online(*host), begun = trial.pool(name, *host) && trial.pool(name, *host)->deleting;
+	if (Done good = tried(trial, entry); !good)
+		return good.error();
+	if (!begun && !online)
+		return coded("host-offline", forbidden(its + " cannot be deleted: its host is offline"));
+	if (!begun)
+		if (Result<json> rest = backend.ask_host(*host, "disk.at_rest", {{"pool", name}}); !rest)
+			return rest;
+	Result<json> agreed = backend.propose(entry);
+	if (!agreed)
+		return agreed;
+	const auto gone = [&](const State &s) { return !s.pool(name, *host) || !s.pool(name, *host)->deleting; };
+	if (!wait_for(gone, options.effect_timeout_ms))
+		return failed(its + " is being deleted, but its host has not finished yet; it goes on by itself: see the log of lockstepd there");
+	return json{{"name", name}, {"host", host_name}};
 }
 
 }    // namespace lockstep

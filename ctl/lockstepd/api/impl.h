@@ -91,6 +91,7 @@ struct ApiServer::Impl {
 	Result<json> host_net(const httplib::Request &req);
 	Result<json> cluster_join(const httplib::Request &req);
 	Result<json> pool_create(const httplib::Request &req);
+	Result<json> pool_delete(const httplib::Request &req);
 
 	// groups.cc
 	void routes_groups();

@@ -380,6 +380,7 @@ json status_head(const State &s, const LocalFacts &local, const Reports &soft)
 				      {"used_percent", pool_used_percent(p)},
 				      {"metadata_percent", p.metadata_percent},
 				      {"disks", p.disks},
+				      {"deleting", p.deleting},
 				      {"alarm", pool_alarm(p)}});
 	for (const auto &[name, g] : s.groups) {
 		json changing = nullptr;

@@ -47,7 +47,7 @@ json volume_adopt(State &state, const Fields &f)
 	for (const auto &[vid, other] : state.volumes)
 		if (other.uuid == v.uuid)
 			refuse(forbidden("volume " + other.name + " has this UUID: what is left elsewhere is an old copy of it, which can only be purged"));
-	if (!state.pool(pool, h.id))
+	if (const Pool *there = state.pool(pool, h.id); !there || there->deleting)
 		refuse(coded("no-such-pool", not_found("host " + h.name + " has no pool named " + pool)));
 	if (!h.keeps_replicas())
 		refuse(forbidden("host " + h.name + " takes no replicas now: `lockstep host restore " + h.name + "` lets it"));

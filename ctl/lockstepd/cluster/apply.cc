@@ -462,6 +462,8 @@ json pool_add(State &state, const Fields &f)
 		if (known.host != p.host)
 			continue;
 		bool same_place = known.vg == p.vg && known.thin_lv == p.thin_lv;
+		if (known.deleting && (known.name == p.name || same_place))
+			refuse(forbidden("pool " + known.name + " on host " + h.name + " is just being deleted: try again in a moment"));
 		if (known.name == p.name && same_place)
 			return done(false);
 		if (known.name == p.name)
@@ -759,6 +761,8 @@ json dispatch(State &state, const json &entry)
 		{"pool.report", pool_report},
 		{"pool.mend", pool_mend},
 		{"pool.mended", pool_mended},
+		{"pool.delete", pool_delete},
+		{"pool.deleted", pool_deleted},
 		{"volume.create", volume_create},
 		{"volume.adopt", volume_adopt},
 		{"replica.created", replica_created},

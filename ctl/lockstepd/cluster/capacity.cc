@@ -55,7 +55,7 @@ PoolCapacity pool_capacity(const State &s, const std::string &name, unsigned r)
 	const Reservations room(s);
 	for (const auto &[key, p] : s.pools) {
 		const Host *h = s.host(p.host);
-		if (p.name != name || !h)
+		if (p.name != name || p.deleting || !h)
 			continue;
 		if (!h->online || !h->keeps_replicas()) {
 			c.left_out++;

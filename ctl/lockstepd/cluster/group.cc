@@ -65,7 +65,7 @@ void refuse_redundancy_out_of_range(const Group &g)
 
 void refuse_too_few_pools(const State &state, const Group &g)
 {
-	const auto hosts = size_t(std::ranges::count_if(state.pools, [&](const auto &p) { return p.second.name == g.pool; }));
+	const auto hosts = size_t(std::ranges::count_if(state.pools, [&](const auto &p) { return p.second.name == g.pool && !p.second.deleting; }));
 	if (!hosts)
 		refuse(coded("no-such-pool", not_found("group " + g.name + ": no host has a pool named " + g.pool)));
 	if (hosts < g.redundancy)

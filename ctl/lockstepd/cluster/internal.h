@@ -140,6 +140,11 @@ void refuse_snapshots_in_the_way(const State &state, const Volume &v);    // of 
 std::string check_snapshots(const State &state);
 void forget_copies(State &state, HostId host);                            // that host is lost, and its copies of snapshots with it
 
+// pools.cc
+Pool &pool_of(State &state, HostId host, const std::string &name);        // refuses (3)
+nlohmann::json pool_delete(State &state, const Fields &f);
+nlohmann::json pool_deleted(State &state, const Fields &f);
+
 // mend.cc
 nlohmann::json pool_mend(State &state, const Fields &f);
 nlohmann::json pool_mended(State &state, const Fields &f);

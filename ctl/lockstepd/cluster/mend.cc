@@ -23,14 +23,6 @@ using nlohmann::json;
 
 namespace {
 
-Pool &pool_of(State &state, HostId host, const std::string &name)
-{
-	auto it = state.pools.find({name, host});
-	if (it == state.pools.end())
-		refuse(coded("no-such-pool", not_found("host " + state.host_name(host) + " has no pool named " + name)));
-	return it->second;
-}
-
 bool in_group(const State &state, const std::string &pool, HostId host, const std::string &vg)
 {
 	const Pool *p = state.pool(pool, host);
@@ -118,6 +110,8 @@ json pool_mend(State &state, const Fields &f)
 	const Pool known = pool_of(state, host, name);
 	if (disk.empty())
 		refuse(usage_error("the field \"disk\" is empty"));
+	if (known.deleting)
+		refuse(forbidden("pool " + name + " on host " + state.host_name(host) + " is being deleted"));
 	if (!known.mending.empty() && known.mending != disk)
 		refuse(forbidden("pool " + name + " on host " + state.host_name(host) + " is just getting rid of another disk, " + known.mending +
 				 ": wait until it has, see `lockstep disk list`"));
@@ -129,7 +123,7 @@ json pool_mend(State &state, const Fields &f)
 		copies += sid <= UINT32_MAX && lose_copy(next, uint32_t(sid), host, known.vg);
 	bool changed = replicas + copies > 0;
 	for (auto &[key, pool] : next.pools)
-		if (pool.host == host && pool.vg == known.vg) {
+		if (pool.host == host && pool.vg == known.vg && !pool.deleting) {
 			changed = changed || pool.mending != disk || pool.mending_by != by;
 			pool.mending = disk;
 			pool.mending_by = by;

@@ -31,6 +31,8 @@ Obstacle obstacle(const State &state, const Reservations &room, const std::map<H
 	const Pool *pool = state.pool(w.pool, host.id);
 	if (!pool)
 		return {host.name + ": has no pool " + w.pool};
+	if (pool->deleting)
+		return {host.name + ": pool " + w.pool + " is being deleted"};
 	if (!host.online)
 		return {host.name + (host.evicted ? ": is evicted" : ": is offline")};
 	if (!host.keeps_replicas())

@@ -77,7 +77,8 @@ json pool_json(const Pool &p)
 {
 	return {{"name", p.name},       {"host", p.host},             {"kind", to_string(p.kind)}, {"vg", p.vg},
 		{"thin_lv", p.thin_lv}, {"size_bytes", p.size_bytes}, {"free_bytes", p.free_bytes},
-		{"metadata_percent", p.metadata_percent}, {"disks", p.disks}, {"mending", p.mending}, {"mending_by", p.mending_by}};
+		{"metadata_percent", p.metadata_percent}, {"disks", p.disks}, {"mending", p.mending}, {"mending_by", p.mending_by},
+		{"deleting", p.deleting}};
 }
 
 Pool pool_from(const json &j)
@@ -94,6 +95,7 @@ Pool pool_from(const json &j)
 	newer(j, "disks", p.disks);
 	newer(j, "mending", p.mending);
 	newer(j, "mending_by", p.mending_by);
+	newer(j, "deleting", p.deleting);
 	return p;
 }
 
@@ -454,6 +456,8 @@ uint32_t level_of(const json &entry)
 	if ((*op == "snapshot.revert" && entry.contains("without_failed")) || (*op == "replica.failed" && entry.contains("reverting")) ||
 	    (*op == "host.lost" && entry.contains("reverts")))
 		return LEVEL_REVERT;
+	if (*op == "pool.delete" || *op == "pool.deleted")
+		return LEVEL_POOL_DELETE;
 	if (*op == "host.label" || *op == "volume.rules" || *op == "group.rules" || *op == "replica.pin" ||
 	    ((*op == "volume.create" || *op == "group.create") && entry.contains("rules")))
 		return LEVEL_PLACEMENT;

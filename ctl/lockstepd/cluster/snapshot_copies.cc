@@ -111,7 +111,7 @@ json snapshot_copy(State &state, const Fields &f)
 		return done(false);
 	if (listed(s.going, host))
 		refuse(forbidden(its + " still has to remove its former copy"));
-	if (!pool)
+	if (!pool || pool->deleting)
 		refuse(coded("no-such-pool", not_found(its + " has no pool " + f.name("pool"))));
 	if (!at_work(state, host))
 		refuse(forbidden(its + " takes no copies now"));

@@ -237,7 +237,7 @@ uint64_t Reservations::reserved(const Pool &pool) const { return of(pool).all; }
 uint64_t Reservations::available(const Pool &pool) const
 {
 	const auto minus = [](uint64_t a, uint64_t b) { return a > b ? a - b : 0; };
-	if (pool_used_percent(pool) > POOL_FULL_PERCENT)
+	if (pool.deleting || pool_used_percent(pool) > POOL_FULL_PERCENT)
 		return 0;
 	const Sum sum = of(pool);
 	if (pool.kind == PoolKind::thin)
@@ -465,7 +465,7 @@ std::string check(const State &s)
 		return error;
 	for (const auto &[key, p] : s.pools)
 		if (key != std::pair(p.name, p.host) || !s.host(p.host) || !p.size_bytes || p.free_bytes > p.size_bytes ||
-		    p.disks.size() > MAX_POOL_DISKS || (p.mending.empty() && !p.mending_by.empty()))
+		    p.disks.size() > MAX_POOL_DISKS || (p.mending.empty() && !p.mending_by.empty()) || (p.deleting && !p.mending.empty()))
 			return "pool " + p.name + " is on no host, or its numbers do not fit";
 	for (const auto &[name, g] : s.groups)
 		if (name != g.name || !valid_name(name) || g.redundancy < 1 || g.redundancy > LKS_MAX_REPLICAS || g.labels.size() > MAX_LABELS)
@@ -483,16 +483,16 @@ std::string check(const State &s)
 		if (v.phase != Phase::deleting && !names.insert(v.name).second)
 			return "two volumes with one name";
 		for (const Replica &r : v.replicas)
-			if (!s.pool(r.pool, r.host))
-				return "volume " + v.name + ": a replica in no pool";
+			if (!s.pool(r.pool, r.host) || s.pool(r.pool, r.host)->deleting)
+				return "volume " + v.name + ": a replica in no pool, or in one that is being deleted";
 		if ((!v.group.empty() && !s.groups.contains(v.group)) || v.labels.size() > MAX_LABELS)
 			return "volume " + v.name + ": in a group that is not there, or with too many labels";
 		for (HostId h : v.devices)
 			if (!s.host(h))
 				return "volume " + v.name + ": a device on no host";
 		for (const Remnant &r : v.remnants)
-			if (!s.pool(r.pool, r.host))
-				return "volume " + v.name + ": a remnant in no pool";
+			if (!s.pool(r.pool, r.host) || s.pool(r.pool, r.host)->deleting)
+				return "volume " + v.name + ": a remnant in no pool, or in one that is being deleted";
 		for (const Opener &o : v.openers)
 			if (!s.host(o.host))
 				return "volume " + v.name + ": an opener on no host";

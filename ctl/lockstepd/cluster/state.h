@@ -40,6 +40,8 @@
 //  pool.mend        name host disk(UUID) by(o: path) replicas[vid]  changed, replicas, copies: how many. A disk is gone for good, and with it
 //                   copies[sid] (both o)                            these; see mend.cc. Idempotent
 //  pool.mended      name host disk                                  it is out of the volume group. Idempotent
+//  pool.delete      name host                                       changed. Refused unless it is empty; takes nothing new. See pools.cc. Idempotent
+//  pool.deleted     name host                                       changed. The host has nothing of its own there any more. Forgotten
 //  volume.create    name uuid size_bytes pool redundancy(o)         vid minor hosts. Phase creating; each host of the list
 //                   hosts(o: ids) block_size(o) class(o) now_ms     makes its replica and says replica.created or .failed.
 //                   no_quorum(o) group(o) labels(o) rules(o)        pool, redundancy: by default the group's
@@ -160,7 +162,8 @@ constexpr uint32_t LEVEL_SPREAD = 9;                    // group.redundancy, gro
 constexpr uint32_t LEVEL_GROUPS = 10;                   // groups in cluster.rebuild
 constexpr uint32_t LEVEL_PLACEMENT = 11;                // host.label, volume.rules, group.rules, rules of what is created, replica.pin
 constexpr uint32_t LEVEL_REVERT = 12;                   // a revert gets by without a replica: "without_failed", "reverting", "reverts"
-constexpr uint32_t LEVEL = LEVEL_REVERT;                // highest feature level of entries that this program understands
+constexpr uint32_t LEVEL_POOL_DELETE = 13;              // pool.delete, pool.deleted
+constexpr uint32_t LEVEL = LEVEL_POOL_DELETE;           // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;
@@ -225,6 +228,7 @@ struct Pool {
 	std::map<std::string, std::string> disks;       // LVM's UUID -> path when it was last seen, those that are missing included
 	std::string mending;                            // UUID of a disk that is gone for good and not out of the volume group yet; see mend.cc
 	std::string mending_by;                         // path of the disk that takes its place; empty: none does
+	bool deleting = false;                          // empty, takes nothing, and goes when its host has let go of it; see pools.cc
 	bool operator==(const Pool &) const = default;
 };
 

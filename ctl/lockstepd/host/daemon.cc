@@ -722,7 +722,7 @@ void Daemon::serve_disks()
 	};
 	auto work = [this](Links::Reply reply, bool change, std::function<Result<Json>()> step) {
 		auto answer = std::make_shared<Result<Json>>(Json());
-		workers_->submit("disks", [answer, step = std::move(step)] { *answer = step(); },
+		workers_->submit(DISK_WORK, [answer, step = std::move(step)] { *answer = step(); },
 				 [this, answer, change, reply] {
 					 if (change && reconciler_)
 						 reconciler_->look_at_disks();
@@ -732,6 +732,14 @@ void Daemon::serve_disks()
 	links_.on_call("disk.list", [this, own_pools, work](int, Json, Links::Reply reply) {
 		work(reply, false, [lvm = lvm_, pools = own_pools(), percent = reconciler_ ? reconciler_->disk_percent() : std::map<std::string, double>()] {
 			return list_disks(lvm, pools, percent);
+		});
+	});
+	links_.on_call("disk.at_rest", [this, work](int, Json body, Links::Reply reply) {
+		if (!member_)
+			return reply(failed("not ready"));
+		work(reply, false, [lvm = lvm_, state = std::make_shared<const State>(state_), self = member_->host_id, pool = body.at("pool").get<std::string>()] {
+			const Done rest = pool_at_rest(lvm, *state, self, pool);
+			return rest ? Result<Json>(Json::object()) : rest.error();
 		});
 	});
 	links_.on_call("disk.change", [this, work](int, Json body, Links::Reply reply) {

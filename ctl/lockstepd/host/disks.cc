@@ -255,6 +255,8 @@ Result<Json> change_disks(const Lvm &lvm, const State &state, HostId self, const
 				    : not_found(fmt::format("host {} has no pool {}", host, name));
 	if (!group || !group->extent_bytes)
 		return here(not_found(fmt::format("there is no volume group {}", pool->vg)));
+	if (pool->deleting)
+		return here(forbidden(fmt::format("pool {} is being deleted", pool->name)));
 	const PhysicalVolume *leaving = remove.empty() ? nullptr : report->disk(pool->vg, remove);
 	const bool added = !add.empty() && report->disk(pool->vg, add);
 	bool changed = false;
@@ -284,6 +286,26 @@ Result<Json> change_disks(const Lvm &lvm, const State &state, HostId self, const
 		changed = true;
 	}
 	return Json{{"pool", pool->name}, {"vg", pool->vg}, {"add", add}, {"remove", remove}, {"changed", changed}};
+}
+
+Done pool_at_rest(const Lvm &lvm, const State &state, HostId self, const std::string &name)
+{
+	const Pool *pool = state.pool(name, self);
+	const std::string its = fmt::format("pool {} on host {}", name, state.host_name(self));
+	if (!pool)
+		return coded("no-such-pool", not_found(fmt::format("host {} has no pool named {}", state.host_name(self), name)));
+	auto report = lvm.report(pool->vg);
+	if (!report && report.error().status == Status::not_found)
+		return Nothing{};    // it went with its disks
+	if (!report)
+		return Error{report.error().status, fmt::format("{}: {}", its, report.error().message), report.error().code};
+	for (const PhysicalVolume &d : report->disks)
+		if (d.vg == pool->vg && d.leaving)
+			return coded("pool-in-use", forbidden(fmt::format("{}: {} is just being emptied: wait until it is out, see `lockstep disk list`", its, d.disk)));
+	const VolumeGroup *group = report->group(pool->vg);
+	if (group && group->growing && !pool->thin_lv.empty())
+		return coded("pool-in-use", forbidden(its + " is just growing into a new disk: try again in a moment"));
+	return Nothing{};
 }
 
 }    // namespace lockstep

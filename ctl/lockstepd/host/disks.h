@@ -13,6 +13,8 @@
 
 namespace lockstep {
 
+constexpr const char *DISK_WORK = "disks";    // key of workers: what a host was asked to do with its disks is done in order
+
 // The logical volumes of a group that are the cluster's, as the log has them.
 struct LvmNames {
 	struct Object {
@@ -33,5 +35,8 @@ Result<nlohmann::json> list_disks(const Lvm &lvm, const std::vector<Pool> &pools
 // that begins with the host's name, if it cannot be done to its end; then nothing has changed. {pool, vg, add, remove, changed}: what is
 // left to do is done by the reconciler. Idempotent. With "mend": the disk is missing, and nothing happens before that entry is agreed on.
 Result<nlohmann::json> change_disks(const Lvm &lvm, const State &state, HostId self, const std::string &pool, std::string add, std::string remove);
+
+// Refused (pool-in-use) while a disk is on its way into the pool or out of it.
+Done pool_at_rest(const Lvm &lvm, const State &state, HostId self, const std::string &pool);
 
 }    // namespace lockstep

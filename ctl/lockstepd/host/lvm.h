@@ -181,6 +181,9 @@ struct Lvm {
 	// be tried again. Refused (forbidden) if more were lost than the expendable ones, which are names. Idempotent.
 	std::function<Result<bool>(const std::string &vg, const std::string &thin_pool, const std::string &by, const std::set<std::string> &expendable)>
 		mend;
+	// Takes our marks off the group and its disks, and nothing else: what is being moved by LVM goes on. A group that is gone, or lacks a
+	// disk, which LVM changes nothing in, is left as it is. Idempotent.
+	std::function<Done(const std::string &vg)> let_go;
 	// At least lv.size_bytes; never smaller.
 	std::function<Done(const ReplicaLv &)> extend;
 	// Of the replica's LV, which may be in use. One with our tag is taken as it is.
@@ -210,7 +213,7 @@ struct Lvm {
 Lvm lvm_tools();
 void add_snapshot_tools(Lvm &lvm);    // lvm_snapshots.cc: extend, snapshot, remove_snapshot, clone
 void add_orphan_tools(Lvm &lvm);      // lvm_orphans.cc: purge, show, take_over
-void add_disk_tools(Lvm &lvm);        // lvm_disks.cc: add_disk, leave_disk, drain_disk, grow_data
+void add_disk_tools(Lvm &lvm);        // lvm_disks.cc: add_disk, leave_disk, drain_disk, grow_data, let_go
 void add_mend_tools(Lvm &lvm);        // lvm_mend.cc: mend
 
 constexpr uint64_t RECORD_BYTES = 8 << 20;    // of each disk, for LVM's record of the group: room for 5,000 logical volumes (scripts/install)

@@ -111,6 +111,26 @@ Done grow_data(const std::string &vg, const std::string &thin_pool, uint64_t byt
 	return lvm_run({"vgchange", "--deltag", GROWING_TAG, vg}, what);
 }
 
+Done let_go(const std::string &vg)
+{
+	auto report = report_of(vg);
+	if (!report)
+		return report.error().status == Status::not_found ? Done(Nothing{}) : report.error();
+	const VolumeGroup *group = report->group(vg);
+	if (!group || group->incomplete)
+		return Nothing{};
+	const std::string what = fmt::format("cannot let go of volume group {}", vg);
+	for (const PhysicalVolume &d : report->disks) {
+		if (d.vg != vg || !d.leaving)
+			continue;
+		if (Done allowed = lvm_run({"pvchange", "--allocatable", "y", d.disk}, what); !allowed)
+			return allowed;
+		if (Done untagged = lvm_run({"pvchange", "--deltag", LEAVING_TAG, d.disk}, what); !untagged)
+			return untagged;
+	}
+	return group->growing ? lvm_run({"vgchange", "--deltag", GROWING_TAG, vg}, what) : Done(Nothing{});
+}
+
 }    // namespace
 
 // What is left free is what scripts/install leaves: metadata for a pool of this size, its spare, and as much again.
@@ -132,6 +152,7 @@ void add_disk_tools(Lvm &lvm)
 	lvm.leave_disk = leave_disk;
 	lvm.drain_disk = drain_disk;
 	lvm.grow_data = grow_data;
+	lvm.let_go = let_go;
 }
 
 }    // namespace lockstep

@@ -91,10 +91,16 @@ uint64_t metadata_growth(const LvmReport &report, const std::string &vg, const s
 
 void Reconciler::look_at_pools()
 {
+	forget_pools();
 	for (const auto &[key, pool] : world_.state().pools) {
 		if (pool.host != self_)
 			continue;
 		Task &task = pool_tasks_[pool.name];
+		if (pool.deleting) {
+			if (may(task))
+				let_go(pool);
+			continue;
+		}
 		auto seen = pool_seen_ms_.find(pool.name);
 		const uint64_t period_ms = pool.mending.empty() ? POOL_PERIOD_MS : DISK_PERIOD_MS;
 		if (!may(task) || (seen != pool_seen_ms_.end() && world_.now_ms() - seen->second < period_ms && !task.failures))
@@ -111,12 +117,8 @@ void Reconciler::look_at_pools()
 			[look, lvm = world_.lvm, vg = pool.vg, thin = pool.thin_lv, last = disk_percent_] { *look = inspect(lvm, vg, thin, last); },
 			[this, look, name = pool.name] {
 				const Pool *pool = world_.state().pool(name, self_);
-				if (!pool) {
-					pool_tasks_.erase(name);
-					metadata_tasks_.erase(name);
-					disk_tasks_.erase(name);
-					return;
-				}
+				if (!pool || pool->deleting)
+					return finish(pool_tasks_[name], "pool " + name, Nothing{});
 				const std::string object = "pool " + name;
 				if (look->grow_bytes && look->grown)
 					world_.log(fmt::format("{}: the metadata of thin pool {}/{} were filling up and have grown by {}", object,
@@ -167,6 +169,41 @@ void Reconciler::mend(const Pool &pool)
 				look();
 			});
 		});
+}
+
+// It is empty. Behind what the host was asked to do with disks (Daemon::serve_disks()): what was begun before the log said that the pool
+// goes has set its marks, and what comes later is refused.
+void Reconciler::let_go(const Pool &pool)
+{
+	const auto stays = [&](const auto &other) { return other.second.host == self_ && other.second.vg == pool.vg && !other.second.deleting; };
+	const bool shared = std::ranges::any_of(world_.state().pools, stays);
+	auto done = std::make_shared<Done>(Nothing{});
+	pool_tasks_[pool.name].busy = true;
+	world_.run(
+		DISK_WORK,
+		[done, lvm = world_.lvm, vg = pool.vg, shared] {
+			if (!shared)
+				*done = lvm.let_go(vg);
+		},
+		[this, done, name = pool.name] {
+			if (!*done)
+				return finish(pool_tasks_[name], "pool " + name, *done);
+			world_.propose({{"op", "pool.deleted"}, {"name", name}, {"host", self_}}, [this, name](Result<Json> answer) {
+				if (const Done gone = outcome(answer); gone && answer->value("changed", false))
+					world_.log(fmt::format("pool {} is deleted; its volume group stays as it is", name));
+				finish(pool_tasks_[name], "pool " + name, outcome(answer), LOG_RETRY_MAX_MS);
+				look();
+			});
+		});
+}
+
+// Of pools that are no more.
+void Reconciler::forget_pools()
+{
+	const auto gone = [&](const auto &entry) { return !world_.state().pool(entry.first, self_); };
+	std::erase_if(pool_seen_ms_, gone);
+	for (auto *tasks : {&pool_tasks_, &metadata_tasks_, &disk_tasks_})
+		std::erase_if(*tasks, [&](const auto &entry) { return gone(entry) && !entry.second.busy; });
 }
 
 // LVM changes nothing in a group that lacks a disk, but to forget that disk: what is to be removed there waits for it.

@@ -221,6 +221,8 @@ private:
 	void look_at_pools();
 	void look_at_pools_soon();
 	void mend(const Pool &pool);
+	void let_go(const Pool &pool);
+	void forget_pools();
 	bool mending(const std::string &pool) const;
 	void report_pool(const Pool &pool, const Result<PoolSpace> &space);
 	void touch(uint32_t vid);                      // it is looked at in the next look()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// lockstep disk list|replace, pool add-disk|remove-disk against the real API.
+// lockstep disk list|replace, pool add-disk|remove-disk, pool delete against the real API.
 #include "fake.h"
 
 using namespace lockstep;
@@ -73,4 +73,45 @@ TEST_CASE("a dead disk is replaced: it is said what was lost with it, and nothin
 	CHECK(o.status == 5);
 	CHECK(has(o.err, "no other one is in sync"));
 	CHECK(d.volume("a").replica(2)->state == ReplicaState::insync);
+}
+
+TEST_CASE("an empty pool is taken from a host, one that is in use is not")
+{
+	FakeDaemon d(3, 300);
+	REQUIRE(d.run({"volume", "create", "a", "1GiB", "--on", "alpha,beta"}).status == 0);
+	CHECK(has(d.run({"pool", "delete", "gamma", "default"}).err, "runs an older lockstepd"));
+	const auto before = d.state();
+	for (const auto &[id, host] : before->hosts)
+		d.good({{"op", "host.set"}, {"host", id}, {"addresses", host.addresses}, {"host_level", LEVEL}});
+	Outcome o = d.run({"pool", "delete", "alpha", "default"});
+	CHECK(o.status == 5);
+	CHECK(o.err == "lockstep: pool default on host alpha holds replicas of a: move them with `lockstep volume replica move VOLUME alpha`, or all that the "
+		       "host has with `lockstep host evacuate alpha`\n");
+	CHECK(d.run({"pool", "delete", "nobody", "default"}).status == 3);
+	CHECK(d.run({"pool", "delete", "gamma", "other"}).status == 3);
+
+	d.disks_move = {3};
+	CHECK(d.run({"pool", "delete", "gamma", "default"}).err == "lockstep: pool default: /dev/sdb is just being emptied\n");
+	CHECK_FALSE(d.state()->pool("default", 3)->deleting);
+	d.disks_move = {};
+	d.online(3, false);
+	CHECK(has(d.run({"pool", "delete", "gamma", "default"}).err, "its host is offline"));
+	d.online(3, true);
+
+	d.idle = {3};
+	o = d.run({"pool", "delete", "gamma", "default"});
+	CHECK(o.status == 10);
+	CHECK(has(o.err, "pool default on host gamma is being deleted, but its host has not finished yet"));
+	CHECK(has(d.run({"pool", "list"}).out, "is being deleted"));
+	d.disks_move = {3};    // it has begun: nobody asks again
+	d.wake();
+	CHECK_FALSE(d.state()->pool("default", 3));
+	d.disks_move = {};
+	d.good({{"op", "pool.add"}, {"name", "default"}, {"host", 3}, {"kind", "thick"}, {"vg", "v"}, {"size_bytes", GIB}, {"free_bytes", GIB}});
+	o = d.run({"pool", "delete", "gamma", "default"});
+	INFO(o.err);
+	CHECK(o.status == 0);
+	CHECK(o.out == "pool default of host gamma is gone; its volume group and disks are as they were\n");
+	CHECK(d.run({"pool", "delete", "gamma", "default"}).status == 3);
+	CHECK(d.json_of({"pool", "list", "--json"}).size() == 2);
 }

@@ -55,6 +55,7 @@ public:
 	std::vector<std::pair<HostId, nlohmann::json>> trail_asked;    // in order
 	nlohmann::json trail = {{"extents", nlohmann::json::array()}, {"next", nullptr}};
 	std::map<HostId, nlohmann::json> orphans;    // answers to orphan.list; 0: what is on the disks of a host in no cluster
+	std::set<HostId> disks_move;                 // a disk comes or goes there
 	std::map<HostId, nlohmann::json> disks;      // answers to disk.list; each answer brings a disk that is leaving 60 % further
 	std::map<HostId, nlohmann::json> mend;       // in answers to disk.change: the disk is dead
 	nlohmann::json orphans_kept = nlohmann::json::array();
@@ -295,6 +296,9 @@ private:
 		for (const auto &[id, h] : state_.hosts)
 			if (h.removing && h.online && !idle.contains(id))
 				list.push_back({{"op", "host.gone"}, {"host", id}});
+		for (const auto &[key, p] : state_.pools)
+			if (p.deleting && state_.online(p.host) && !idle.contains(p.host))
+				list.push_back({{"op", "pool.deleted"}, {"name", p.name}, {"host", p.host}});
 		for (const auto &[vid, v] : state_.volumes) {
 			if (v.phase != Phase::ready)
 				continue;
@@ -439,6 +443,8 @@ private:
 				disks[host] = next;
 				return list;
 			}
+			if (verb == "disk.at_rest" && disks_move.contains(host))
+				return coded("pool-in-use", forbidden("pool default: /dev/sdb is just being emptied"));
 			if (verb == "disk.change") {
 				for (nlohmann::json &d : disks[host])
 					if (d["disk"] == body["remove"])

@@ -133,6 +133,22 @@ struct History {
 		return entry;
 	}
 
+	// Pools come and go: empty ones of a second name more often than those in use.
+	json pool_life()
+	{
+		const HostId h = host();
+		const std::string name = chance(60) ? "spare" : "default";
+		const Pool *p = c.state.pool(name, h);
+		if (!p || chance(5)) {
+			json entry = Cluster::pool_entry(h);
+			entry["name"] = name;
+			entry["thin_lv"] = name;
+			return entry;
+		}
+		return {{"op", p->deleting ? chance(80) ? "pool.deleted" : "pool.add" : "pool.delete"}, {"name", name}, {"host", h}, {"kind", "thin"},
+			{"vg", p->vg}, {"thin_lv", p->thin_lv}, {"size_bytes", GIB}, {"free_bytes", GIB}};
+	}
+
 	json group_or_label()
 	{
 		switch (pick(7)) {
@@ -328,7 +344,7 @@ struct History {
 		if (n < 19)
 			return rule_or_pin(ready_vid());
 		if (n < 20)
-			return mending();
+			return chance(50) ? mending() : pool_life();
 		if (n < 25)
 			return group_or_label();
 		if (n < 36)
@@ -439,6 +455,26 @@ struct History {
 		}
 	}
 
+	// No command takes a pool from under what lies in it: only a host that is gone takes its pools along.
+	void check_pools(const json &entry, const State &before)
+	{
+		const std::string op = entry["op"];
+		for (const auto &[key, p] : before.pools)
+			if (const Pool *now = c.state.pool(p.name, p.host); !now || (now->deleting && !p.deleting)) {
+				INFO(entry.dump());
+				REQUIRE((now || p.deleting || op == "host.lost" || op == "host.gone"));
+				REQUIRE((now || op == "pool.deleted" || op == "host.lost" || op == "host.gone"));
+				if (!now)
+					continue;
+				for (const auto &[vid, v] : c.state.volumes) {
+					REQUIRE_FALSE((v.replica(p.host) && v.replica(p.host)->pool == p.name));
+					REQUIRE_FALSE((v.remnant(p.host) && v.remnant(p.host)->pool == p.name));
+				}
+				for (const auto &[sid, s] : c.state.snapshots)
+					REQUIRE_FALSE((s.trace(p.host) && s.trace(p.host)->pool == p.name));
+			}
+	}
+
 	json step(const json &entry)
 	{
 		State before = c.state;
@@ -455,6 +491,7 @@ struct History {
 		REQUIRE(twin == c.state);
 		check_good_copies(entry, before);
 		check_placement(entry, before);
+		check_pools(entry, before);
 		for (const auto &[vid, v] : before.volumes)
 			if (const Volume *now = c.state.volume(vid)) {
 				REQUIRE(now->version - v.version <= 1);
@@ -518,6 +555,8 @@ struct History {
 			for (const auto &[key, p] : c.state.pools)
 				if (!p.mending.empty())
 					entries.push_back({{"op", "pool.mended"}, {"name", p.name}, {"host", p.host}, {"disk", p.mending}});
+				else if (p.deleting)
+					entries.push_back({{"op", "pool.deleted"}, {"name", p.name}, {"host", p.host}});
 			for (const json &e : entries) {
 				json answer = step(e);
 				busy = (answer["ok"] == true && answer.value("changed", true)) || busy;
@@ -564,7 +603,7 @@ TEST_CASE("random histories give identical states that keep every invariant")
 			       "snapshot.restore", "snapshot.revert", "snapshot.copy", "snapshot.copied", "snapshot.drop", "record.failed", "record.repaired", "record.failover", "record.open", "record.close",
 			       "replica.add", "replica.invalidate", "replica.move", "replica.leave", "replica.remove", "replica.purged", "replica.stay", "volume.redundancy",
 			       "host.evacuate", "host.restore", "host.evict", "host.lost", "life.elapsed", "option.set", "group.create",
-			       "group.delete", "group.label", "group.rules", "volume.rules", "host.label", "replica.pin", "pool.mend", "pool.mended", "group.redundancy", "group.spread", "volume.label"}) {
+			       "group.delete", "group.label", "group.rules", "volume.rules", "host.label", "replica.pin", "pool.mend", "pool.mended", "pool.add", "pool.delete", "pool.deleted", "group.redundancy", "group.spread", "volume.label"}) {
 		INFO(op);
 		CHECK(carried_out[op] > 20);    // else the histories do not exercise it
 	}

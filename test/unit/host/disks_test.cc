@@ -107,6 +107,61 @@ TEST_CASE("that a disk cannot be emptied is a problem until it can")
 	REQUIRE(d.w.run_until([&] { return !d.w.disks.contains("/dev/a") && d.w.daemon().problems().empty(); }, 60'000));
 }
 
+TEST_CASE("a pool that disks come into or go from is not deleted meanwhile, and none comes into one that is being deleted")
+{
+	Disks d;
+	for (auto &[id, host] : d.w.state.hosts)
+		host.level = LEVEL;
+	const auto rest = [&] { return pool_at_rest(d.w.lvm(), d.w.state, 1, "default"); };
+	CHECK(rest());
+	CHECK(pool_at_rest(d.w.lvm(), d.w.state, 1, "other").error().code == "no-such-pool");
+	d.w.disks["/dev/a"].leaving = true;
+	REQUIRE(!rest());
+	CHECK(rest().error().message == "pool default on host alpha: /dev/a is just being emptied: wait until it is out, see `lockstep disk list`");
+	CHECK(rest().error().code == "pool-in-use");
+	d.w.disks["/dev/a"].leaving = false;
+	d.w.groups["vg"].growing = true;
+	CHECK(rest());    // that is another one's affair: this is no thin pool
+	d.w.state.pools.at({"default", 1}).kind = PoolKind::thin;
+	d.w.state.pools.at({"default", 1}).thin_lv = "thin";
+	CHECK(rest().error().message == "pool default on host alpha is just growing into a new disk: try again in a moment");
+
+	d.w.propose({{"op", "pool.delete"}, {"name", "default"}, {"host", 1}});
+	CHECK(d.refused("default", "", "/dev/b") == "host alpha: pool default is being deleted");
+	d.w.groups.erase("vg");
+	CHECK(rest());    // it went with its disks
+}
+
+TEST_CASE("the host lets go of a pool that is deleted, but not of a volume group that another pool is in")
+{
+	Disks d;
+	for (auto &[id, host] : d.w.state.hosts)
+		host.level = LEVEL;
+	d.w.groups["vg"].growing = true;
+	d.w.disks["/dev/a"].leaving = true;
+	d.w.propose({{"op", "pool.add"}, {"name", "t"}, {"host", 1}, {"kind", "thin"}, {"vg", "vg"}, {"thin_lv", "tp"}, {"size_bytes", GIB}, {"free_bytes", GIB}});
+	d.w.propose({{"op", "pool.delete"}, {"name", "t"}, {"host", 1}});
+	d.w.failing["drain_disk"] = "not now";
+	d.w.start_daemon();
+	REQUIRE(d.w.run_until([&] { return !d.w.state.pool("t", 1); }));
+	CHECK(d.w.count("let_go") == 0);
+	CHECK(d.w.groups["vg"].growing);
+	d.w.propose({{"op", "pool.delete"}, {"name", "default"}, {"host", 1}});
+	d.w.failing = {{"let_go", "cannot let go of volume group vg: no answer"}};
+	REQUIRE(d.w.run_until([&] { return !d.w.daemon().problems().empty() && d.w.daemon().problems()[0].message == d.w.failing["let_go"]; }));
+	CHECK(d.w.state.pool("default", 1)->deleting);
+	d.w.failing.clear();
+	d.w.daemon().look();
+	REQUIRE(d.w.run_until([&] { return !d.w.state.pool("default", 1) && d.w.daemon().problems().empty(); }));
+	CHECK_FALSE(d.w.groups["vg"].growing);
+	CHECK_FALSE(d.w.disks["/dev/a"].leaving);
+	CHECK(std::count(d.w.log_lines.begin(), d.w.log_lines.end(), "pool default is deleted; its volume group stays as it is") == 1);
+	const int calls = d.w.count("let_go");
+	d.w.run_for(2 * POOL_PERIOD_MS);
+	CHECK(d.w.count("let_go") == calls);
+	CHECK(d.w.daemon().problems().empty());
+}
+
 // ---- a disk that is dead ----
 
 namespace {

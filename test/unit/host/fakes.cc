@@ -579,6 +579,15 @@ Lvm FakeWorld::lvm()
 			return DiskMove{.percent = last < 0 ? 0 : last < 50 ? 50.0 : 100.0};
 		});
 	};
+	l.let_go = [this](const std::string &vg) {
+		return effect<Done>("let_go " + vg, [=, this]() -> Done {
+			if (groups.contains(vg))
+				groups[vg].growing = false;
+			for (auto &[path, disk] : disks)
+				disk.leaving = disk.leaving && disk.vg != vg;
+			return Nothing{};
+		});
+	};
 	l.mend = [this](const std::string &vg, const std::string &thin_pool, const std::string &by, const std::set<std::string> &expendable) {
 		return effect<Result<bool>>("mend " + vg, [=, this]() -> Result<bool> {
 			LvmReport report;

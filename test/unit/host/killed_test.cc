@@ -134,6 +134,18 @@ static void with_dead_disk(Cluster &c)
 	w.volumes.at(c.vid("db1")).replica->failed = true;
 }
 
+// Alpha has another pool, with a mark of a disk change on its volume group.
+static void with_spare_pool(Cluster &c)
+{
+	FakeWorld &w = c.at(ALPHA);
+	w.groups["spare"] = {.name = "spare", .size_bytes = 20 * GIB, .free_bytes = 20 * GIB, .extent_bytes = 4 << 20, .growing = true};
+	w.disks["/dev/s"] = {.vg = "spare", .disk = "/dev/s", .size_bytes = 20 * GIB, .uuid = "uuid-s"};
+	in_use(c);
+	REQUIRE(c.ask({{"op", "pool.add"}, {"name", "spare"}, {"host", ALPHA}, {"kind", "thick"}, {"vg", "spare"}, {"size_bytes", 20 * GIB},
+		       {"free_bytes", 20 * GIB}}));
+	REQUIRE(c.settles());
+}
+
 // ---- commands ----
 
 static std::function<void(Cluster &)> asks(Json entry, const std::string &volume = "db1")
@@ -320,6 +332,12 @@ static const std::vector<Operation> &operations()
 				      {"free_bytes", GIB}});
 		 },
 		 [](Cluster &c) { return bool(c.state.pool("fast", ALPHA)); }},
+		{"delete a pool", thin, with_spare_pool,
+		 [](Cluster &c) {
+			 if (c.state.pool("spare", ALPHA))
+				 (void)c.ask({{"op", "pool.delete"}, {"name", "spare"}, {"host", ALPHA}});
+		 },
+		 [](Cluster &c) { return !c.state.pool("spare", ALPHA) && c.at(ALPHA).groups.contains("spare") && !c.at(ALPHA).groups["spare"].growing; }},
 		{"add a disk", thin, with_disks, [](Cluster &c) { change_disks(c, true, false); },
 		 [](Cluster &c) { return has_disks(c, {"/dev/a", "/dev/b", "/dev/n"}); }},
 		{"remove a disk", thick, with_disks, [](Cluster &c) { change_disks(c, false, true); }, [](Cluster &c) { return has_disks(c, {"/dev/b"}); }},
