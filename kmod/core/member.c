@@ -229,6 +229,21 @@ void lks_set_stable(struct lks_vol *v, u64 stable)
 	}
 }
 
+/*
+ * In this range the replica holds what the primary of its session holds. Nothing of it was in flight there (W2), so all members
+ * hold the same; what is written to it from now on, they mark (D1). So a block need not be handed to a primary again (H4),
+ * whoever that will be, and a resync that is interrupted goes on where it was. A crash of this host brings it all back: the
+ * extents stay hot until the replica is in sync (H2).
+ */
+static void same_as_primary(struct lks_vol *v, u64 offset, u32 length)
+{
+	u64 end = offset + length, first = LKS_DIV_UP(offset, v->p.block_size);
+
+	end = end < lks_size(v) ? end >> v->block_shift : LKS_DIV_UP(end, v->p.block_size);
+	if (v->doubt.set && first < end)
+		lks_map_remove(v, &v->doubt, first, end - first);
+}
+
 int lks_on_sync(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lks_buf *buf)
 {
 	struct lks_work *w;
@@ -236,6 +251,7 @@ int lks_on_sync(struct lks_vol *v, u8 host, const struct lks_frame *h, struct lk
 	if (!mine(v, host, h))
 		return 0;
 	if (!h->length && !(lks_extent_bits(v, h->offset / LKS_EXTENT_BYTES) & LKS_EXTENT_WRITTEN)) {
+		same_as_primary(v, h->offset, h->tag);
 		lks_send(v, host, LKS_LANE_ANY, LKS_SYNCED, h->seq, 0);		/* zeros both, no I/O */
 		return 0;
 	}
@@ -280,6 +296,8 @@ void lks_on_compare(struct lks_vol *v, u8 host, const struct lks_frame *h)
 	if (!mine(v, host, h))
 		return;
 	if (h->flags & LKS_F_ZEROES) {
+		if (!written)
+			same_as_primary(v, h->offset, h->tag);
 		compared(v, host, h->seq, written ? LKS_CMP_DIFFERS : LKS_CMP_EQUAL);
 		return;
 	}
@@ -321,10 +339,17 @@ void lks_member_io_done(struct lks_vol *v, struct lks_work *w, int err)
 			lks_send(v, host, LKS_LANE_ANY, LKS_ACK, seq, 0);
 		return;
 	}
-	if (same && w->kind == LKS_WORK_MCOMPARE)
-		compared(v, host, w->id, v->ops->buf_hash(w->buf, w->length) == w->hash ? LKS_CMP_EQUAL : LKS_CMP_DIFFERS);
-	else if (same)
-		lks_send(v, host, LKS_LANE_ANY, w->kind == LKS_WORK_SYNC ? LKS_SYNCED : LKS_FLUSHED, w->id, 0);
+	if (same) {
+		bool equal = w->kind == LKS_WORK_SYNC ||
+			     (w->kind == LKS_WORK_MCOMPARE && v->ops->buf_hash(w->buf, w->length) == w->hash);
+
+		if (equal)
+			same_as_primary(v, w->offset, w->length);
+		if (w->kind == LKS_WORK_MCOMPARE)
+			compared(v, host, w->id, equal ? LKS_CMP_EQUAL : LKS_CMP_DIFFERS);
+		else
+			lks_send(v, host, LKS_LANE_ANY, w->kind == LKS_WORK_SYNC ? LKS_SYNCED : LKS_FLUSHED, w->id, 0);
+	}
 	lks_work_free(v, w);
 }
 
@@ -345,7 +370,7 @@ void lks_on_prepare(struct lks_vol *v, u8 host, const struct lks_frame *h)
 	lks_save(v, false);	/* J2, D2 */
 }
 
-/* The maps and the data are durable; all that was in doubt has been resynced (H4). */
+/* The maps and the data are durable; all that was in doubt has been resynced (H4), data that lies behind the end too. */
 void lks_member_prepared(struct lks_vol *v)
 {
 	if (!v->session_host)

@@ -149,7 +149,7 @@ static bool may_cool(const struct lks_vol *v)
 {
 	if (v->role == LKS_ACTIVATING || !v->admitted)
 		return false;
-	return v->role != LKS_IDLE || (!v->doubt.set && lks_insync(&v->cfg) & LKS_BIT(v->p.self));
+	return v->role != LKS_IDLE || (!v->suspect && !v->doubt.set && lks_insync(&v->cfg) & LKS_BIT(v->p.self));
 }
 
 static void choose_cold(struct lks_vol *v)

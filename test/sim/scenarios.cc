@@ -497,6 +497,50 @@ void play_doubt_compared(World &w)
 	w.settle("at the end");
 }
 
+// h3 crashes with four extents hot, so that all of them is in doubt, and its link breaks again and again: of what it has compared
+// or been sent it is not asked again, not even by another primary; what was written meanwhile it gets from that one.
+void play_doubt_resumed(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	for (uint64_t at = 0; at < 32768; at += 1024)
+		s.write(4, {at, 64});
+	w.survival = 0.5;
+	w.crash(w.host(3), 3 * SECOND);
+	s.write(4, A);
+	struct lks_vol_tune tune{0, 2048, 0, 0};    // 16 MiB in 8 s
+	for (uint8_t h : {1, 2})
+		w.enter(s.on(h), [&](lks_vol *v, uint64_t t) { lks_vol_tune(v, &tune, t); });
+	auto doubt = [&] { return s.on(3).core ? s.on(3).core->doubt.set : 0; };
+	s.await("h3 is asked what it holds", [&] { return s.on(1).core->syncing & LKS_BIT(3); });
+	uint64_t all = 1024, left = all;
+	s.expect(doubt() > all - 64, "nearly all of it is in doubt");
+	for (unsigned round = 0; round < 3; round++) {
+		uint64_t enough = left - all / 5;
+		s.await("a part has been compared", [&] { return doubt() < enough; });
+		w.cut(1, 3, 500 * MS, true);
+		w.cut(3, 1, 500 * MS, true);
+		s.await("the session has ended", [&] { return !(s.on(1).core->syncing & LKS_BIT(3)); });
+		left = doubt();
+		s.write(4, {32768 - 1024u * (round + 1), 64});
+		s.await("h3 is asked again", [&] { return s.on(1).core->syncing & LKS_BIT(3); });
+		s.expect(doubt() <= left, "what was compared is in doubt no more");
+	}
+	s.expect(left > 0, "there is something left");
+	for (uint64_t at : {0, 1024, 16384})
+		s.write(4, {at, 64});    // compared before, so that only the members know that h3 lacks it (D1)
+	w.crash(w.host(1), 20 * SECOND);
+	s.promote(2, {});
+	s.await("h3 is asked by h2", [&] { return s.on(2).core->syncing & LKS_BIT(3); });
+	s.expect(doubt() <= left, "not even by another primary");
+	s.await("h3 is a member again", [&] { return s.member(3); });
+	for (uint64_t at : {0, 1024, 16384})
+		s.read(3, {at, 64});
+	w.settle("at the end");
+}
+
 // Requests that wait too long for a primary fail if the volume is told so, and later ones go on.
 void play_gives_up(World &w)
 {
@@ -661,6 +705,7 @@ const std::vector<Scenario> &scenarios()
 		{"shared", "several hosts write a shared volume at once", play_shared, 2},
 		{"verify", "verify finds what differs, and repairs it", play_verify},
 		{"doubt-compared", "what a crash has made doubtful is compared before it is copied", play_doubt_compared},
+		{"doubt-resumed", "a comparison that is interrupted goes on where it was (H4)", play_doubt_resumed},
 		{"gives-up", "requests that wait too long for a primary fail if that is wanted", play_gives_up},
 		{"sync-rate", "resync keeps to its ceiling", play_sync_rate},
 		{"sync-pace", "resync leaves the applications what they need", play_sync_pace},
