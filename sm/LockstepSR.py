@@ -75,6 +75,7 @@ HA_REPLICAS = 3             # of HA statefile and redo log, if there are as many
 ALIGNMENT_BYTES = 4096
 SHARED_TYPES = ('ha_statefile', 'redo_log')
 DEVICE_TIMEOUT_S = 30       # until the device of a ready volume is there, on a host that has just started
+UTILISATION_STEPS = 100     # what a disk takes of its pool is told to xapi when it has changed by the size's 100th part
 BOOT_TIMEOUT_S = 90         # the same before xapi runs, for the HA statefile
 CLOSE_TIMEOUT_S = 10        # until the cluster knows that this host has closed a volume
 LOCK_DIR = '/run/lock'
@@ -461,8 +462,10 @@ class LockstepVDI(VDI.VDI):
         labels = volume['labels']
         self.size = volume['size_bytes']
         self.read_only = 'volume' in volume     # a snapshot
-        # What it takes of a thin pool is not known here: all of it, at most.
-        self.utilisation = self.size
+        # What it takes of its pool: of a snapshot nobody tells, so all of it, at most; of a new volume LVM has not told yet.
+        allocated = volume.get('allocated_bytes', self.size)
+        self.measured = allocated is not None
+        self.utilisation = allocated if self.measured else 0 if self.sr.is_thin() else self.size
         self.label = labels.get(NAME) or volume['name']
         self.description = labels.get(DESCRIPTION, '')
         self.ty = labels.get(TYPE, 'user')
@@ -480,11 +483,19 @@ class LockstepVDI(VDI.VDI):
         self._override_sm_config(self.sm_config)
         return super(LockstepVDI, self)._db_introduce()
 
+    def in_sync_with_xenapi_record(self, record):
+        """A scan writes those that are not. That costs several calls a disk, too much for each step of what VMs write: see UTILISATION_STEPS."""
+        known = int(record['physical_utilisation'])
+        if not self.measured or abs(self.utilisation - known) * UTILISATION_STEPS < self.size:
+            self.utilisation = known
+        return super(LockstepVDI, self).in_sync_with_xenapi_record(record)
+
     def _db_update(self):
         _VDI = self.session.xenapi.VDI
         ref = _VDI.get_by_uuid(self.uuid)
         _VDI.set_virtual_size(ref, str(self.size))
-        _VDI.set_physical_utilisation(ref, str(self.utilisation))
+        if self.measured:
+            _VDI.set_physical_utilisation(ref, str(self.utilisation))
         _VDI.set_read_only(ref, self.read_only)
         _VDI.set_cbt_enabled(ref, self.cbt_enabled)
         sm_config = util.default(self, 'sm_config', lambda: _VDI.get_sm_config(ref))

@@ -24,7 +24,7 @@ from contract import Contract
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 BLOCK = 64 * 1024
-BRIEF = ('name', 'uuid', 'vid', 'size_bytes', 'redundancy', 'class', 'group', 'labels', 'phase')
+BRIEF = ('name', 'uuid', 'vid', 'size_bytes', 'allocated_bytes', 'redundancy', 'class', 'group', 'labels', 'phase')
 MAX_VOLUME_BYTES = 64 * TIB
 NO_DRIVER = os.makedev(240, 0)
 
@@ -69,6 +69,7 @@ class Cluster(object):
         self.orphans = []                   # volumes of a cluster that is no more
         self.applied, self.next_vid, self.next_sid = 1, 1, 0
         self.quorum = True
+        self.new_are_unmeasured = False
         self.close_delay_s = 0
         self.before = self.after = None     # hooks: (host, method, path) around each request
         self.requests = []
@@ -271,20 +272,21 @@ class Cluster(object):
                 'free_bytes': max(0, size - (used if thin else promised)), 'reserved_bytes': promised,
                 'available_bytes': max(0, limit - promised)}
 
-    @staticmethod
-    def allocated(volume):
-        return len(volume['blocks']) * BLOCK
+    def allocated(self, volume):
+        _, thin = self.pools[(volume['pool'], volume['hosts'][0])]
+        return len(volume['blocks']) * BLOCK if thin else volume['size_bytes']
 
     def volume_status(self, v):
         answer = {
             'name': v['name'], 'uuid': v['uuid'], 'vid': v['vid'], 'minor': v['vid'], 'device': self.device_of(v),
-            'size_bytes': v['size_bytes'], 'block_size': 16384, 'redundancy': len(v['hosts']), 'class': v['class'],
+            'size_bytes': v['size_bytes'], 'allocated_bytes': None if v.get('unmeasured') else self.allocated(v), 'block_size': 16384,
+            'redundancy': len(v['hosts']), 'class': v['class'],
             'group': v['group'] or None, 'labels': dict(v['labels']), 'phase': 'ready', 'health': 'ok', 'reason': '',
             'primary': v['hosts'][0], 'opener': sorted(v['writers'])[0] if v['writers'] else None,
             'record': {'version': 1, 'term': 1, 'incarnation': 0, 'session_serial': 0},
             'devices': [h.name for h in self.hosts.values() if h.joined and h.online],
             'replicas': [{'host': h, 'pool': v['pool'], 'lv_path': '', 'md_offset': v['size_bytes'], 'state': 'insync',
-                          'online': self.hosts[h].online, 'attached': self.hosts[h].online, 'since_version': 1, 'dirty_bytes': 0, 'sync_percent': 100.0, 'rate_bytes_s': None,
+                          'online': self.hosts[h].online, 'allocated_bytes': self.allocated(v), 'attached': self.hosts[h].online, 'since_version': 1, 'dirty_bytes': 0, 'sync_percent': 100.0, 'rate_bytes_s': None,
                           'eta_s': None} for h in v['hosts']]}
         extra = {'openers': sorted(v['writers'])}
         answer.update({k: x for k, x in extra.items() if k not in self.without})
@@ -440,7 +442,7 @@ class Cluster(object):
         shared = 'shared' not in self.without and body.get('class') == 'shared'
         volume = {'name': name, 'uuid': body.get('uuid', str(uuid.uuid4())), 'vid': self.next_vid, 'size_bytes': size, 'pool': group['pool'],
                   'group': body['group'], 'labels': {}, 'class': 'shared' if shared else 'exclusive', 'hosts': [p['host'] for p in room[:redundancy]],
-                  'writers': {}, 'readers': {}, 'blocks': {}}
+                  'writers': {}, 'readers': {}, 'blocks': {}, 'unmeasured': self.new_are_unmeasured}
         return self.add(volume, body)
 
     def add(self, volume, body):

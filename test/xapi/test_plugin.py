@@ -80,6 +80,7 @@ def test_health(world, sr):
     vdi = world.xapi.vdi_create(sr, GIB)
     world.xapi.plug(vdi, world.hosts[2])
     uuid = world.xapi.db['VDI'][vdi]['uuid']
+    world.cluster.write(uuid, 0, 'data')
     health = json.loads(call(world, 'healthCheck'))
     assert health['errors'] == [] and health['nodes'] == {n: 'ONLINE' for n in world.names}
     assert health['storage-pools']['alpha'][0]['capacity'] == 100 * GIB
@@ -87,7 +88,8 @@ def test_health(world, sr):
     assert health['max-vdi-size'] == {world.xapi.db['SR'][sr]['uuid']: 199 * GIB}
     nodes = health['resources'][uuid]['nodes']
     assert [nodes[n]['diskful'] for n in world.names] == [True, True, False] and nodes['gamma']['in-use']
-    assert nodes['alpha']['volumes'][0]['disk-state'] == 'UpToDate'
+    of_alpha = nodes['alpha']['volumes'][0]
+    assert of_alpha['disk-state'] == 'UpToDate' and of_alpha['allocated-size'] == 65536 and of_alpha['usable-size'] == GIB
     for name in ('beta', 'gamma'):
         world.cluster.hosts[name].online = False
     world.cluster.quorum = False

@@ -297,6 +297,46 @@ def test_resize_online(world, sr):
     assert 'paused' not in record(world, vdi)['sm_config']
 
 
+def utilisation(world, vdi):
+    return int(record(world, vdi)['physical_utilisation'])
+
+
+def test_physical_utilisation(world, sr):
+    """What a thin disk takes of its pool follows it in steps of a hundredth of its size; what nobody has measured is not taken for 0."""
+    x, beta = world.xapi, world.hosts[1]
+    world.cluster.new_are_unmeasured = True
+    vdi = x.vdi_create(sr, 100 * MIB)
+    assert utilisation(world, vdi) == 0    # it is new, and thin
+    volume(world, vdi)['unmeasured'] = False
+    x.plug(vdi, beta)
+
+    def write(blocks):
+        for n in blocks:
+            world.cluster.write(record(world, vdi)['uuid'], n, 'data')
+        x.sr_scan(sr)
+        return utilisation(world, vdi)
+    assert write(range(100)) == 100 * 65536
+    assert write(range(100, 115)) == 100 * 65536    # 0.94 % more
+    assert write(range(115, 117)) == 117 * 65536
+    volume(world, vdi)['unmeasured'] = True
+    assert write(range(200, 400)) == 117 * 65536
+    x.vdi_resize(vdi, 200 * MIB)
+    assert utilisation(world, vdi) == 117 * 65536
+    volume(world, vdi)['unmeasured'] = False
+    assert write([]) == 317 * 65536
+    snapshot = x.vdi_snapshot(vdi)
+    assert utilisation(world, snapshot) == 200 * MIB    # nobody tells
+    assert int(x.db['SR'][sr]['physical_utilisation']) == 317 * 65536
+
+
+def test_physical_utilisation_in_a_thick_sr(make_world):
+    world = make_world()
+    for host in world.cluster.hosts.values():
+        host.vgs[('vg1', None)] = 50 * GIB
+    vdi = world.xapi.vdi_create(world.with_sr(thick=True), GIB)
+    assert utilisation(world, vdi) == GIB
+
+
 # ---- snapshots ----
 
 

@@ -25,13 +25,13 @@ std::optional<uint32_t> number_in(const std::string &key)
 	return error == std::errc() && end == key.data() + key.size() ? std::optional(n) : std::nullopt;
 }
 
-// What is not said counts as 0, false or nothing (soft.h), and most of what most hosts say is just that. has_replica and has_device are
-// asked for being said at all; some fields are for whoever reads a host's report as such.
+// What is not said counts as 0, false or nothing (soft.h), and most of what most hosts say is just that. has_replica, has_device and
+// allocated_bytes are asked for being said at all; some fields are for whoever reads a host's report as such.
 json worth_keeping(const json &report)
 {
 	json rest = json::object();
 	for (const auto &[key, value] : report.items()) {
-		const bool said = key == "has_replica" || key == "has_device";
+		const bool said = key == "has_replica" || key == "has_device" || key == "allocated_bytes";
 		const bool nothing = value == 0 || value == false || value == "" || (value.is_object() && value.empty());
 		const bool unread = key == "role" || key == "term" || key == "hot_extents" || key == "written_extents";
 		if (said || !(nothing || unread))

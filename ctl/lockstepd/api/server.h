@@ -42,7 +42,7 @@
 // before. All fields are optional (what is missing is shown as unknown):
 //   {"volumes": {"<vid>": {
 //        "role": "idle"|"activating"|"active"|"draining",            enum lks_role
-//        "has_replica": bool, "admitted": bool, "failed": bool, "lv_path": "/dev/vg/lv",
+//        "has_replica": bool, "admitted": bool, "failed": bool, "lv_path": "/dev/vg/lv", "allocated_bytes": n,
 //        "has_device": bool, "openers": n, "writers": n, "pending": n, "oldest_ms": n,
 //        "version": n, "term": n, "hot_extents": n, "written_extents": n,
 //        "peers": {"<host id>": {"sync_state": "member"|"away"|"running"|"joining"|"lost", "dirty_blocks": n}}
@@ -153,7 +153,7 @@ std::string starting_message(const std::string &host_name);
 //    "hosts":   [{id, name, addresses, port, status: "online"|"offline", since_ms, level}],
 //    "pools":   [{name, host, kind, vg, thin_lv, size_bytes, free_bytes, reserved_bytes, available_bytes}],
 //    "groups":  [{name, pool, redundancy, labels: {key: text}}], "consistent": true (only if asked for),
-//    "volumes": [{name, uuid, vid, minor, device, size_bytes, redundancy, class, group (name or null), labels, phase, failure(o),
+//    "volumes": [{name, uuid, vid, minor, device, size_bytes, allocated_bytes (or null), redundancy, class, group (name or null), labels, phase, failure(o),
 //                 health: "ok"|"degraded"|"syncing"|"frozen"|"offline"|"creating"|"deleting", reason: why not ok,
 //                 primary (host name or null), opener (host name or null),
 //                 record: {version, term, incarnation, session_serial}, pending_hosts: [names] (only deleting),
@@ -161,7 +161,7 @@ std::string starting_message(const std::string &host_name);
 //                 replicas: [{host, pool, lv_path, md_offset, state: "insync"|"suspect"|"stale"|"failed"|"syncing",
 //                             online, dirty_bytes, sync_percent, eta_s, rate_bytes_s (the last four null if unknown)}]}]}
 // only: of the volumes those of this name; reports of others are not looked at then. brief: of volumes only name, uuid, vid, size_bytes,
-// redundancy, class, group, labels and phase; soft is not looked at.
+// allocated_bytes, redundancy, class, group, labels and phase.
 nlohmann::json status_json(const State &state, const LocalFacts &local, const Reports &soft, const std::string *only = nullptr,
 			   bool brief = false);
 // The same of all volumes, as text: of thousands of volumes the objects would take ten times the room.

@@ -54,6 +54,20 @@ bool is_syncing(const State &s, const Volume &v, const Replica &r, const Reports
 	return state == "running" || state == "joining";
 }
 
+json number_or_null(const json &at, const char *field) { return soft_has_number(at, field) ? json(soft_number(at, field)) : json(nullptr); }
+
+// What the volume takes of a pool where it takes most; null if no host has said it.
+json allocated_json(const Volume &v, const Reports &soft)
+{
+	json most = nullptr;
+	for (const Replica &r : v.replicas) {
+		const json own = number_or_null(soft.of(r.host, v.vid), "allocated_bytes");
+		if (most.is_null() || (!own.is_null() && own > most))
+			most = own;
+	}
+	return most;
+}
+
 json name_or_null(const State &s, HostId host) { return host ? json(s.host_name(host)) : json(nullptr); }
 
 }    // namespace
@@ -88,6 +102,7 @@ json replica_json(const State &s, const Volume &v, const Replica &r, const Repor
 		  {"pinned", r.pinned},
 		  {"misplaced", rule_broken(s, v, r.host)},
 		  {"created", r.created},
+		  {"allocated_bytes", number_or_null(own, "allocated_bytes")},
 		  {"since_version", r.since},
 		  {"dirty_bytes", nullptr},
 		  {"sync_percent", nullptr},
@@ -222,13 +237,14 @@ json changes_json(const State &s, const Volume &v)
 	return j;
 }
 
-// What the State alone says of a volume, without its replicas: for those who list many and need no more.
-json brief_json(const Volume &v)
+// A volume without its replicas: for those who list many and need no more.
+json brief_json(const Volume &v, const Reports &soft)
 {
 	return {{"name", v.name},
 		{"uuid", v.uuid},
 		{"vid", v.vid},
 		{"size_bytes", v.size_bytes},
+		{"allocated_bytes", allocated_json(v, soft)},
 		{"redundancy", v.redundancy},
 		{"class", v.cls == LKS_SHARED ? "shared" : "exclusive"},
 		{"group", v.group.empty() ? json(nullptr) : json(v.group)},
@@ -250,6 +266,7 @@ json volume_json(const State &s, const Volume &v, HostId self, const Reports &so
 		  {"minor", v.minor},
 		  {"device", "/dev/lockstep/" + v.name},
 		  {"size_bytes", v.size_bytes},
+		  {"allocated_bytes", allocated_json(v, soft)},
 		  {"block_size", v.block_size},
 		  {"redundancy", v.redundancy},
 		  {"group", v.group.empty() ? json(nullptr) : json(v.group)},
@@ -404,7 +421,7 @@ json status_json(const State &s, const LocalFacts &local, const Reports &soft, c
 	json j = status_head(s, local, soft);
 	if (shows_volumes(s, local))
 		for (const Volume *v : shown_volumes(s, only))
-			j["volumes"].push_back(brief ? brief_json(*v) : volume_json(s, *v, local.host, soft));
+			j["volumes"].push_back(brief ? brief_json(*v, soft) : volume_json(s, *v, local.host, soft));
 	return j;
 }
 
@@ -418,7 +435,7 @@ std::string status_text(const State &s, const LocalFacts &local, const Reports &
 	head.erase("volumes");
 	std::string text = as_text(head);
 	text.back() = ',';
-	return text + "\"volumes\":" + volumes_text(s, [&](const Volume &v) { return brief ? brief_json(v) : volume_json(s, v, local.host, soft); }) + "}";
+	return text + "\"volumes\":" + volumes_text(s, [&](const Volume &v) { return brief ? brief_json(v, soft) : volume_json(s, v, local.host, soft); }) + "}";
 }
 
 std::string volume_list_text(const State &s, const LocalFacts &local, const Reports &soft, bool for_list)

@@ -321,6 +321,20 @@ std::vector<std::string> replica_tags(const ReplicaLv &lv)
 
 std::string replica_lv_path(const std::string &vg, uint32_t vid) { return fmt::format("/dev/{}/{}", vg, replica_lv_name(vid)); }
 
+std::map<std::string, uint64_t> allocation(const LvmReport &report, const std::string &vg, const std::string &thin_pool)
+{
+	std::map<std::string, uint64_t> bytes;
+	for (const LogicalVolume &lv : report.volumes) {
+		if (lv.vg != vg || lv.pool != thin_pool || lv.is_thin_pool)
+			continue;
+		if (thin_pool.empty())
+			bytes[lv.path] = lv.size_bytes;
+		else if (lv.data_percent >= 0)
+			bytes[lv.path] = uint64_t(double(lv.size_bytes) * std::min(lv.data_percent, 100.0) / 100);
+	}
+	return bytes;
+}
+
 Result<PoolSpace> pool_space(const LvmReport &report, const std::string &vg, const std::string &thin_pool)
 {
 	const VolumeGroup *group = report.group(vg);

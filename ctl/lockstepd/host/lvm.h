@@ -122,6 +122,10 @@ std::string snapshot_lv_path(const SnapshotLv &lv);
 // the files of this interface.
 Result<std::string> run_lvm(std::vector<std::string> args, const std::string &what);
 
+// What each LV of a thin pool, or of a volume group without one, takes of it: device -> bytes. In a thin pool LVM tells it to a hundredth of
+// a percent of the LV's size, blocks that several share count for each, and what is inactive is not told.
+std::map<std::string, uint64_t> allocation(const LvmReport &report, const std::string &vg, const std::string &thin_pool);
+
 // What a pool made of this volume group, or of this thin pool in it, has.
 struct PoolSpace {
 	uint64_t size_bytes = 0, free_bytes = 0;

@@ -31,6 +31,7 @@ struct DiskLook {
 // What a worker found and did.
 struct PoolLook {
 	Result<PoolSpace> space = PoolSpace{};
+	std::map<std::string, uint64_t> allocation;
 	uint64_t grow_bytes = 0;    // the metadata were to grow by this
 	Done grown = Nothing{};
 	std::vector<DiskLook> disks;    // that are leaving
@@ -66,6 +67,7 @@ PoolLook inspect(const Lvm &lvm, const std::string &vg, const std::string &thin_
 		if (auto after = lvm.report(vg); after)
 			report = std::move(after);
 	look.space = pool_space(*report, vg, thin_pool);
+	look.allocation = allocation(*report, vg, thin_pool);
 	if (!look.space || !(look.grow_bytes = metadata_growth(*report, vg, thin_pool)))
 		return look;
 	look.grown = lvm.grow_metadata(vg, thin_pool, look.grow_bytes);
@@ -123,8 +125,10 @@ void Reconciler::look_at_pools()
 				if (look->grow_bytes && look->grown)
 					world_.log(fmt::format("{}: the metadata of thin pool {}/{} were filling up and have grown by {}", object,
 							       pool->vg, pool->thin_lv, format_bytes(look->grow_bytes)));
-				if (look->space)
+				if (look->space) {
+					allocation_[name] = std::move(look->allocation);
 					finish(metadata_tasks_[name], object, look->grown);
+				}
 				Done disks = look->data;
 				if (look->data_bytes && disks)
 					world_.log(fmt::format("{}: thin pool {}/{} has grown by {} into its new disk", object, pool->vg, pool->thin_lv,
@@ -202,6 +206,7 @@ void Reconciler::forget_pools()
 {
 	const auto gone = [&](const auto &entry) { return !world_.state().pool(entry.first, self_); };
 	std::erase_if(pool_seen_ms_, gone);
+	std::erase_if(allocation_, gone);
 	for (auto *tasks : {&pool_tasks_, &metadata_tasks_, &disk_tasks_})
 		std::erase_if(*tasks, [&](const auto &entry) { return gone(entry) && !entry.second.busy; });
 }
@@ -211,6 +216,14 @@ bool Reconciler::mending(const std::string &pool_name) const
 {
 	const Pool *pool = world_.state().pool(pool_name, self_);
 	return pool && !pool->mending.empty();
+}
+
+std::optional<uint64_t> Reconciler::allocated_bytes(const std::string &lv_path) const
+{
+	for (const auto &[pool, bytes] : allocation_)
+		if (auto found = bytes.find(lv_path); found != bytes.end())
+			return found->second;
+	return std::nullopt;
 }
 
 void Reconciler::look_at_disks()

@@ -864,6 +864,8 @@ nlohmann::json Reconciler::soft_report() const
 			v["admitted"] = k.replica->admitted;
 			v["failed"] = k.replica->failed;
 			v["lv_path"] = k.replica->path;
+			if (auto bytes = allocated_bytes(k.replica->path))
+				v["allocated_bytes"] = *bytes;
 		}
 		if (k.hold)
 			v["quiesced"] = true;

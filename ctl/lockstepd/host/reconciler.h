@@ -224,6 +224,7 @@ private:
 	void let_go(const Pool &pool);
 	void forget_pools();
 	bool mending(const std::string &pool) const;
+	std::optional<uint64_t> allocated_bytes(const std::string &lv_path) const;    // nothing: LVM has not told
 	void report_pool(const Pool &pool, const Result<PoolSpace> &space);
 	void touch(uint32_t vid);                      // it is looked at in the next look()
 	void touch_what_is_new(const KernelDump &before, const KernelDump &now);
@@ -333,6 +334,7 @@ private:
 	std::map<std::string, double> disk_percent_;    // of disks that are being emptied, as LVM said last
 	std::map<std::string, Task> metadata_tasks_;    // of the growth of thin pools' metadata, by pool
 	std::map<std::string, uint64_t> pool_seen_ms_;
+	std::map<std::string, std::map<std::string, uint64_t>> allocation_;    // by pool, as LVM said last (lvm.h)
 	std::map<uint32_t, VolumeWork> works_;
 	std::map<uint32_t, SnapshotWork> snapshot_works_;    // by sid
 	std::map<uint32_t, Suspension> suspensions_;

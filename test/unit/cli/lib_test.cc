@@ -187,9 +187,9 @@ TEST_CASE("what hosts say: what says nothing, or is read by nobody, is not kept"
 {
 	Reports r;
 	const json idle = {{"role", "idle"}, {"has_replica", false}, {"has_device", false}, {"openers", 0}, {"failed", false}, {"problem", ""}, {"peers", json::object()},
-			   {"term", 3}, {"hot_extents", 9}, {"written_extents", 9}, {"version", 5}};
+			   {"term", 3}, {"hot_extents", 9}, {"written_extents", 9}, {"version", 5}, {"allocated_bytes", 0}};
 	r.set(1, {{"volumes", {{"7", idle}}}});
-	CHECK(r.of(1, 7) == json{{"has_replica", false}, {"has_device", false}, {"version", 5}});
+	CHECK(r.of(1, 7) == json{{"has_replica", false}, {"has_device", false}, {"version", 5}, {"allocated_bytes", 0}});
 	const json busy = {{"has_device", true}, {"openers", 1}, {"admitted", true}, {"problem", "x"}, {"peers", {{"2", {{"dirty_blocks", 0}}}}}};
 	r.set(1, {{"volumes", {{"7", busy}}}});
 	CHECK(r.of(1, 7) == busy);

@@ -198,7 +198,7 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	d.good({{"op", "record.open"}, {"vid", 1}, {"host", 1}});
 	d.server().soft(1, {{"volumes",
 			     {{"1",
-			       {{"openers", 1}, {"writers", 1}, {"size_bytes", 2 * GIB}, {"problem", "x"}, {"refused_for", 2}, {"handover_to", 2},
+			       {{"openers", 1}, {"writers", 1}, {"size_bytes", 2 * GIB}, {"allocated_bytes", GIB}, {"problem", "x"}, {"refused_for", 2}, {"handover_to", 2},
 				{"verify", {{"total_blocks", 3}, {"done_blocks", 1}, {"differ_blocks", 0}}},
 				{"peers", {{"2", {{"sync_state", "running"}, {"dirty_blocks", 9}}}}}}}}}});
 	http.ask("get", "/volumes/{name}/openers", "/volumes/a/openers");

@@ -71,6 +71,30 @@ TEST_CASE("a volume grows")
 	CHECK(d.run({"resize", "w", "1TiB"}).status == 3);
 }
 
+TEST_CASE("what a volume takes is what its fullest replica takes, in the brief status as well; unknown is not 0")
+{
+	FakeDaemon d;
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
+	Reports soft;
+	auto shown = [&] {
+		json full = status_json(*d.state(), d.facts, soft), brief = status_json(*d.state(), d.facts, soft, nullptr, true);
+		CHECK(full["volumes"][0]["allocated_bytes"] == brief["volumes"][0]["allocated_bytes"]);
+		json all = {full["volumes"][0]["allocated_bytes"]};
+		for (const json &r : full["volumes"][0]["replicas"])
+			all.push_back(r["allocated_bytes"]);
+		return all;
+	};
+	auto report = [](const json &bytes) { return json{{"volumes", {{"1", {{"has_replica", true}, {"allocated_bytes", bytes}}}}}}; };
+	CHECK(shown() == json{nullptr, nullptr, nullptr});
+	soft.set(1, report(0));
+	CHECK(shown() == json{0, 0, nullptr});
+	soft.set(2, report(3 << 20));
+	CHECK(shown() == json{3 << 20, 0, 3 << 20});
+	soft.set(1, report("much"));
+	soft.set(3, report(GIB));    // has no replica of it in the record
+	CHECK(shown() == json{3 << 20, nullptr, 3 << 20});
+}
+
 TEST_CASE("a growth that takes long says who is waited for, and goes on")
 {
 	FakeDaemon d(3, 200);

@@ -729,6 +729,38 @@ TEST_CASE("the soft report has the shape that the API expects")
 	CHECK(!v.contains("problem"));
 }
 
+TEST_CASE("a host says what its replicas take of their pools, as LVM told when it was last asked")
+{
+	Ready r;
+	auto said = [&] { return r.w.daemon().soft_report().at("volumes").at("1").value("allocated_bytes", Json()); };
+	auto looks = [&] { r.w.run_for(2 * POOL_PERIOD_MS); };
+	LogicalVolume &lv = r.w.lvs.at("/dev/vg/lockstep.1").lv;
+	looks();
+	CHECK(said() == lv.size_bytes);    // thick
+
+	LogicalVolume pool;
+	pool.vg = "vg", pool.name = "tp", pool.is_thin_pool = true, pool.size_bytes = 10 * GIB, pool.data_percent = 50;
+	LvmReport report;
+	LogicalVolume thin = lv;
+	thin.pool = "tp", thin.data_percent = 12.5;
+	report.volumes = {pool, thin, lv};
+	CHECK(allocation(report, "vg", "tp") == std::map<std::string, uint64_t>{{thin.path, thin.size_bytes / 8}});
+	CHECK(allocation(report, "vg", "") == std::map<std::string, uint64_t>{{lv.path, lv.size_bytes}});
+	CHECK(allocation(report, "other", "").empty());
+	report.volumes[1].data_percent = -1;    // inactive
+	CHECK(allocation(report, "vg", "tp").empty());
+
+	// A new figure makes a new report.
+	const uint64_t revision = r.w.daemon().soft_revision();
+	lv.size_bytes += 4 << 20;
+	looks();
+	CHECK(said() == lv.size_bytes);
+	CHECK(r.w.daemon().soft_revision() != revision);
+	r.w.failing["report"] = "LVM hangs";
+	looks();
+	CHECK(said() == lv.size_bytes);    // the last that was known
+}
+
 TEST_CASE("when a host's report is another one its revision is, too; when nothing happens neither is")
 {
 	FakeWorld w;
