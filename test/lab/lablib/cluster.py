@@ -103,7 +103,8 @@ class Host:
         try:
             return look.wait(20).out
         except LabError:
-            return f'{self.name} answers no other command either; so far: {bytes(look.out).decode(errors="replace")}'
+            return (f'{self.name} answers no other command either; so far: {bytes(look.out).decode(errors="replace")}\n'
+                    f'{self.vm.where()}\nconsole: {self.vm.console()[-400:]}')
 
     def out(self, command, timeout=60):
         return self.run(command, timeout=timeout).out.strip()

@@ -14,7 +14,7 @@ throttle group; errors are injected by putting a blkdebug node between the first
 
     client of QMP, a process and files; no knowledge of Lockstep.
 """
-import json, os, signal, socket, subprocess, threading, time
+import contextlib, json, os, re, signal, socket, subprocess, threading, time
 from pathlib import Path
 
 from . import image, kernel, net
@@ -226,6 +226,23 @@ class Vm:
             if 'Error flushing' not in str(e):		# the one failing flush that was still to come
                 raise
             self.qmp.command('blockdev-reopen', options=[options])
+
+    def where(self):
+        """For a host that answers nothing: where its processors are, twice, and what QEMU's own threads do."""
+        lines = []
+        try:
+            for _ in range(2):
+                said = self.qmp.command('human-monitor-command', **{'command-line': 'info registers -a'})
+                lines += [f'{self.name}: {" ".join(words)}' for words in re.findall(r'(RIP=\w+) (RFL=\w+).*?(HLT=\d)', said)]
+                time.sleep(0.1)
+            lines.append(str(self.qmp.command('query-status')))
+        except (OSError, LabError) as e:
+            lines.append(f'{self.name}: QEMU does not answer either: {e}')
+        for task in Path(f'/proc/{self.process.pid}/task').glob('*'):
+            with contextlib.suppress(OSError):
+                fields = (task / 'stat').read_text().rpartition(')')[2].split()
+                lines.append(f'{(task / "comm").read_text().strip()} {fields[0]} {fields[11]}+{fields[12]} {(task / "wchan").read_text()}')
+        return '\n'.join(lines)
 
     # ---- logs -----------------------------------------------------------------------------------------------
     def console(self):
