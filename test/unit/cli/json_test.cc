@@ -56,6 +56,7 @@ const std::vector<Case> CASES = {
 	{"pool orphans", {}},
 	{"pool adopt", {uuid(77), "old"}, 3},
 	{"pool purge", {uuid(77)}, 3},
+	{"pool delete", {"alpha", "fast"}, 5},    // an older host
 	{"group list", {}},
 	{"group adopt", {"old"}, 3},
 	{"group destroy", {"--orphans"}},
