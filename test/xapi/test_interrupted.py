@@ -343,38 +343,58 @@ def settle(case):
         case.x.sr_scan(case.sr)
 
 
-@pytest.mark.parametrize('case', QUICK + [pytest.param(c, marks=pytest.mark.slow) for c in SLOW], ids=lambda c: c.__name__)
-def test_killed_at_each_step(make_world, case):
-    world = make_world()
-    killer = Killer(world)
-    sr = world.with_sr()
+def interrupt(case, world, sr, trouble):
+    """The call, disturbed at each of its steps, before it and after it; what comes out is as it must be each time."""
     undisturbed = case(world, sr)
-    killer.arm(None, None)
+    trouble.arm(None, None)
     undisturbed.call()
-    steps = killer.count
-    killer.disarm()
-    assert steps >= case.least_steps
+    steps = trouble.count
+    trouble.disarm()
+    assert steps >= (trouble.least_steps or case.least_steps)
     for n in range(1, steps + 1):
         for phase in ('before', 'after'):
             clear(world, sr)
             run = case(world, sr)
-            killer.arm(n, phase)
+            trouble.arm(n, phase)
             done = False
             try:
                 run.call()
                 done = True
-            except (Killed, XenError):
-                pass    # of the driver itself, or of another process of the call, such as a plugin
+            except (Killed, XenError) as e:
+                trouble.is_the_cause_of(e)
             finally:
-                killer.disarm()
+                trouble.ends(run)
             settle(run)
             if run.scans:
                 world.consistent(sr)
             run.after(done)
+            trouble.is_over(run)
+
+
+class Kill(Killer):
+    """Of the driver itself, or of another process of the call, such as a plugin."""
+    least_steps = None    # the case's own
+
+    def is_the_cause_of(self, error):
+        """Any error may come of it."""
+
+    def ends(self, run):
+        self.disarm()
+
+    def is_over(self, run):
+        pass
+
+
+@pytest.mark.parametrize('case', QUICK + [pytest.param(c, marks=pytest.mark.slow) for c in SLOW], ids=lambda c: c.__name__)
+def test_killed_at_each_step(make_world, case):
+    world = make_world()
+    killer = Kill(world)
+    interrupt(case, world, world.with_sr(), killer)
 
 
 class Daemon(object):
     """Dies at the nth change that it is asked for, before it is made or before it is answered; and is there again at once."""
+    least_steps = 1
 
     def __init__(self, world):
         self.count, self.at, self.phase = 0, None, None
@@ -390,6 +410,18 @@ class Daemon(object):
     def arm(self, at, phase):
         self.count, self.at, self.phase = 0, at, phase
 
+    def disarm(self):
+        self.arm(None, None)
+
+    def is_the_cause_of(self, error):
+        assert 'cannot be asked' in str(error)
+
+    def ends(self, run):
+        self.disarm()
+
+    def is_over(self, run):
+        pass
+
 
 DAEMON_SLOW = [CreateStatefile, CloneOfSnapshot, DeleteSnapshot, Update, Cbt, UpdateSr, DestroySr]
 
@@ -397,35 +429,14 @@ DAEMON_SLOW = [CreateStatefile, CloneOfSnapshot, DeleteSnapshot, Update, Cbt, Up
 @pytest.mark.parametrize('case', [Create, Delete, Snapshot, Clone, Resize] + [pytest.param(c, marks=pytest.mark.slow) for c in DAEMON_SLOW],
                          ids=lambda c: c.__name__)
 def test_the_daemon_dies_at_each_change(world, sr, case):
-    daemon = Daemon(world)
-    run = case(world, sr)
-    daemon.arm(None, None)
-    run.call()
-    changes = daemon.count
-    assert changes >= 1
-    for n in range(1, changes + 1):
-        for phase in ('before', 'after'):
-            clear(world, sr)
-            run = case(world, sr)
-            daemon.arm(n, phase)
-            try:
-                run.call()
-                done = True
-            except XenError as e:
-                done = False
-                assert 'cannot be asked' in str(e)
-            daemon.arm(None, None)
-            settle(run)
-            if run.scans:
-                world.consistent(sr)
-            run.after(done)
+    interrupt(case, world, sr, Daemon(world))
 
 
-class HostLoss(Killer):
+class HostLoss(Kill):
     """The pool master is lost with all that runs on it: the driver, and the daemon, at the driver's nth request."""
 
     def __init__(self, world):
-        Killer.__init__(self, world)
+        Kill.__init__(self, world)
         world.cluster.before = lambda host, method, path: self.tick('before') or self.is_dead(host)
         world.cluster.after = lambda host, method, path: self.tock('after') or self.is_dead(host)
 
@@ -434,9 +445,10 @@ class HostLoss(Killer):
 
     def kill(self):
         self.world.cluster.hosts['alpha'].online = False
-        Killer.kill(self)
+        Kill.kill(self)
 
-    def another_master(self, sr):
+    def ends(self, run):
+        """Another host becomes master, and plugs the SR."""
         x, cluster = self.world.xapi, self.world.cluster
         self.disarm()
         self.hit = False
@@ -445,20 +457,26 @@ class HostLoss(Killer):
         for r in x.db['VDI'].values():    # xapi's host-is-dead handling (resetvdis)
             r['sm_config'] = {k: v for k, v in r['sm_config'].items() if k not in ('activating', 'host_' + x.host_named('alpha'))}
         next(r for r in x.db['PBD'].values() if r['host'] == x.host_named('alpha'))['currently_attached'] = False
+        if run.scans:
+            x.sr_call('sr_attach', run.sr)
 
     def move(self, host):
         x = self.world.xapi
         x.master = host
         next(iter(x.db['pool'].values()))['master'] = host
 
-    def back(self, sr):
-        x, cluster = self.world.xapi, self.world.cluster
+    def is_over(self, run):
+        """The lost one is back, and master again."""
+        x, cluster, sr = self.world.xapi, self.world.cluster, run.sr
         cluster.hosts['alpha'].online = True
         cluster.make_devices()
         cluster.start('alpha')
         if sr in x.db['SR'] and cluster.groups:
             x.pbd_plug(next(k for k, r in x.db['PBD'].items() if r['host'] == x.host_named('alpha')))
         self.move(x.host_named('alpha'))
+        if run.scans:
+            x.sr_scan(sr)
+            self.world.consistent(sr)
 
 
 @pytest.mark.slow
@@ -471,34 +489,7 @@ def test_the_master_is_lost_at_each_step(make_world, case):
     sr = world.with_sr()
     for vg in world.cluster.hosts.values():
         vg.vgs[('vg0', 'thin')] = 1000 * GIB
-    undisturbed = case(world, sr)
-    loss.arm(None, None)
-    undisturbed.call()
-    steps = loss.count
-    loss.disarm()
-    for n in range(1, steps + 1):
-        for phase in ('before', 'after'):
-            clear(world, sr)
-            run = case(world, sr)
-            loss.arm(n, phase)
-            done = False
-            try:
-                run.call()
-                done = True
-            except (Killed, XenError):
-                pass
-            finally:
-                loss.another_master(sr)
-            if run.scans:
-                world.xapi.sr_call('sr_attach', sr)
-            settle(run)
-            if run.scans:
-                world.consistent(sr)
-            run.after(done)
-            loss.back(sr)
-            if run.scans:
-                world.xapi.sr_scan(sr)
-                world.consistent(sr)
+    interrupt(case, world, sr, loss)
 
 
 def clear(world, sr):
