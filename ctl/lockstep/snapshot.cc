@@ -102,7 +102,7 @@ Done created(Context &context, const Options &o, const Result<json> &answer)
 
 Done revert(Context &context, const Options &o)
 {
-	Result<json> answer = context.client().post(path(o, "/revert"), json::object());
+	Result<json> answer = context.client().post(path(o, "/revert"), json::object(), COPY_TIMEOUT_S);
 	if (!answer)
 		return answer.error();
 	return told(context, *answer, fmt::format("volume {} is as it was when snapshot {} was taken\n", o.volume, o.name));

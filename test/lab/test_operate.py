@@ -150,7 +150,39 @@ def test_operate_thick_snapshots(thick):
     good, line = log.check()
     assert good, line
     assert_same(thick, 's')
+    # Back to it: not past a newer one, whose reserve that would fill, and every byte as in what was restored.
+    wait(lambda: not any(v['openers'] for v in thick.status()['volumes']), 30, 'the volumes to be closed')
+    c.lockstep('snapshot create s two', timeout=150)
+    refused = c.lockstep('snapshot revert s one', check=False)
+    assert refused.status == 5 and 'snapshot two of volume s is newer' in refused.err, refused
+    c.lockstep('snapshot delete s two', timeout=90)
+    c.lockstep('snapshot revert s one', timeout=240)
+    assert_same(thick, 's')
+    done = b.run(f'cmp {device} /dev/lockstep/back && /lab/fsynclog check {device} {log.blocks} {log.seed} {acked}', check=False, timeout=240)
+    assert done.status == 0, done
+    wait(lambda: not any(v['openers'] for v in thick.status()['volumes']), 30, 'the volumes to be closed')
+    # Again after other writes, with the daemons killed meanwhile; and the snapshot is still what it was.
+    b.run(f'dd if=/dev/urandom of={device} bs=1M count=4 seek=20 oflag=direct conv=fsync,notrunc', timeout=120)
+    wait(lambda: not any(v['openers'] for v in thick.status()['volumes']), 30, 'the volume to be closed')
+    running = c.start('exec lockstep snapshot revert s one')
+    for h in (a, b):
+        h.run('kill -9 $(pidof lockstepd)')
+    for h in (a, b):
+        wait(h.daemon_answers, 60, f'the daemon of {h} to be back')
+    running.wait(240)
+    healthy(c, 's')
+    c.lockstep('snapshot revert s one', timeout=240)
+    assert_same(thick, 's')
+    b.out(f'cmp {device} /dev/lockstep/back', timeout=240)
     c.lockstep('snapshot delete s one', timeout=90)
+    # Gamma's pool, which has nothing of it, goes and comes back; its volume group is as it was.
+    refused = c.lockstep('pool delete alpha default', check=False)
+    assert refused.status == 5 and 'holds replicas of' in refused.err, refused
+    group = c.out('vgs --noheadings --units b -o vg_uuid,vg_size,vg_free,vg_tags,lv_count lockstep_group')
+    c.lockstep('pool delete gamma default')
+    assert {p['host'] for p in thick.status()['pools']} == {'alpha', 'beta'}
+    assert c.out('vgs --noheadings --units b -o vg_uuid,vg_size,vg_free,vg_tags,lv_count lockstep_group') == group
+    c.lockstep('pool create default --vg lockstep_group --host gamma')
     wait(lambda: not any(v['openers'] for v in thick.status()['volumes']), 30, 'the volumes to be closed')
     thick.delete_volumes()
     for h in (a, b):

@@ -110,6 +110,7 @@ struct ApiServer::Impl {
 	void routes_volumes();
 	Error create_failed(uint32_t vid, const std::string &name, const std::string &message);
 	Error roll_back(uint32_t vid, const std::string &name);
+	static bool copies(const State &s, uint32_t vid);
 	Result<json> finish_create(const Result<json> &begun, const std::string &name, const std::string &uuid);
 	Result<json> volume_create(const httplib::Request &req);
 	Result<json> volume_delete(const httplib::Request &req);
@@ -141,6 +142,7 @@ struct ApiServer::Impl {
 	Result<json> snapshot_delete(const httplib::Request &req);
 	Result<json> snapshot_restore(const httplib::Request &req);
 	Result<json> finish_revert(const Result<json> &begun, const std::string &volume);    // its answer: vid
+	Done can_revert_in_place(const json &entry);
 	Result<json> snapshot_revert(const httplib::Request &req);
 	Result<json> snapshot_diff(const httplib::Request &req);
 	Result<json> volume_clone(const httplib::Request &req);

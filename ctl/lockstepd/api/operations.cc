@@ -50,12 +50,34 @@ const json &verify_of(const Reports &soft, const Volume &v) { return soft_object
 
 // ---- what a volume has on its way ----
 
-void add_phase(const State &s, const Volume &v, std::vector<Operation> &list)
+// A replica that is made by copying is made in part: what its host says of that.
+void add_content(const Volume &v, const Reports &soft, Operation &o)
+{
+	uint64_t done = 0, all = 0, changed = 0;
+	double made = 0;    // replicas
+	for (const Replica &r : v.replicas) {
+		const json &making = soft_object(soft.of(r.host, v.vid), "making");
+		const uint64_t done_here = soft_number(making, "done_bytes"), all_here = soft_number(making, "total_bytes");
+		made += r.created ? 1 : all_here ? double(std::min(done_here, all_here)) / double(all_here) : 0;
+		if (r.created)
+			continue;
+		done += done_here;
+		all += all_here;
+		changed += soft_number(making, "changed_bytes");
+	}
+	if (!all)
+		return;
+	o.what += fmt::format("; {} of {} are compared and copied, {} differed", format_bytes(done), format_bytes(all), format_bytes(changed));
+	o.percent = percent_of(uint64_t(made * 1000), v.replicas.size() * 1000);
+}
+
+void add_phase(const State &s, const Volume &v, const Reports &soft, std::vector<Operation> &list)
 {
 	if (v.phase == Phase::creating) {
 		const auto made = size_t(std::count_if(v.replicas.begin(), v.replicas.end(), [](const Replica &r) { return r.created; }));
 		Operation o = of_volume("create", v, fmt::format("{} of {} replicas are made", made, v.replicas.size()));
 		o.percent = percent_of(made, v.replicas.size());
+		add_content(v, soft, o);
 		list.push_back(std::move(o));
 	}
 	if (v.phase == Phase::deleting) {
@@ -243,7 +265,7 @@ json operations_json(const State &s, const Reports &soft)
 {
 	std::vector<Operation> list;
 	for (const auto &[vid, v] : s.volumes) {
-		add_phase(s, v, list);
+		add_phase(s, v, soft, list);
 		if (v.phase != Phase::ready)
 			continue;
 		add_resize(s, v, list);

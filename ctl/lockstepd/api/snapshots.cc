@@ -189,6 +189,24 @@ Result<json> ApiServer::Impl::snapshot_restore(const httplib::Request &req)
 	return made;
 }
 
+// Each host with a replica in a thick pool says whether its snapshots bear it. What the log would say to it comes first.
+Done ApiServer::Impl::can_revert_in_place(const json &entry)
+{
+	if (Done reached = backend.barrier(); !reached)
+		return reached.error();
+	const std::shared_ptr<const State> s = backend.state();
+	const Snapshot *x = s->snapshot_named(entry["volume"].get<std::string>(), entry["name"].get<std::string>());
+	const Volume *v = x ? s->volume(x->vid) : nullptr;
+	State trial = *s;
+	if (!v || !v->openers.empty() || v->phase != Phase::ready || !tried(trial, entry))
+		return Nothing{};    // the log says why
+	for (const Replica &r : v->replicas)
+		if (const Pool *pool = s->pool(r.pool, r.host); pool && pool->kind == PoolKind::thick)
+			if (Result<json> can = backend.ask_host(r.host, "snapshot.can_revert", {{"sid", x->sid}}); !can)
+				return can.error();
+	return Nothing{};
+}
+
 // The volume keeps its name, id and device; its device is away meanwhile.
 Result<json> ApiServer::Impl::snapshot_revert(const httplib::Request &req)
 {
@@ -198,6 +216,10 @@ Result<json> ApiServer::Impl::snapshot_revert(const httplib::Request &req)
 	json entry = {{"op", "snapshot.revert"}, {"volume", volume}, {"name", name}};
 	if (all_understand(*backend.state(), LEVEL_REVERT))
 		entry["without_failed"] = true;
+	if (all_understand(*backend.state(), LEVEL_IN_PLACE))
+		entry["in_place"] = true;
+	if (Done can = can_revert_in_place(entry); !can)
+		return can.error();
 	Result<json> done = finish_revert(propose_unused(entry, volume), volume);
 	if (!done)
 		return done;
@@ -220,9 +242,10 @@ Result<json> ApiServer::Impl::finish_revert(const Result<json> &begun, const std
 				behind.push_back(id);
 		return !v || (v->phase == Phase::ready && behind.empty());
 	};
-	if (!wait_for(reverted, options.effect_timeout_ms))
-		return failed("volume " + volume + " is being reverted, but host " + host_names(*backend.state(), behind) +
-			      " has not finished yet; it goes on by itself, see `lockstep status " + volume + "`");
+	while (!wait_for(reverted, options.effect_timeout_ms))
+		if (!copies(*backend.state(), vid) || is_stopping())
+			return failed("volume " + volume + " is being reverted, but host " + host_names(*backend.state(), behind) +
+				      " has not finished yet; it goes on by itself, see `lockstep status " + volume + "`");
 	return json{{"vid", vid}};
 }
 

@@ -127,10 +127,8 @@ Result<json> ApiServer::Impl::volume_create(const httplib::Request &req)
 	return finish_create(backend.propose(entry), name, entry["uuid"]);
 }
 
-namespace {
-
 // What it is made of is being copied, as in a thick pool, by hosts that are all there: that takes as long as it takes.
-bool copies(const State &s, uint32_t vid)
+bool ApiServer::Impl::copies(const State &s, uint32_t vid)
 {
 	const Volume *v = s.volume(vid);
 	if (!v || v->phase != Phase::creating || !v->source)
@@ -146,8 +144,6 @@ bool copies(const State &s, uint32_t vid)
 	}
 	return any;
 }
-
-}    // namespace
 
 // begun: the answer to the entry that has the volume made.
 Result<json> ApiServer::Impl::finish_create(const Result<json> &begun, const std::string &name, const std::string &uuid)

@@ -647,6 +647,7 @@ json replica_failed(State &state, const Fields &f)
 	if (v.reverting && f.has("reverting") && f.flag("reverting") && !v.replica(h.id)->created && can_revert_without(v, h.id)) {
 		Volume next = v;
 		next.version++;
+		give_up_copies_beside(state, v, h.id);
 		move_to_remnants(next, h.id);
 		next.shunned.insert(h.id);
 		ready_if_made(next);

@@ -138,6 +138,7 @@ nlohmann::json volume_grown(State &state, const Fields &f);
 nlohmann::json apply_snapshot(State &state, const std::string &op, const Fields &f);
 void refuse_snapshots_in_the_way(const State &state, const Volume &v);    // of deleting the volume
 std::string check_snapshots(const State &state);
+void give_up_copies_beside(State &state, const Volume &v, HostId host);  // in a thick pool they go with that replica; refuses if one is the last
 void forget_copies(State &state, HostId host);                            // that host is lost, and its copies of snapshots with it
 
 // pools.cc

@@ -32,9 +32,10 @@
 //                     new uuid group(o) labels(o)              like an empty one (phase creating with a source)
 //  snapshot.copy|copied|drop                                   see snapshot_copies.cc
 //  snapshot.revert    sid onto(o: vid) without_failed(o)       vid. The volume, not open, gets the snapshot's content: it is back in
-//                                                              phase creating with a source until all replicas have it. onto:
+//                     in_place(o)                              phase creating with a source until all replicas have it. onto:
 //                                                              another volume than the one it was taken of. without_failed: replicas
-//                                                              whose disk has failed go, others are made in their place afterwards
+//                                                              whose disk has failed go, others are made in their place afterwards. in_place: also
+//                                                              in thick pools, where each host copies from its snapshot what differs
 #include "lockstepd/cluster/internal.h"
 
 #include "lib/units.h"
@@ -469,6 +470,28 @@ bool can_revert_without(const Volume &v, HostId host)
 
 namespace {
 
+// In a thick pool the LV of a replica stays, for its snapshots go with it, and what differs is copied back into it. What is overwritten there
+// the snapshots keep in their reserves. That costs this one and all older ones nothing: whatever differs from this one was overwritten
+// since, and is in their reserves already. Newer ones it would fill. So would it one that was copied here, which has only what differed then.
+void refuse_in_place(const State &state, const Volume &v, const Replica &r, const Snapshot &s)
+{
+	const std::string its = "volume " + v.name + " cannot be reverted: ", host = state.host_name(r.host);
+	if (v.vid != s.vid)
+		refuse(forbidden(its + "it is in a thick pool, where it can only get the content of its own snapshots: restore " + title(s) + " as a new volume"));
+	if (!r.in_sync())
+		refuse(forbidden(its + "its replica on host " + host + " is " + to_string(r.state) + ", and in a thick pool none is made anew for that: " +
+				 (r.state == ReplicaState::failed ? "put another disk in its place with `lockstep disk replace`" : "wait until it is in sync")));
+	const SnapshotCopy *copy = s.copy(r.host);
+	if (!copy || copy->pool != r.pool || copy->md_offset != r.md_offset)
+		refuse(forbidden(its + "host " + host + " has no copy of " + title(s) + " beside its replica: see `lockstep snapshot list`, or restore it as a new volume"));
+	for (const auto &[sid, x] : state.snapshots) {
+		const SnapshotCopy *c = x.vid == v.vid && sid != s.sid ? x.trace(r.host) : nullptr;
+		if (c && (sid > s.sid || c->added))
+			refuse(forbidden(its + "it is in a thick pool and " + title(x) + " is newer, or was copied to host " + host +
+					 ", and its reserve would be filled: delete it first, or restore " + title(s) + " as a new volume"));
+	}
+}
+
 json revert(State &state, const Fields &f)
 {
 	const Snapshot s = named(state, f);
@@ -491,14 +514,18 @@ json revert(State &state, const Fields &f)
 		refuse(forbidden("volume " + v->name + " has another size than " + title(s) + ": restore that as a new volume"));
 	bool served = false;
 	std::vector<HostId> going;
+	const bool in_place = f.has("in_place") && f.flag("in_place");
 	for (const Replica &r : v->replicas) {
-		if (r.state == ReplicaState::failed && f.has("without_failed") && f.flag("without_failed")) {
+		const Pool *pool = state.pool(r.pool, r.host);
+		const bool thick = pool && pool->kind == PoolKind::thick;
+		if (r.state == ReplicaState::failed && f.has("without_failed") && f.flag("without_failed") && !(thick && in_place)) {
 			going.push_back(r.host);
 			continue;
 		}
-		// There a snapshot goes with what it was taken of.
-		if (const Pool *pool = state.pool(r.pool, r.host); pool && pool->kind == PoolKind::thick)
+		if (thick && !in_place)
 			refuse(forbidden("volume " + v->name + " is in a thick pool and cannot be reverted: restore " + title(s) + " as a new volume"));
+		if (thick)
+			refuse_in_place(state, *v, r, s);
 		if (!state.online(r.host))
 			refuse(coded("host-offline", forbidden("volume " + v->name + " cannot be reverted: host " + state.host_name(r.host) + " is offline: bring it back, or "
 					 "remove its replica")));
@@ -544,6 +571,33 @@ void refuse_snapshots_in_the_way(const State &state, const Volume &v)
 					refuse(forbidden("volume " + v.name + " has snapshots in a thick pool, which cannot outlive it: delete them first, "
 							 "such as " + s.name));
 	}
+}
+
+void give_up_copies_beside(State &state, const Volume &v, HostId host)
+{
+	std::vector<uint32_t> going, dropped;
+	for (const auto &[sid, s] : state.snapshots) {
+		const SnapshotCopy *c = s.vid == v.vid ? s.trace(host) : nullptr;
+		const Pool *pool = c ? state.pool(c->pool, host) : nullptr;
+		if (!pool || pool->kind != PoolKind::thick || s.phase != SnapshotPhase::ready)
+			continue;
+		if (!s.copy(host)) {
+			if (std::ranges::any_of(s.arriving, [&](const SnapshotCopy &x) { return x.host == host; }))
+				dropped.push_back(sid);
+			continue;
+		}
+		const std::string its = "volume " + v.name + ": its replica on host " + state.host_name(host) + " is kept: ";
+		if (s.copies.size() == 1)
+			refuse(forbidden(its + title(s) + " has its only copy beside it: delete it, and the replica is made elsewhere"));
+		for (const auto &[vid, other] : state.volumes)
+			if (vid != v.vid && other.source == sid && other.phase == Phase::creating && other.replica(host))
+				refuse(forbidden(its + "volume " + other.name + " is being made from " + title(s) + " there: wait for that"));
+		going.push_back(sid);
+	}
+	for (uint32_t sid : going)
+		take_from(state.snapshots.at(sid).copies, host, state.snapshots.at(sid).going);
+	for (uint32_t sid : dropped)
+		take_from(state.snapshots.at(sid).arriving, host, state.snapshots.at(sid).going);
 }
 
 std::string check_snapshots(const State &state)

@@ -14,7 +14,8 @@ namespace lockstep {
 
 namespace {
 
-bool needs_lvm(const std::string &verb) { return verb.starts_with("disk.") || verb.starts_with("orphan.") || verb == "volume.diff"; }
+bool needs_lvm(const std::string &verb) { return verb.starts_with("disk.") || verb.starts_with("orphan.") || verb == "volume.diff" ||
+							   verb == "snapshot.can_revert"; }
 
 }    // namespace
 

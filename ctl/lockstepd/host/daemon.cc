@@ -445,6 +445,7 @@ void Daemon::listen_to_links()
 	serve_orphans();
 	serve_disks();
 	serve_diff();
+	serve_revert();
 	serve_trails();
 	serve_copies();
 	links_.on_notice("soft", [this](int host, Json body) { api_->soft(host, body); });

@@ -284,19 +284,56 @@ constexpr uint8_t ALL_WRITTEN = LKS_EXTENT_WRITTEN * 0x55;    // of four extents
 constexpr size_t COPY_BYTES = 1 << 20;
 
 // Between the same places of two LVs; offsets from their start.
-Done copy_range(MetadataFile &from, MetadataFile &to, uint64_t offset, uint64_t bytes)
-{
-	std::unique_ptr<void, decltype(&std::free)> buffer(std::aligned_alloc(LKS_META_UNIT, COPY_BYTES), std::free);
-	for (const uint64_t end = offset + bytes; offset < end;) {
-		const size_t part = std::min<uint64_t>(COPY_BYTES, end - offset);
-		const ssize_t got = pread(from.fd(), buffer.get(), part, off_t(offset));
-		const ssize_t put = got == ssize_t(part) ? pwrite(to.fd(), buffer.get(), part, off_t(offset)) : -1;
-		if (put != ssize_t(part))
-			return failed(fmt::format("cannot copy {} bytes at byte {}: {}", part, offset, strerror(errno)));
-		offset += part;
+using Buffer = std::unique_ptr<char, decltype(&std::free)>;
+Buffer new_buffer() { return {static_cast<char *>(std::aligned_alloc(LKS_META_UNIT, COPY_BYTES)), std::free}; }
+
+// Copies from one LV to the same place of another. differing: only units that are not the same there.
+class RangeCopier {
+public:
+	RangeCopier(MetadataFile &from, MetadataFile &to, bool differing, ContentProgress &progress)
+		: from_(from), to_(to), differing_(differing), progress_(progress) {}
+
+	Done copy(uint64_t offset, uint64_t bytes)
+	{
+		for (const uint64_t end = offset + bytes; offset < end;) {
+			const size_t part = std::min<uint64_t>(COPY_BYTES, end - offset);
+			if (progress_.stop)
+				return failed("copying was broken off");
+			if (pread(from_.fd(), data_.get(), part, off_t(offset)) != ssize_t(part) ||
+			    (differing_ && pread(to_.fd(), there_.get(), part, off_t(offset)) != ssize_t(part)) || !put(offset, part))
+				return failed(fmt::format("cannot copy {} bytes at byte {}: {}", part, offset, strerror(errno)));
+			offset += part;
+		}
+		return Nothing{};
 	}
-	return Nothing{};
-}
+
+private:
+	bool put(uint64_t offset, size_t bytes)
+	{
+		for (size_t at = 0, end; at < bytes; at = end) {
+			const bool wanted = !same(at, bytes);
+			for (end = at + LKS_META_UNIT; end < bytes && !same(end, bytes) == wanted;)
+				end += LKS_META_UNIT;
+			end = std::min(end, bytes);
+			if (!wanted)
+				continue;
+			if (pwrite(to_.fd(), data_.get() + at, end - at, off_t(offset + at)) != ssize_t(end - at))
+				return false;
+			progress_.changed_bytes += end - at;
+		}
+		return true;
+	}
+
+	bool same(size_t at, size_t bytes) const
+	{
+		return differing_ && !memcmp(data_.get() + at, there_.get() + at, std::min<size_t>(LKS_META_UNIT, bytes - at));
+	}
+
+	MetadataFile &from_, &to_;
+	const bool differing_;
+	ContentProgress &progress_;
+	Buffer data_ = new_buffer(), there_ = new_buffer();
+};
 
 bool same_replica(const lks_superblock &sb, const ReplicaMetadata &r, const std::array<uint8_t, 16> &uuid)
 {
@@ -436,16 +473,65 @@ Done stamp_replica(const ReplicaMetadata &replica, const std::vector<bool> &writ
 	return file->flush();
 }
 
-Done copy_replica(const std::string &from, const ReplicaMetadata &to)
+namespace {
+
+// The superblock of what has the content; failed if that is none.
+Result<lks_superblock> source_of(MetadataFile &source, const std::string &from, const ReplicaMetadata &to)
 {
-	auto source = MetadataFile::open(from, to.offset, O_RDONLY);
-	if (!source)
-		return source.error();
-	auto found = read_superblock(*source);
+	auto found = read_superblock(source);
 	if (!found)
 		return found.error();
 	if (!*found || (*found)->size != to.size_bytes || (*found)->block_size != to.block_size)
 		return failed(fmt::format("{} holds no replica of {} bytes", from, to.size_bytes));
+	return **found;
+}
+
+Done copy_content(MetadataFile &source, const lks_superblock &sb, MetadataFile &target, const ReplicaMetadata &to, bool differing, ContentProgress &progress)
+{
+	lks_layout layout;
+	lks_layout_of(to.size_bytes, to.block_size, &layout);
+	const uint64_t tag = extent_tag(sb);
+	std::vector<bool> written(layout.extents);
+	Done table = each_record(source, layout, [&](lks_extent_record &r, uint32_t index) {
+		const bool valid = lks_extent_record_valid(&r, index, tag);
+		for (uint64_t i = 0; i < LKS_EXTENTS_PER_RECORD; i++)
+			if (const uint64_t extent = uint64_t(index) * LKS_EXTENTS_PER_RECORD + i; extent < layout.extents)
+				written[extent] = !valid || (r.bits[i / 4] >> (i % 4 * 2) & LKS_EXTENT_WRITTEN);
+		return false;
+	});
+	if (!table)
+		return table;
+	progress.total_bytes = uint64_t(std::ranges::count(written, true)) * LKS_EXTENT_BYTES;
+	RangeCopier copier(source, target, differing, progress);
+	for (uint64_t extent = 0; extent < layout.extents; extent++)
+		if (written[extent]) {
+			const uint64_t at = extent * LKS_EXTENT_BYTES;
+			if (Done done = copier.copy(at, std::min<uint64_t>(LKS_EXTENT_BYTES, to.size_bytes - at)); !done)
+				return done;
+			progress.done_bytes += LKS_EXTENT_BYTES;
+		}
+	if (Done done = target.flush(); !done)
+		return done;
+	// The metadata last, their superblocks at the very end: until then this is no replica.
+	if (Done done = copier.copy(to.offset + 2 * LKS_META_UNIT, layout.total_bytes - 2 * LKS_META_UNIT); !done)
+		return done;
+	if (Done done = target.flush(); !done)
+		return done;
+	if (Done done = copier.copy(to.offset, 2 * LKS_META_UNIT); !done)
+		return done;
+	return target.flush();
+}
+
+}    // namespace
+
+Done copy_replica(const std::string &from, const ReplicaMetadata &to, ContentProgress &progress)
+{
+	auto source = MetadataFile::open(from, to.offset, O_RDONLY);
+	if (!source)
+		return source.error();
+	auto sb = source_of(*source, from, to);
+	if (!sb)
+		return sb.error();
 	// One that has been copied and adopted is left alone: it may be newer by now.
 	auto uuid = uuid_bytes(to.uuid);
 	auto target = MetadataFile::open(to.path, to.offset, O_RDWR);
@@ -456,39 +542,53 @@ Done copy_replica(const std::string &from, const ReplicaMetadata &to)
 		return there.error();
 	if (*there && same_replica(**there, to, *uuid))
 		return Nothing{};
+	return copy_content(*source, *sb, *target, to, false, progress);
+}
 
-	lks_layout layout;
-	lks_layout_of(to.size_bytes, to.block_size, &layout);
-	const uint64_t tag = extent_tag(**found);
-	std::vector<bool> written(layout.extents);
-	Done table = each_record(*source, layout, [&](lks_extent_record &r, uint32_t index) {
-		const bool valid = lks_extent_record_valid(&r, index, tag);
-		for (uint64_t i = 0; i < LKS_EXTENTS_PER_RECORD; i++)
-			if (const uint64_t extent = uint64_t(index) * LKS_EXTENTS_PER_RECORD + i; extent < layout.extents)
-				written[extent] = !valid || (r.bits[i / 4] >> (i % 4 * 2) & LKS_EXTENT_WRITTEN);
-		return false;
-	});
-	if (!table)
-		return table;
-	for (uint64_t extent = 0; extent < layout.extents; extent++)
-		if (written[extent]) {
-			const uint64_t at = extent * LKS_EXTENT_BYTES;
-			if (Done done = copy_range(*source, *target, at, std::min<uint64_t>(LKS_EXTENT_BYTES, to.size_bytes - at)); !done)
-				return done;
-		}
-	// The metadata last, their superblocks at the very end: until then this is no replica.
-	if (Done done = copy_range(*source, *target, to.offset + 2 * LKS_META_UNIT, layout.total_bytes - 2 * LKS_META_UNIT); !done)
+Done is_content_of(const std::string &from, const ReplicaMetadata &to)
+{
+	auto source = MetadataFile::open(from, to.offset, O_RDONLY);
+	if (!source)
+		return source.error();
+	auto sb = source_of(*source, from, to);
+	auto uuid = uuid_bytes(to.uuid);
+	if (!sb)
+		return sb.error();
+	if (!uuid || !same_replica(*sb, to, *uuid))
+		return failed(fmt::format("{} is no snapshot of the replica of volume {} on this host", from, to.vid));
+	return Nothing{};
+}
+
+Done revert_replica(const std::string &from, const ReplicaMetadata &to, ContentProgress &progress)
+{
+	if (Done good = is_content_of(from, to); !good)
+		return good;
+	auto source = MetadataFile::open(from, to.offset, O_RDONLY);
+	if (!source)
+		return source.error();
+	auto sb = source_of(*source, from, to);
+	if (!sb)
+		return sb.error();
+	const auto uuid = uuid_bytes(to.uuid);
+	auto target = MetadataFile::open(to.path, to.offset, O_RDWR);
+	if (!target)
+		return target.error();
+	auto there = read_superblock(*target);
+	if (!there)
+		return there.error();
+	if (*there && same_replica(**there, to, *uuid) && (*there)->version == to.version)
+		return Nothing{};    // done before
+	if (*there)
+		if (Done done = clear_superblocks(*target); !done)
+			return done;
+	if (Done done = copy_content(*source, *sb, *target, to, true, progress); !done)
 		return done;
-	if (Done done = target->flush(); !done)
-		return done;
-	if (Done done = copy_range(*source, *target, to.offset, 2 * LKS_META_UNIT); !done)
-		return done;
-	return target->flush();
+	return adopt_replica(to);
 }
 
 MetadataTools metadata_tools()
 {
-	return {format_replica, wipe_replica, adopt_replica, copy_replica};
+	return {format_replica, wipe_replica, adopt_replica, copy_replica, revert_replica};
 }
 
 }    // namespace lockstep

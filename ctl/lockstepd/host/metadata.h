@@ -6,6 +6,7 @@
 // Everything blocks; for worker threads.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -51,8 +52,20 @@ Done wipe_replica(const std::string &path, uint64_t offset);
 // Idempotent; interrupted anywhere, it can be repeated.
 Done adopt_replica(const ReplicaMetadata &replica);
 
+// How far the two below are. Read by other threads.
+struct ContentProgress {
+	std::atomic<uint64_t> done_bytes = 0, total_bytes = 0;    // of what was ever written
+	std::atomic<uint64_t> changed_bytes = 0;                  // of those: written to the disk
+	std::atomic<bool> stop = false;                           // break off: it can be begun anew
+};
+
 // Copies what was written from the LV of a snapshot to another LV, data and metadata; then adopt_replica() can follow.
-Done copy_replica(const std::string &from, const ReplicaMetadata &to);
+Done copy_replica(const std::string &from, const ReplicaMetadata &to, ContentProgress &progress);
+
+// Gives the replica the content of `from`, a snapshot of its own LV, as its metadata of this version. Writes only what differs: each write
+// would take room of snapshots. While it is under way the LV is no replica to anybody. Nothing is changed if `from` is none.
+// Idempotent; interrupted anywhere, it can be repeated.
+Done revert_replica(const std::string &from, const ReplicaMetadata &to, ContentProgress &progress);
 
 // Of each extent, from the first to before the end, whether it was ever written; a damaged record counts as written. The volume's size is
 // the superblock's; what lies behind it was not written.
@@ -60,6 +73,9 @@ Result<std::vector<bool>> written_extents(const std::string &path, uint64_t offs
 
 // Makes the metadata of a replica with content: these extents were written. Whatever stood there is overwritten. Its superblock comes last.
 Done stamp_replica(const ReplicaMetadata &replica, const std::vector<bool> &written);
+
+// Whether revert_replica() could read that; `to`: the replica, of whatever version.
+Done is_content_of(const std::string &from, const ReplicaMetadata &to);
 
 // For people and `lockstep recover`.
 Result<nlohmann::json> dump_replica(const std::string &path, uint64_t offset);
@@ -69,7 +85,7 @@ struct MetadataTools {
 	std::function<Done(const ReplicaMetadata &)> format;
 	std::function<Done(const std::string &path, uint64_t offset)> wipe;
 	std::function<Done(const ReplicaMetadata &replica)> adopt;
-	std::function<Done(const std::string &from, const ReplicaMetadata &to)> copy;
+	std::function<Done(const std::string &from, const ReplicaMetadata &to, ContentProgress &progress)> copy, revert;
 };
 
 MetadataTools metadata_tools();

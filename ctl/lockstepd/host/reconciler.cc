@@ -805,6 +805,8 @@ void Reconciler::look_deleting(const Volume &v, const KernelVolume *k, VolumeWor
 		drop(v.vid, *k, w);
 		return;
 	}
+	if (w.making)
+		w.making->stop = true;
 	const Replica *r = v.replica(self_);
 	const Remnant *left = v.remnant(self_);
 	if (!v.hosts_with_something().contains(self_) || !may(w.config) || !may(w.replica))
@@ -889,6 +891,10 @@ nlohmann::json Reconciler::soft_report() const
 			const uint64_t total = w.copy->total_blocks;
 			volumes[std::to_string(s->vid)]["copies"][std::to_string(sid)] = total ? w.copy->done_blocks * 100 / total : 0;
 		}
+	for (const auto &[vid, w] : works_)
+		if (w.making)
+			volumes[std::to_string(vid)]["making"] = {{"done_bytes", w.making->done_bytes.load()}, {"total_bytes", w.making->total_bytes.load()},
+								  {"changed_bytes", w.making->changed_bytes.load()}};
 	for (const Problem &p : problems())
 		if (p.vid)
 			volumes[std::to_string(p.vid)]["problem"] = p.message;

@@ -179,6 +179,7 @@ private:
 		bool lv_gone = false;
 		uint64_t ended = 0;                    // sessions up to here are over on this host
 		uint64_t disk_retry_ms = 0;
+		std::shared_ptr<ContentProgress> making;    // of a replica that gets the content of a snapshot by copying
 	};
 	using Aspect = Task VolumeWork::*;
 	struct SnapshotWork {

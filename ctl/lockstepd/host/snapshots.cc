@@ -302,6 +302,9 @@ void Reconciler::stop_copies()
 	for (auto &[sid, w] : snapshot_works_)
 		if (w.copy)
 			w.copy->stop = true;
+	for (auto &[vid, w] : works_)
+		if (w.making)
+			w.making->stop = true;
 }
 
 bool Reconciler::hold_is_wanted(uint32_t vid, uint64_t hold) const
@@ -328,9 +331,20 @@ void Reconciler::make_from_snapshot(const Volume &v, const Replica &r, const Rep
 		finish(works_[v.vid].replica, object_name(v.vid), from.error());
 		return;
 	}
+	const bool in_place = v.reverting && lv.thin_pool.empty();
+	if (in_place && !copy) {    // it would go with all that it has of other snapshots
+		finish(works_[v.vid].replica, object_name(v.vid), failed(fmt::format("host {} has no copy of the snapshot", world_.state().host_name(self_))));
+		return;
+	}
 	const ReplicaMetadata metadata = metadata_of(v, r, lv);
 	const std::string content = fmt::format("{}.{}", s ? s->uuid : "", v.version);
-	auto step = [lvm = world_.lvm, tools = world_.metadata, from = *from, lv, metadata, content, copied = copy != nullptr]() -> Done {
+	auto progress = std::make_shared<ContentProgress>();
+	auto step = [lvm = world_.lvm, tools = world_.metadata, from = *from, lv, metadata, content, copied = copy != nullptr, in_place, progress]() -> Done {
+		if (in_place) {
+			if (Done done = lvm.activate(lv); !done)    // and its snapshots with it
+				return done;
+			return tools.revert(snapshot_lv_path(from), metadata, *progress);
+		}
 		if (!copied) {
 			// A revert, and no copy here: the replica is made anew and gets its content from the others.
 			if (Done done = lvm.remove(lv); !done)
@@ -342,11 +356,16 @@ void Reconciler::make_from_snapshot(const Volume &v, const Replica &r, const Rep
 		if (Done done = lvm.clone(from, lv, content); !done)
 			return done;
 		if (!from.thin)
-			if (Done done = tools.copy(snapshot_lv_path(from), metadata); !done)
+			if (Done done = tools.copy(snapshot_lv_path(from), metadata, *progress); !done)
 				return done;
 		return tools.adopt(metadata);
 	};
-	act(v.vid, &VolumeWork::replica, vg_key(lv.vg), std::move(step), [this, vid = v.vid](bool ok) {
+	// What is copied may take hours: snapshots of other volumes, which hold writes back, do not wait for that.
+	const bool copies = lv.thin_pool.empty();
+	if (copies)
+		works_[v.vid].making = progress;
+	act(v.vid, &VolumeWork::replica, copies ? "copy:" + lv.vg : vg_key(lv.vg), std::move(step), [this, vid = v.vid](bool ok) {
+		works_[vid].making.reset();
 		look_at_pools_soon();
 		if (ok)
 			ask(vid, &VolumeWork::replica, {{"op", "replica.created"}});

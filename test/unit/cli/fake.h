@@ -55,6 +55,7 @@ public:
 	std::vector<std::pair<HostId, nlohmann::json>> trail_asked;    // in order
 	nlohmann::json trail = {{"extents", nlohmann::json::array()}, {"next", nullptr}};
 	std::map<HostId, nlohmann::json> orphans;    // answers to orphan.list; 0: what is on the disks of a host in no cluster
+	std::set<HostId> no_revert;                  // its snapshots do not bear it
 	std::set<HostId> disks_move;                 // a disk comes or goes there
 	std::map<HostId, nlohmann::json> disks;      // answers to disk.list; each answer brings a disk that is leaving 60 % further
 	std::map<HostId, nlohmann::json> mend;       // in answers to disk.change: the disk is dead
@@ -443,6 +444,8 @@ private:
 				disks[host] = next;
 				return list;
 			}
+			if (verb == "snapshot.can_revert" && no_revert.contains(host))
+				return forbidden("snapshot s: its copy on that host is lost");
 			if (verb == "disk.at_rest" && disks_move.contains(host))
 				return coded("pool-in-use", forbidden("pool default: /dev/sdb is just being emptied"));
 			if (verb == "disk.change") {

@@ -267,6 +267,39 @@ TEST_CASE("what is copied from a snapshot in a thick pool is waited for while th
 	CHECK(has(o.err, "no replica on host beta after"));
 }
 
+TEST_CASE("in a thick pool a revert is begun when the hosts bear it, and waited for while they copy")
+{
+	constexpr unsigned EFFECT_MS = 200;
+	FakeDaemon d(3, EFFECT_MS);
+	const auto hosts = d.state();
+	for (const auto &[id, host] : hosts->hosts)
+		d.good({{"op", "host.set"}, {"host", id}, {"addresses", host.addresses}, {"host_level", LEVEL}});
+	for (unsigned host : {1, 2})
+		d.good({{"op", "pool.add"}, {"name", "slow"}, {"host", host}, {"kind", "thick"}, {"vg", "vg2"}, {"size_bytes", 9 * GIB}, {"free_bytes", 9 * GIB}});
+	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--pool", "slow"}).status == 0);
+	REQUIRE(d.run({"snapshot", "create", "v", "s"}).status == 0);
+	d.no_revert = {2};
+	Outcome o = d.run({"snapshot", "revert", "v", "s"});
+	CHECK(o.status == 5);
+	CHECK(o.err == "lockstep: snapshot s: its copy on that host is lost\n");
+	CHECK(d.volume("v").phase == Phase::ready);
+	d.no_revert = {};
+	d.idle = {2};
+	std::jthread copied([&] {
+		std::this_thread::sleep_for(std::chrono::milliseconds(2 * EFFECT_MS));    // longer than other commands wait
+		d.server().soft(2, {{"volumes", {{std::to_string(d.volume("v").vid), {{"making", {{"done_bytes", GIB / 4}, {"total_bytes", GIB / 2}, {"changed_bytes", 4096}}}}}}}});
+		const json list = d.json_of({"operation", "list", "--json"});
+		CHECK(list.dump().find("1 of 2 replicas are made; 256 MiB of 512 MiB are compared and copied, 4 KiB differed") != std::string::npos);
+		CHECK(list.dump().find("75.0") != std::string::npos);
+		d.wake();
+	});
+	o = d.run({"snapshot", "revert", "v", "s"});
+	copied.join();
+	INFO(o.err);
+	CHECK(o.status == 0);
+	CHECK(o.out == "volume v is as it was when snapshot s was taken\n");
+}
+
 TEST_CASE("a snapshot whose hold breaks is tried once more, then the reason is told")
 {
 	FakeDaemon d;

@@ -263,6 +263,8 @@ struct History {
 			json revert = {{"op", "snapshot.revert"}, {"sid", sid}};
 			if (chance(30))
 				revert["onto"] = vid();
+			if (chance(70))
+				revert["in_place"] = true;
 			return revert;
 		}
 		default: break;
@@ -450,7 +452,8 @@ struct History {
 				if ((op == "volume.create" || op == "replica.add" || op == "replica.move") && !(was && was->replica(r.host)))
 					REQUIRE(rule_broken(c.state, v, r.host) == "");
 			for (const Replica &r : was && v.phase != Phase::deleting ? was->replicas : std::vector<Replica>{})
-				if (r.pinned && wanted(before, r) && op != "host.lost" && op != "pool.mend" && op != "replica.invalidate")
+				// One that could not be made has nothing that could stay.
+				if (r.pinned && wanted(before, r) && (r.created || op != "replica.failed") && op != "host.lost" && op != "pool.mend" && op != "replica.invalidate")
 					REQUIRE((v.replica(r.host) && (v.replica(r.host)->pinned || op == "replica.pin") && !v.replica(r.host)->leaving));
 		}
 	}

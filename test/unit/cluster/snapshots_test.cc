@@ -406,3 +406,102 @@ TEST_CASE("thick pools: room is reserved, and snapshots do not outlive their vol
 	create["reserve"] = 100;
 	CHECK(has(c.bad(5, create), "pool thick on host alpha has room for"));
 }
+
+namespace {
+
+struct Thick : Cluster {
+	uint32_t vid = 0;
+	Thick()
+	{
+		form();
+		for (auto &[key, pool] : state.pools)
+			pool.kind = PoolKind::thick;
+		vid = volume("v", {1, 2});
+		open(vid, 1);
+	}
+	void close() { good({{"op", "record.close"}, {"vid", vid}, {"host", 1}, {"session", 1}}); }
+	static json revert(uint32_t sid) { return {{"op", "snapshot.revert"}, {"sid", sid}, {"in_place", true}, {"without_failed", true}}; }
+};
+
+}    // namespace
+
+TEST_CASE("thick pools: a volume gets the content of its latest snapshot where it is, and of no other while that is there")
+{
+	Thick c;
+	const uint32_t first = c.take_snapshot(c.vid, "s1"), second = c.take_snapshot(c.vid, "s2");
+	CHECK(has(c.bad(5, Thick::revert(second)), "is open on host alpha"));
+	c.close();
+	CHECK(has(c.bad(5, {{"op", "snapshot.revert"}, {"sid", second}}), "is in a thick pool and cannot be reverted"));    // as older programs have it
+	CHECK(c.bad(5, Thick::revert(first)) == "volume v cannot be reverted: it is in a thick pool and snapshot s2 of volume v is newer, or was copied to host "
+						"alpha, and its reserve would be filled: delete it first, or restore snapshot s1 of volume v as a new volume");
+	const uint64_t offset = c.vol(c.vid).replicas[0].md_offset;
+	c.good(Thick::revert(second));
+	CHECK(c.good(Thick::revert(second))["changed"] == false);
+	CHECK(c.vol(c.vid).phase == Phase::creating);
+	CHECK(c.vol(c.vid).reverting);
+	CHECK(c.vol(c.vid).primary == 0);
+	CHECK(has(c.bad(5, {{"op", "snapshot.delete"}, {"sid", second}}), "is just being made from it"));
+	for (HostId h : {1, 2}) {
+		CHECK(c.vol(c.vid).replica(h)->clean());
+		CHECK(c.vol(c.vid).replica(h)->md_offset == offset);
+		c.good({{"op", "replica.created"}, {"vid", c.vid}, {"host", h}});
+	}
+	CHECK(c.vol(c.vid).phase == Phase::ready);
+	c.good({{"op", "snapshot.delete"}, {"sid", second}});
+	CHECK(has(c.bad(5, Thick::revert(first)), "s2 of volume v is newer"));    // it is still there
+	for (HostId h : {1, 2})
+		c.good({{"op", "snapshot.removed"}, {"sid", second}, {"host", h}});
+	c.state.snapshots.at(first).copies[1].added = 7;
+	c.good(Thick::revert(first));    // which was copied here is none of its own affair
+	CHECK(level_of(Thick::revert(first)) == LEVEL_IN_PLACE);
+	CHECK(level_of({{"op", "snapshot.revert"}, {"without_failed", true}}) == LEVEL_REVERT);
+}
+
+TEST_CASE("thick pools: nothing is reverted that would lack a copy, and one that was copied to a host counts as newer")
+{
+	Thick c;
+	const uint32_t first = c.take_snapshot(c.vid, "s1"), second = c.take_snapshot(c.vid, "s2");
+	c.close();
+	const State before = c.state;
+	c.state.snapshots.at(first).copies[1].added = 7;
+	CHECK(has(c.bad(5, Thick::revert(second)), "s1 of volume v is newer, or was copied to host beta"));
+	c.state = before;
+	c.index = before.applied;
+	c.state.snapshots.at(second).copies.pop_back();
+	CHECK(has(c.bad(5, Thick::revert(second)), "host beta has no copy of snapshot s2 of volume v beside its replica"));
+	c.state = before;
+	c.index = before.applied;
+	c.good({{"op", "record.failed"}, {"vid", c.vid}, {"host", 2}});
+	CHECK(has(c.bad(5, Thick::revert(second)), "its replica on host beta is failed, and in a thick pool none is made anew for that: put another disk in its "
+						   "place with `lockstep disk replace`"));
+	c.state = before;
+	c.index = before.applied;
+	const uint32_t other = c.volume("other", {1, 2});
+	CHECK(has(c.bad(5, with(Thick::revert(second), {{"onto", other}})), "it can only get the content of its own snapshots"));
+	c.online(2, false);
+	CHECK(has(c.bad(5, Thick::revert(second)), "host beta is offline"));
+}
+
+TEST_CASE("thick pools: a disk that fails during a revert takes its copies of snapshots along, but no last one")
+{
+	Thick c;
+	const uint32_t first = c.take_snapshot(c.vid, "s1"), second = c.take_snapshot(c.vid, "s2");
+	c.close();
+	c.good(Thick::revert(second));
+	const json given_up = {{"op", "replica.failed"}, {"vid", c.vid}, {"host", 2}, {"message", "no"}, {"reverting", true}};
+	c.bad(5, given_up);    // no other one is made yet
+	c.good({{"op", "replica.created"}, {"vid", c.vid}, {"host", 1}});
+	const State before = c.state;
+	c.state.snapshots.at(first).copies.erase(c.state.snapshots.at(first).copies.begin());
+	CHECK(has(c.bad(5, given_up), "is kept: snapshot s1 of volume v has its only copy beside it"));
+	c.state = before;
+	c.index = before.applied;
+	c.good(given_up);
+	CHECK(c.vol(c.vid).phase == Phase::ready);
+	CHECK_FALSE(c.vol(c.vid).replica(2));
+	CHECK(c.vol(c.vid).remnant(2));
+	for (uint32_t sid : {first, second}) {
+		CHECK(c.state.snapshot(sid)->copies.size() == 1);
+		CHECK(c.state.snapshot(sid)->going.size() == 1);
+	}
+}

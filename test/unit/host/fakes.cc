@@ -711,6 +711,8 @@ Lvm FakeWorld::lvm()
 			const std::string path = replica_lv_path(to.vg, to.vid);
 			if (lvs.contains(path) && lvs[path].content == content)
 				return Nothing{};
+			if (lvs.contains(path) && !from.thin)
+				return forbidden("in a thick pool its snapshots would go with it");
 			if (lvs.contains(path))
 				if (Done gone = effect<Done>("lv_remove " + std::to_string(to.vid), [=, this]() -> Done {
 					    lvs.erase(path);
@@ -813,7 +815,27 @@ MetadataTools FakeWorld::metadata()
 			return Nothing{};
 		});
 	};
-	m.copy = [this](const std::string &, const ReplicaMetadata &to) {
+	m.revert = [this](const std::string &from, const ReplicaMetadata &to, ContentProgress &) -> Done {
+		// Until it has all of the content it is no replica; the snapshot stays, as do all others.
+		if (KernelVolume *k = find(to.vid); k && k->replica)
+			violations.push_back("an attached replica was reverted");
+		if (!lvs.contains(from))
+			return not_found("no such snapshot");
+		if (Done begun = effect<Done>("revert " + std::to_string(to.vid), [=, this]() -> Done {
+			    lvs.at(to.path).formatted = false;
+			    lvs.at(to.path).data = "half of it";
+			    return Nothing{};
+		    }); !begun)
+			return begun;
+		return effect<Done>("reverted " + std::to_string(to.vid), [=, this]() -> Done {
+			FakeLv &lv = lvs.at(to.path);
+			lv.formatted = true;
+			lv.data = lvs.at(from).data;
+			lv.content = lvs.at(from).lv.tags.at(0).substr(std::string("lockstep.snapshot=").size());
+			return Nothing{};
+		});
+	};
+	m.copy = [this](const std::string &, const ReplicaMetadata &to, ContentProgress &) {
 		return effect<Done>("copy " + std::to_string(to.vid), []() -> Done { return Nothing{}; });
 	};
 	return m;

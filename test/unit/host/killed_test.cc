@@ -320,10 +320,17 @@ static const std::vector<Operation> &operations()
 		 asks({{"op", "snapshot.restore"}, {"volume", "db1"}, {"name", "s0"}, {"new", "db2"}, {"uuid", UUID2}}, ""),
 		 [](Cluster &c) { return serves(c, "db2"); }},
 		{"clone a volume", thin, in_use, clone_db1, [](Cluster &c) { return serves(c, "db2"); }},
+		{"clone a volume", thick, in_use, clone_db1, [](Cluster &c) { return serves(c, "db2"); }},
 		{"revert a volume", thin, closed,
 		 [reverted](Cluster &c) {
 			 if (!reverted(c))
 				 (void)c.ask({{"op", "snapshot.revert"}, {"volume", "db1"}, {"name", "s0"}});
+		 },
+		 reverted},
+		{"revert a volume", thick, closed,
+		 [reverted](Cluster &c) {
+			 if (!reverted(c))
+				 (void)c.ask({{"op", "snapshot.revert"}, {"volume", "db1"}, {"name", "s0"}, {"in_place", true}});
 		 },
 		 reverted},
 		{"create a pool", thin, in_use,
