@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """XAPI's storage driver and plugin, against real daemons and kernels (see test_xapi.py): the plugin's interface functions, what disks
-take of real thin pools.
+take of real thin pools; and a host lost in the middle of the calls that test_xapi_faults.py and test_xapi_hosts.py leave out.
 """
 import json
 
@@ -8,8 +8,9 @@ import pytest
 
 from lablib import wait
 from test_xapi import CONFIG, MIB, XenError, pool, uuid_of		# noqa: F811, F401 (pool is a fixture)
-from test_xapi_hosts import GROUP, PLUGIN
-from fakexapi import ref
+from test_xapi_faults import assert_agreed, changed, move_master
+from test_xapi_hosts import GROUP, PLUGIN, Fall, copies, digest, fill, pbds_on
+from fakexapi import Killed, ref
 
 pytestmark = pytest.mark.slow
 
@@ -55,3 +56,86 @@ def test_xapi_interfaces_and_utilisation(pool):		# noqa: F811
     x.unplug(disk, beta)
     x.vdi_destroy(disk)
     x.sr_destroy(sr)
+
+
+def test_xapi_host_lost_in_other_calls(pool):		# noqa: F811
+    """sr_delete, the unplug of a disk, changed blocks: alpha, where they are asked for, dies; beta takes its place and they are repeated. Then
+    a host dies while it is being removed, comes back, and is removed."""
+    x, (a, b, c) = pool, pool.vms
+    alpha, beta, gamma = (x.host_named(h.name) for h in pool.vms)
+    sr = x.sr_create('storage', CONFIG)
+
+    def lost(call, *when):
+        fall = Fall(x, a, *when)
+        with pytest.raises((Killed, XenError)):
+            call()
+        fall.lost()
+        move_master(x, beta)
+        wait(lambda: b.lockstep('status --json')['cluster']['quorum'], 60, 'the others to agree without alpha')
+        wait(lambda: next(h for h in b.lockstep('status --json')['hosts'] if h['name'] == 'alpha')['status'] != 'online', 60, 'alpha to be missed')
+        return fall
+
+    def back(fall):
+        fall.back(b, sr)
+        move_master(x, alpha)
+
+    fall = lost(lambda: x.sr_destroy(sr), 'DELETE', '/v1/groups', 'asked')
+    x.sr_destroy(sr)
+    assert not b.lockstep('status --json')['groups']
+    back(fall)
+    sr = x.sr_create('storage', CONFIG)
+    disk = x.vdi_create(sr, 16 * MIB, 'disk')
+    name = uuid_of(x, disk)
+
+    # Where a VM stops: what it has written is there, and another host may have the disk.
+    x.plug(disk, alpha)
+    written = fill(a, name, 16)
+    fall = lost(lambda: x.unplug(disk, alpha), 'GET', '/v1/status', 'asked')
+    x.plug(disk, gamma)
+    assert digest(c, name) == written
+    x.unplug(disk, gamma)
+    back(fall)
+    b.lockstep(f'wait-sync {name} --timeout 120', timeout=135)
+    assert_agreed(x, sr, a)
+
+    # Changed blocks, asked for while there is a new one to be told.
+    for when, verb in ((('PATCH', '/v1/volumes', 'answered'), 'enable'), (('GET', '/v1/volumes', 'asked'), 'list'), (('PATCH', '/v1/volumes', 'asked'), 'destroy')):
+        if verb != 'enable':
+            x.vdi_call('vdi_enable_cbt', disk)
+            x.db['VDI'][disk]['cbt_enabled'] = True
+            first = x.vdi_snapshot(disk)
+            x.plug(disk, gamma)
+            c.run(f'dd if=/dev/urandom of=/dev/lockstep/{name} bs=64k seek=7 count=2 oflag=direct conv=notrunc,fsync')
+        call = {
+            'enable': lambda: x.vdi_call('vdi_enable_cbt', disk),
+            'list': lambda: changed(x, first, disk),
+            'destroy': lambda: x.vdi_call('vdi_data_destroy', first),
+        }[verb]
+        fall = lost(call, *when)
+        if verb == 'list':
+            assert call() == [7, 8]
+        else:
+            call()
+        back(fall)
+        b.lockstep(f'wait-sync {name} --timeout 120', timeout=135)
+        if verb != 'enable':
+            x.unplug(disk, gamma)
+            assert changed(x, first, disk) == [7, 8]
+            x.vdi_destroy(first)
+        x.sr_scan(sr)
+        assert_agreed(x, sr, a)
+
+    # A host with a copy dies when its evacuation has begun, and is back.
+    leaving, vm, user, other = (beta, b, gamma, c) if 'beta' in copies(a, name) else (gamma, c, beta, b)
+    fall = Fall(x, vm, 'POST', f'/v1/hosts/{vm.name}/evacuate', 'answered')
+    with pytest.raises((Killed, XenError)):
+        x.call_plugin(leaving, PLUGIN, 'removeHost', GROUP)
+    fall.lost()
+    fall.back(a)
+    assert x.call_plugin(leaving, PLUGIN, 'removeHost', GROUP) == 'True'
+    assert vm.name not in {h['name'] for h in a.lockstep('status --json')['hosts']} and pbds_on(x, leaving) == []
+    assert copies(a, name) == {'alpha', other.name}
+    x.plug(disk, user, writable=False)
+    other.run(f'dd if=/dev/lockstep/{name} of=/dev/null bs=1M iflag=direct', timeout=60)
+    x.unplug(disk, user)
+    x.vdi_destroy(disk)
