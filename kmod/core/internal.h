@@ -177,7 +177,7 @@ struct lks_peer {
 	u64 live_blocks;	/* primary: blocks of live writes to it in flight, all of them dirty */
 	u32 copies;		/* primary: LKS_WORK_COPY in flight */
 	u64 rest_ms;		/* primary: until then, what could not be read is not tried again ... */
-	bool careful;		/* ... and then block by block */
+	u64 careful, careful_end;	/* ... and then these block by block: first, and behind the last */
 	u16 session;		/* primary: id of the session it has with us */
 	u32 maps;		/* MAP frames received since the last that was used */
 	u64 maps_term;

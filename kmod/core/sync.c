@@ -32,7 +32,7 @@ void lks_on_attach(struct lks_vol *v, u8 host, const struct lks_frame *h)
 	p->live_blocks = 0;
 	p->copies = 0;
 	p->rest_ms = 0;
-	p->careful = false;
+	p->careful = p->careful_end = 0;
 	lks_send_record(v, host, LKS_SYNCSTART, &v->cfg);
 	lks_event(v, LKS_EV_STATE, 0);
 	lks_todo(v, LKS_DO_SYNC);
@@ -86,6 +86,22 @@ static void send_copy(struct lks_vol *v, struct lks_work *w, bool zeros)
 	lks_send_frame(v, w->host, LKS_LANE_ANY, &f, zeros ? NULL : w->buf, NULL);
 }
 
+static bool careful(const struct lks_peer *p, u64 block)
+{
+	return block >= p->careful && block < p->careful_end;
+}
+
+/* In a run that could not be read as a whole, all may be good but one sector. The rest of the volume is copied as before. */
+static void be_careful(struct lks_peer *p, const struct lks_work *w)
+{
+	if (w->first == w->last)
+		return;
+	if (!p->careful_end || w->first < p->careful)
+		p->careful = w->first;
+	if (w->last >= p->careful_end)
+		p->careful_end = w->last + 1;
+}
+
 /* Copies the run of dirty blocks that begins at first and in which nothing is in flight. false: no memory. */
 /* A run is either all in doubt or not at all: what is only in doubt is compared by hash first. */
 static bool begin_copy(struct lks_vol *v, struct lks_peer *p, u64 first)
@@ -99,7 +115,7 @@ static bool begin_copy(struct lks_vol *v, struct lks_peer *p, u64 first)
 
 	if (!e)
 		return false;
-	while (!p->careful && last + 1 < lks_data_blocks(v) && (last + 1) / per == first / per &&
+	while (!careful(p, first) && !careful(p, last + 1) && last + 1 < lks_data_blocks(v) && (last + 1) / per == first / per &&
 	       (last + 2 - first) << v->block_shift <= most && lks_map_test(&p->dirty, last + 1) &&
 	       lks_map_test(&p->unsure, last + 1) == unsure &&
 	       !lks_blocks_busy(e, last + 1, last + 1))
@@ -141,7 +157,7 @@ void lks_copy_io_done(struct lks_vol *v, struct lks_work *w, int err)
 		if (p) {
 			p->copies--;
 			p->rest_ms = v->now + UNREADABLE_MS;
-			p->careful = true;
+			be_careful(p, w);
 		}
 		lks_work_free(v, w);
 		lks_todo(v, LKS_DO_SYNC | LKS_DO_PUMP);

@@ -795,6 +795,27 @@ void play_unreadable(World &w)
 	w.settle("at the end");
 }
 
+// A read that fails once, early in a resync, does not make all of it slow: only what could not be read goes block by block.
+void play_unreadable_once(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	s.isolate(2, 8 * SECOND, true);
+	s.isolate(3, 8 * SECOND, true);
+	s.promote(1, {});
+	for (uint64_t at = 0; at < 32768; at += 512)
+		s.write(4, {at, 512});
+	s.on(1).unreadable = Span{600, 1};
+	s.await("a read of the resync fails", [&] { return s.count(Stat::unreadable) > 0; });
+	s.on(1).unreadable = Span{};
+	uint64_t copies = s.count(Stat::copies);
+	s.await("all are in sync", [&] { return s.member(2) && s.member(3); });
+	s.expect(s.count(Stat::copies) - copies < 2 * (64 + 3 * 16 + 8), "runs of 256 KiB, and a few of them block by block");
+	w.settle("at the end");
+}
+
 // Many volumes resync at once: each has less in flight, for they share what one alone may have.
 void play_crowded(World &w)
 {
@@ -856,6 +877,7 @@ const std::vector<Scenario> &catalogue()
 		{"detached-in-turn", "B52: replicas detached in turn, each time another one has the newest data", play_detached_in_turn},
 		{"flush-overtaken", "B44: a flush covers what had completed before it and nothing else", play_flush_overtaken},
 		{"unreadable", "what cannot be read of the only good copy is an error for its reader, and nothing else", play_unreadable},
+		{"unreadable-once", "a read that fails once does not slow down all of a resync", play_unreadable_once},
 		{"crowded", "volumes that resync at the same time share what one alone may have in flight", play_crowded},
 	};
 	return all;
