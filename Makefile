@@ -119,6 +119,10 @@ $B/unit-$(1): $B/test-o/test/unit/$(1).o $B/libcli.a $B/libctl.a $B/libcore.a
 endef
 $(foreach u,$(units),$(eval $(call unit_rule,$(u))))
 
+# The units' figures ("[bench]"), as fast as the daemon: the unit tests themselves are compiled without optimisation
+$B/bench-%: $B/o/test/unit/%.o $B/libcli.a $B/libctl.a $B/libcore.a
+	$(CXX) -o $@ $^ -lCatch2Main -lCatch2 $(LIBS)
+
 # The daemon's API server with hosts that are played, as fast as the daemon's own: for test/xapi/bench.py
 $B/xapi-bench-server: $B/o/test/unit/cli.o $B/libcli.a $B/libctl.a $B/libcore.a
 	$(CXX) -o $@ $^ -lCatch2Main -lCatch2 $(LIBS)

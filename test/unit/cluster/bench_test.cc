@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// Figures for a large cluster, hidden from the tests: unit-cluster "[bench]". 64 hosts whose host actions are faked: the entries that they
-// would send are applied at once. What is measured is the state machine with all that goes with an entry: CBOR, checks, the leader's decisions.
+// Figures for a large cluster, hidden from the tests: make build/bench-cluster && build/bench-cluster "[bench]". 64 hosts whose host
+// actions are faked: the entries that they would send are applied at once. What is measured is the state machine with all that goes
+// with an entry: CBOR, checks, the leader's decisions. Through real logs: log_bench_test.cc.
 #include "fixture.h"
 
 #include "lockstepd/api/server.h"

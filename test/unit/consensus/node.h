@@ -35,7 +35,7 @@ struct TempDir {
 };
 
 // The replicated state: the entries in order, and the hosts.
-struct History {
+struct LogHistory {
 	std::vector<std::string> entries;
 	std::vector<Member> hosts;
 
@@ -119,7 +119,7 @@ struct Node {
 			hosts_changed();
 			return ok;
 		};
-		log.emplace(loop, listener, dialer, *links, options, machine);
+		log.emplace(loop, listener, dialer, *links, options, own_machine ? *own_machine : machine);
 		log->set_wanted([this] { return history.hosts; });
 		const Done done = log->start();
 		hosts_changed();
@@ -160,7 +160,8 @@ struct Node {
 	Dialer dialer;
 	std::optional<Links> links;
 	ConsensusOptions options;
-	History history;
+	LogHistory history;
+	std::optional<StateMachine> own_machine;    // in place of the history alone; who the hosts are stays the history's
 	std::optional<ConsensusLog> log;
 };
 

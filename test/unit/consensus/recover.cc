@@ -96,7 +96,7 @@ struct Hosts {
 	std::map<int, std::unique_ptr<Node>> nodes;
 };
 
-StateMachine machine_of(History &history)
+StateMachine machine_of(LogHistory &history)
 {
 	return {[&](uint64_t, std::string_view e) { return history.apply(e); }, [&] { return history.snapshot(); },
 		[&](std::string_view s) { return history.restore(s); }};
@@ -117,7 +117,7 @@ TEST_CASE("a lost majority: one log is read while it is in use, goes on alone un
 	c.nodes.erase(3);
 
 	// Host 2 is up, without a leader.
-	History seen;
+	LogHistory seen;
 	const auto at = ConsensusLog::replay(c.node(2).options, machine_of(seen));
 	INFO((at ? "" : at.error().message));
 	REQUIRE(at);
@@ -125,7 +125,7 @@ TEST_CASE("a lost majority: one log is read while it is in use, goes on alone un
 	CHECK((at->index >= entries.size() && at->term > 0));
 	CHECK_FALSE(std::filesystem::exists(c.raft_of(2) + ".look"));
 	// Of two logs the shorter one is told by its position.
-	History other;
+	LogHistory other;
 	const auto last = ConsensusLog::replay([&] { auto o = c.node(2).options; o.dir = c.raft_of(1); return o; }(), machine_of(other));
 	REQUIRE(last);
 	CHECK((last->index > 0 && other.entries.size() <= entries.size()));
@@ -324,7 +324,7 @@ TEST_CASE("entries that a snapshot has replaced may come again")
 	// Nothing of it has reached the disk either.
 	c.nodes.erase(1);
 	c.nodes.erase(2);
-	History kept;
+	LogHistory kept;
 	c.add(2);
 	REQUIRE(ConsensusLog::replay(c.node(2).options, machine_of(kept)));
 	REQUIRE(kept.entries.size() >= entries.size());
