@@ -2,6 +2,7 @@
 //
 // What has changed between two thin volumes: thin_delta's output, recorded and from the tool itself on metadata in a file.
 #include <catch2/catch_test_macros.hpp>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
