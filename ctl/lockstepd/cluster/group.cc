@@ -63,9 +63,10 @@ void refuse_redundancy_out_of_range(const Group &g)
 		refuse(usage_error("group " + g.name + ": its redundancy must be 1 to " + std::to_string(LKS_MAX_REPLICAS)));
 }
 
-void refuse_too_few_pools(const State &state, const Group &g)
+void refuse_too_few_pools(const State &state, const Group &g, const Pool *going)
 {
-	const auto hosts = size_t(std::ranges::count_if(state.pools, [&](const auto &p) { return p.second.name == g.pool && !p.second.deleting; }));
+	const auto counts = [&](const auto &p) { return p.second.name == g.pool && !p.second.deleting && &p.second != going; };
+	const auto hosts = size_t(std::ranges::count_if(state.pools, counts));
 	if (!hosts)
 		refuse(coded("no-such-pool", not_found("group " + g.name + ": no host has a pool named " + g.pool)));
 	if (hosts < g.redundancy)

@@ -110,7 +110,7 @@ bool can_revert_without(const Volume &v, HostId host);    // another replica has
 bool change_labels(Labels &labels, const LabelChanges &changes, const std::string &of);    // refuses too many
 const Group &group_of(const State &state, const std::string &name);       // refuses (3)
 void refuse_redundancy_out_of_range(const Group &group);
-void refuse_too_few_pools(const State &state, const Group &group);
+void refuse_too_few_pools(const State &state, const Group &group, const Pool *going = nullptr);    // going: does not count
 nlohmann::json group_create(State &state, const Fields &f);
 nlohmann::json group_delete(State &state, const Fields &f);
 nlohmann::json group_label(State &state, const Fields &f);

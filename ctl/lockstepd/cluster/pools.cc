@@ -71,13 +71,11 @@ void refuse_content(const State &state, const Pool &pool)
 
 void refuse_too_few_left(const State &state, const Pool &pool)
 {
-	State without = state;
-	without.pools.erase({pool.name, pool.host});
 	for (const auto &[name, g] : state.groups) {
 		if (g.pool != pool.name)
 			continue;
 		try {
-			refuse_too_few_pools(without, g);
+			refuse_too_few_pools(state, g, &pool);
 		} catch (const Refusal &why) {
 			refuse(coded("pool-in-use", forbidden("pool " + pool.name + " on host " + state.host_name(pool.host) + " cannot go; " + why.error.message +
 							      ": lower it with `lockstep group redundancy`, or delete the group")));
