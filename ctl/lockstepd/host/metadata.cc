@@ -486,6 +486,16 @@ Result<lks_superblock> source_of(MetadataFile &source, const std::string &from, 
 	return **found;
 }
 
+// The same of a snapshot of the replica itself.
+Result<lks_superblock> own_source_of(MetadataFile &source, const std::string &from, const ReplicaMetadata &to)
+{
+	auto sb = source_of(source, from, to);
+	auto uuid = uuid_bytes(to.uuid);
+	if (sb && (!uuid || !same_replica(*sb, to, *uuid)))
+		return failed(fmt::format("{} is no snapshot of the replica of volume {} on this host", from, to.vid));
+	return sb;
+}
+
 Done copy_content(MetadataFile &source, const lks_superblock &sb, MetadataFile &target, const ReplicaMetadata &to, bool differing, ContentProgress &progress)
 {
 	lks_layout layout;
@@ -550,33 +560,25 @@ Done is_content_of(const std::string &from, const ReplicaMetadata &to)
 	auto source = MetadataFile::open(from, to.offset, O_RDONLY);
 	if (!source)
 		return source.error();
-	auto sb = source_of(*source, from, to);
-	auto uuid = uuid_bytes(to.uuid);
-	if (!sb)
-		return sb.error();
-	if (!uuid || !same_replica(*sb, to, *uuid))
-		return failed(fmt::format("{} is no snapshot of the replica of volume {} on this host", from, to.vid));
-	return Nothing{};
+	auto sb = own_source_of(*source, from, to);
+	return sb ? Done(Nothing{}) : sb.error();
 }
 
 Done revert_replica(const std::string &from, const ReplicaMetadata &to, ContentProgress &progress)
 {
-	if (Done good = is_content_of(from, to); !good)
-		return good;
 	auto source = MetadataFile::open(from, to.offset, O_RDONLY);
 	if (!source)
 		return source.error();
-	auto sb = source_of(*source, from, to);
+	auto sb = own_source_of(*source, from, to);
 	if (!sb)
 		return sb.error();
-	const auto uuid = uuid_bytes(to.uuid);
 	auto target = MetadataFile::open(to.path, to.offset, O_RDWR);
 	if (!target)
 		return target.error();
 	auto there = read_superblock(*target);
 	if (!there)
 		return there.error();
-	if (*there && same_replica(**there, to, *uuid) && (*there)->version == to.version)
+	if (*there && same_replica(**there, to, *uuid_bytes(to.uuid)) && (*there)->version == to.version)
 		return Nothing{};    // done before
 	if (*there)
 		if (Done done = clear_superblocks(*target); !done)
