@@ -197,13 +197,19 @@ Done ApiServer::Impl::can_revert_in_place(const json &entry)
 	const std::shared_ptr<const State> s = backend.state();
 	const Snapshot *x = s->snapshot_named(entry["volume"].get<std::string>(), entry["name"].get<std::string>());
 	const Volume *v = x ? s->volume(x->vid) : nullptr;
-	State trial = *s;
-	if (!v || !v->openers.empty() || v->phase != Phase::ready || !tried(trial, entry))
+	if (!v || !v->openers.empty() || v->phase != Phase::ready)
 		return Nothing{};    // the log says why
+	std::vector<HostId> thick;
 	for (const Replica &r : v->replicas)
 		if (const Pool *pool = s->pool(r.pool, r.host); pool && pool->kind == PoolKind::thick)
-			if (Result<json> can = backend.ask_host(r.host, "snapshot.can_revert", {{"sid", x->sid}}); !can)
-				return can.error();
+			thick.push_back(r.host);
+	if (thick.empty())
+		return Nothing{};
+	if (State trial = *s; !tried(trial, entry))
+		return Nothing{};    // likewise
+	for (HostId host : thick)
+		if (Result<json> can = backend.ask_host(host, "snapshot.can_revert", {{"sid", x->sid}}); !can)
+			return can.error();
 	return Nothing{};
 }
 

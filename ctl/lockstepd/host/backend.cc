@@ -14,8 +14,10 @@ namespace lockstep {
 
 namespace {
 
-bool needs_lvm(const std::string &verb) { return verb.starts_with("disk.") || verb.starts_with("orphan.") || verb == "volume.diff" ||
-							   verb == "snapshot.can_revert"; }
+bool needs_lvm(const std::string &verb)
+{
+	return verb.starts_with("disk.") || verb.starts_with("orphan.") || verb == "volume.diff" || verb == "snapshot.can_revert";
+}
 
 }    // namespace
 

@@ -100,8 +100,8 @@ private:
 	void serve_orphans();                                   // verbs of links
 	void bare_orphans(JsonReply done);                      // of a host that is in no cluster
 	void serve_disks();                                     // likewise
-	void serve_diff();
-	void serve_revert();    // revert.cc                                      // ... diff.cc
+	void serve_diff();                                      // ... diff.cc
+	void serve_revert();                                    // ... revert.cc
 	void serve_trails();                                    // ... trails.cc
 	void serve_copies();                                    // ... diff.cc, too
 	Result<Json> ask_of_worker(HostId host, const std::string &verb, Json body, uint64_t timeout_ms, const std::atomic<bool> &stop);
