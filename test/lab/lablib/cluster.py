@@ -8,7 +8,7 @@
 A Lab removes all it made when it is left in whatever way: by exception, Ctrl-C or SIGTERM too. What even a SIGKILL of
 the lab leaves is removed by the next one (QEMU dies with its parent; folders and namespaces carry the pid).
 """
-import atexit, contextlib, itertools, json, os, shlex, shutil, signal, sys, threading, time
+import atexit, contextlib, itertools, json, os, re, shlex, shutil, signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -94,17 +94,16 @@ class Host:
     def stuck(self, command):
         """Where the kernel has the processes of a command that does not end, and whatever else sleeps without being
         interruptible. That nothing answers is an answer too: then the host hangs and not the command."""
-        word = shlex.quote(command.split()[0].rsplit('/', 1)[-1])
-        look = self.start(
+        word = re.sub(r'\W', '?', command.split()[0].rsplit('/', 1)[-1])[:15]		# as the kernel cuts names
+        look = (
             f'cat /proc/uptime; for p in /proc/[0-9]*; do read -r s 2>/dev/null <$p/stat || continue; '
-            f'case "$s" in *") D "*|*"({word[:15]}) "*) echo "$s" | cut -c1-40; cat $p/stack ;; esac; done 2>/dev/null; '
+            f'case "$s" in *") D "*|*"("{word}") "*) echo "$s" | cut -c1-40; cat $p/stack ;; esac; done 2>/dev/null; '
             f'for d in /sys/block/*; do read -r r w <$d/inflight; [ $r$w = 00 ] || echo "${{d##*/}}: $r reads, $w writes in flight"; done; '
             f'timeout 5 dmsetup info -c --noheadings -o name,suspended | grep -i suspended')
         try:
-            return look.wait(20).out
-        except LabError:
-            return (f'{self.name} answers no other command either; so far: {bytes(look.out).decode(errors="replace")}\n'
-                    f'{self.vm.where()}\nconsole: {self.vm.console()[-400:]}')
+            return self.start(look).wait(20).out
+        except LabError as e:
+            return f'{e}\n{self.vm.where()}\nconsole: {self.vm.console()[-400:]}'
 
     def out(self, command, timeout=60):
         return self.run(command, timeout=timeout).out.strip()
