@@ -370,7 +370,7 @@ void lks_on_prepare(struct lks_vol *v, u8 host, const struct lks_frame *h)
 	lks_save(v, false);	/* J2, D2 */
 }
 
-/* The maps and the data are durable; all that was in doubt has been resynced (H4), data that lies behind the end too. */
+/* The maps and the data are durable; all that was in doubt has been resynced (H4): what is left of it lies behind the data's end. */
 void lks_member_prepared(struct lks_vol *v)
 {
 	if (!v->session_host)

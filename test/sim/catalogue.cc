@@ -766,16 +766,22 @@ void play_flush_overtaken(World &w)
 	s.expect(s.count(Stat::failed_requests) == failed + 1, "once");
 }
 
-// The only good copy has a sector that cannot be read: that is an error for who reads it, and nothing else.
-void play_unreadable(World &w)
+// h1 serves alone, for as long as the others are away.
+void left_alone(Script &s)
 {
-	Script s(w);
 	s.ready();
 	s.promote(1, {2, 3});
 	s.open(4);
 	s.isolate(2, 8 * SECOND, true);
 	s.isolate(3, 8 * SECOND, true);
 	s.promote(1, {});
+}
+
+// The only good copy has a sector that cannot be read: that is an error for who reads it, and nothing else.
+void play_unreadable(World &w)
+{
+	Script s(w);
+	left_alone(s);
 	s.write(4, A);
 	s.write(4, B);
 	s.on(1).unreadable = Span{A.first, 1};
@@ -799,12 +805,7 @@ void play_unreadable(World &w)
 void play_unreadable_once(World &w)
 {
 	Script s(w);
-	s.ready();
-	s.promote(1, {2, 3});
-	s.open(4);
-	s.isolate(2, 8 * SECOND, true);
-	s.isolate(3, 8 * SECOND, true);
-	s.promote(1, {});
+	left_alone(s);
 	for (uint64_t at = 0; at < 32768; at += 512)
 		s.write(4, {at, 512});
 	s.on(1).unreadable = Span{600, 1};

@@ -47,18 +47,6 @@ struct Large {
 		return answer;
 	}
 
-	void form(unsigned hosts)
-	{
-		for (unsigned n = 1; n <= hosts; n++) {
-			json host = {{"uuid", uuid(n)}, {"name", "host" + std::to_string(n)}, {"addresses", {"10.0.0." + std::to_string(n)}}, {"now_ms", n}};
-			if (n == 1)
-				good({{"op", "cluster.init"}, {"uuid", uuid(100000)}, {"name", "lab"}, {"host", host}, {"now_ms", 1}});
-			else
-				good(with(host, {{"op", "host.add"}}));
-			good(with(Cluster::pool_entry(n, 100000 * GIB), {{"host", n}}));
-		}
-	}
-
 	uint32_t create(unsigned n)
 	{
 		const json made = good({{"op", "volume.create"}, {"name", "v" + std::to_string(n)}, {"uuid", uuid(200000 + n)}, {"size_bytes", 10 * GIB},
@@ -80,7 +68,8 @@ struct Large {
 TEST_CASE("64 hosts: creating, listing, memory, and the removal of a host", "[.bench]")
 {
 	Large c;
-	c.form(64);
+	for (const json &entry : forming(64))
+		c.good(entry);
 	CHECK(seconds([&] {
 		      const double t = seconds([&] {
 			      for (unsigned n = 0; n < 1000; n++)

@@ -9,6 +9,7 @@
 #include <catch2/catch_test_macros.hpp>
 
 #include <string>
+#include <vector>
 
 namespace lockstep::test {
 
@@ -150,5 +151,20 @@ struct Cluster {
 };
 
 inline bool has(const std::string &text, const std::string &part) { return text.find(part) != std::string::npos; }
+
+// The entries that make a cluster of so many hosts, each with a large pool.
+inline std::vector<nlohmann::json> forming(unsigned hosts)
+{
+	std::vector<nlohmann::json> entries;
+	for (unsigned n = 1; n <= hosts; n++) {
+		const nlohmann::json host = {{"uuid", uuid(n)}, {"name", "host" + std::to_string(n)}, {"addresses", {"10.0.0." + std::to_string(n)}}, {"now_ms", n}};
+		if (n == 1)
+			entries.push_back({{"op", "cluster.init"}, {"uuid", uuid(100000)}, {"name", "lab"}, {"host", host}, {"now_ms", 1}});
+		else
+			entries.push_back(with(host, {{"op", "host.add"}}));
+		entries.push_back(with(Cluster::pool_entry(n, 100000 * GIB), {{"host", n}}));
+	}
+	return entries;
+}
 
 }    // namespace lockstep::test
