@@ -291,6 +291,12 @@ class LockstepSR(SR.SR):
             if not master:
                 self._leave_views_of_old(status)
 
+    def after_master_attach(self, sr_uuid):
+        """sm scans here, and xapi scans right after the plug: the same again, for which all records are listed. Needed is only the one
+        of an SR of which xapi knows no disk, such as one that was just introduced: who has plugged it finds its disks."""
+        if not self.session.xenapi.SR.get_VDIs(self.sr_ref):
+            super(LockstepSR, self).after_master_attach(sr_uuid)
+
     def _leave_views_of_old(self, status):
         """Of views that this host has used before it rebooted it is no user any more."""
         user, boot = VIEW_USER + status['this_host'], boot_id()

@@ -7,6 +7,7 @@
 # plugins run on the host that is named, MAP_DUPLICATE_KEY, uniqueness of location and uuid, per-SR and per-VDI locks with none
 # for create, results checked for shape and type, faults turned into errors of the XenAPI. "Hosts" are folders and environments
 # of this machine.
+import compileall
 import contextlib
 import os
 import re
@@ -218,7 +219,7 @@ class Xapi(object):
     def database(self, method, params):
         cls, verb = method.split('.')
         special = {'VDI.db_introduce': self.db_introduce, 'VDI.db_forget': self.db_forget, 'message.create': self.message_create,
-                   'PBD.create': self.pbd_create, 'PBD.destroy': lambda key: self.db['PBD'].pop(key) and ''}
+                   'SR.get_VDIs': self.vdis, 'PBD.create': self.pbd_create, 'PBD.destroy': lambda key: self.db['PBD'].pop(key) and ''}
         if method in special:
             return special[method](*params)
         table = self.db[cls]
@@ -652,6 +653,7 @@ def make_driver_folder(folder, source, library, standins):
     shutil.copy(os.path.join(standins, 'XenAPI.py'), sm)    # not part of the sm library
     for name in ('LockstepSR.py', 'lockstepapi.py', 'lockstepmirror.py'):
         shutil.copy(os.path.join(source, name), sm)
+    compileall.compile_dir(sm, quiet=1)    # on a host the first call writes these
     os.symlink('LockstepSR.py', os.path.join(sm, 'LockstepSR'))
     shutil.copy(os.path.join(source, 'lockstep-manager'), plugins)
     shutil.copy(os.path.join(standins, 'tapdisk-pause'), plugins)

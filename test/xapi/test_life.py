@@ -305,3 +305,18 @@ def test_scan_failure_after_plug_is_a_message(world, sr):
     with failed('SR_BACKEND_FAILURE_40'):
         x.pbd_plug(x.pbds(sr)[0])
     assert [m['name'] for m in x.db['message'].values()] == ['POST_ATTACH_SCAN_FAILED']
+
+
+def test_plug_leaves_the_scan_to_xapi_which_makes_one_anyway(world, sr):
+    """But not of an SR that xapi has just come to know: its disks are there when it is plugged."""
+    x = world.xapi
+    x.vdi_create(sr, 1 << 30)
+    before = len(x.calls)
+    x.sr_call('sr_attach', sr)
+    assert x.calls[before:].count('VDI.get_all_records_where') == 1    # sm's own, of what this host had attached
+    uuid = x.db['SR'][sr]['uuid']
+    x.sr_forget(sr)
+    again = x.sr_record('storage', CONFIG, uuid_=uuid)
+    x.sr_call('sr_attach', again)
+    assert len(x.vdis(again)) == 1
+    world.consistent(again)
