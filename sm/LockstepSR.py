@@ -200,7 +200,7 @@ class LockstepSR(SR.SR):
         """Volumes and snapshots of this SR, views included."""
         uuid = uuid or self.uuid
         return ([v for v in status['volumes'] if v.get('group') == uuid and v['phase'] != 'deleting'] +
-                [s for s in status.get('snapshots', ()) if s.get('group') == uuid and s['phase'] == 'ready' and not s.get('temporary')])
+                [s for s in status.get('snapshots', ()) if s.get('group') == uuid and lockstep.is_there(s) and not s.get('temporary')])
 
     @contextlib.contextmanager
     def _lock(self, mode):
@@ -348,7 +348,7 @@ class LockstepSR(SR.SR):
                 for volume in self._measure(status):
                     if VIEW_OF in volume['labels']:
                         self._drop_view(volume)
-                    elif volume['phase'] == 'ready' and IS_UUID.match(volume['name']) and not self._remove_wreckage(volume):
+                    elif lockstep.is_there(volume) and IS_UUID.match(volume['name']) and not self._remove_wreckage(volume):
                         vdi = self.vdi(volume['name'])
                         vdi.take(volume)
                         self.vdis[vdi.location] = vdi

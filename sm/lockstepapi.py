@@ -65,6 +65,14 @@ class InUse(Forbidden):
     pass
 
 
+class Answer(dict):
+    """An object that the daemon answered. What is needed and not in it is told as that, not as a fault of who looked for it."""
+
+    def __missing__(self, key):
+        raise ApiError('lockstepd of this host answered without "%s", which is needed: it is of another version than this driver, or damaged; '
+                       'install the same version on all hosts' % key)
+
+
 class _Connection(http.client.HTTPConnection):
     def __init__(self, path, timeout_s):
         http.client.HTTPConnection.__init__(self, 'localhost', timeout=timeout_s)
@@ -98,7 +106,8 @@ class Api(object):
         # The variable is for tests: xapi gives its drivers an environment of its own.
         self.path = path or os.environ.get('LOCKSTEP_SOCKET') or SOCKET
 
-    def call(self, method, path, body=None, timeout_s=None):
+    def call(self, method, path, body=None, timeout_s=None, kind=Answer):
+        """kind: what the answer must be. Fields that this driver does not know are left alone: a later daemon may have more."""
         if timeout_s is None:
             timeout_s = READ_TIMEOUT_S if method == 'GET' else CHANGE_TIMEOUT_S
         connection = _Connection(self.path, timeout_s)
@@ -108,7 +117,7 @@ class Api(object):
             response = connection.getresponse()
             answer = response.read()
         except socket.timeout:
-            raise Unreachable('lockstepd of this host did not answer %s %s within %d s' % (method, path, timeout_s))
+            raise Unreachable('lockstepd of this host did not answer %s %s within %g s' % (method, path, timeout_s))
         except (OSError, http.client.HTTPException) as e:
             if getattr(e, 'errno', None) in (errno.ENOENT, errno.ECONNREFUSED):
                 raise Unreachable('lockstepd does not run on this host: start it with `systemctl start lockstepd`')
@@ -118,9 +127,11 @@ class Api(object):
         if response.status != 200:
             raise _error(method, path, answer)
         try:
-            result = json.loads(answer.decode('utf-8')) if answer else {}
+            result = json.loads(answer.decode('utf-8'), object_hook=Answer)
         except ValueError:
             raise ApiError('lockstepd answered %s %s with what is no JSON' % (method, path))
+        if not isinstance(result, kind):
+            raise ApiError('lockstepd answered %s %s with what is not awaited there' % (method, path))
         return result
 
     # ---- reading ----
@@ -149,7 +160,7 @@ class Api(object):
         """The status without the volumes, which are most of it where there are many (none is named so); an earlier daemon tells them too.
         'cluster' is None on a host that is in none."""
         answer = self.call('GET', '/wait?index=0&ms=0&volume=-')
-        if answer.get('cluster'):
+        if answer['cluster']:
             self._must_know(answer)
         return answer
 
@@ -160,7 +171,7 @@ class Api(object):
 
     def volume(self, name):
         """One volume, as in the status; Missing if there is none that is not being deleted."""
-        for volume in self.status(volume=name).get('volumes', []):
+        for volume in self.status(volume=name)['volumes']:
             if volume['name'] == name and volume['phase'] != 'deleting':
                 return volume
         raise Missing('there is no volume named ' + name, NOT_FOUND)
@@ -186,7 +197,7 @@ class Api(object):
 
     @staticmethod
     def _must_know(answer):
-        cluster = answer.get('cluster')
+        cluster = answer['cluster']
         if not cluster or not cluster.get('uuid'):
             raise Forbidden(answer.get('message') or 'this host is in no cluster', FORBIDDEN)
 
@@ -288,14 +299,14 @@ class Api(object):
             return self.volume(name), None
         except Missing:
             for snapshot in self.snapshots():
-                if snapshot['name'] == name and snapshot['phase'] == 'ready':
+                if snapshot['name'] == name and is_there(snapshot):
                     return None, snapshot
             raise
 
     def snapshots(self):
         """All of the cluster, without what a status costs that has all volumes in it."""
         try:
-            return self.call('GET', '/snapshots')
+            return self.call('GET', '/snapshots', kind=list)
         except Unsupported:
             return []
 
@@ -360,6 +371,11 @@ def prepare_hosts(api, call_plugin, here, hosts):
             raise ApiError('host %s is in the cluster %s, this host in %s' % (hosts[host]['name_label'], answer['cluster'], first['cluster']))
         without += call_plugin(host, 'prepareSr', args)['without']
     return first['pool'], without
+
+
+def is_there(volume_or_snapshot):
+    """A phase that this driver has not heard of does not make it one that is not there: its record would be forgotten."""
+    return volume_or_snapshot['phase'] not in ('creating', 'quiescing', 'taking', 'resuming', 'discarding', 'deleting')
 
 
 def openers(volume):

@@ -72,6 +72,7 @@ class Cluster(object):
         self.new_are_unmeasured = False
         self.close_delay_s = 0
         self.before = self.after = None     # hooks: (host, method, path) around each request
+        self.spoil = None                   # hook: the bytes sent for (status, answer), for an answer that no daemon should give
         self.requests = []
         self.servers = {}
         for host in self.hosts.values():
@@ -143,6 +144,10 @@ class Cluster(object):
             status, answer = 503, {'status': 10, 'code': 'failed', 'message': 'drift: %s' % e}
         if self.after and self.after(host.name, method, path) == 'dies':
             handler.close_connection = True
+            return
+        if self.spoil:
+            handler.close_connection = True
+            handler.wfile.write(self.spoil(status, answer))
             return
         self.reply(handler, status, answer)
 

@@ -253,3 +253,33 @@ def test_snapshots_growth_and_shared_volumes(pool, sr):
     for disk in (state, vdi, clone, other, snapshot):
         x.vdi_destroy(disk)
     x.sr_destroy(sr)
+
+
+def test_names_that_change_and_changed_blocks(pool, sr):
+    """sr_update, and change tracking from enabled to disabled: the labels are the real daemon's."""
+    x = pool
+    uuid = x.db['SR'][sr]['uuid']
+    x.db['SR'][sr].update(name_label='Speicher für alle', name_description='of all')
+    for _ in range(2):
+        x.sr_call('sr_update', sr)
+        [group] = x.cluster.status()['groups']
+        assert group['labels'] == {'xapi.name': 'Speicher für alle', 'xapi.description': 'of all', 'xapi.group-name': CONFIG['group-name']}
+    disk = x.vdi_create(sr, 64 * MIB)
+    name = x.db['VDI'][disk]['uuid']
+    for _ in range(2):
+        x.vdi_call('vdi_enable_cbt', disk)
+        assert disks(x, sr)[name]['labels']['xapi.cbt'] == '1'
+    snapshot = x.vdi_snapshot(disk)
+    for _ in range(2):
+        x.vdi_call('vdi_disable_cbt', disk)
+        assert 'xapi.cbt' not in disks(x, sr)[name]['labels']
+    with failed('SR_BACKEND_FAILURE_460', 'changed block tracking is not enabled for VDI ' + name):
+        x.vdi_call('vdi_list_changed_blocks', snapshot, args=[disk])
+    for _ in range(2):
+        x.vdi_call('vdi_data_destroy', snapshot)
+        x.sr_call('sr_update', sr)
+    assert disks(x, sr)[x.db['VDI'][snapshot]['uuid']]['labels']['xapi.type'] == 'cbt_metadata'
+    for _ in range(2):
+        for pbd in x.pbds(sr):
+            x.pbd_unplug(pbd)
+    assert [g['name'] for g in x.cluster.status()['groups']] == [uuid] and len(disks(x, sr)) == 2    # a detach takes nothing away

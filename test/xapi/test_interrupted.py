@@ -423,7 +423,7 @@ class Daemon(object):
         pass
 
 
-DAEMON_SLOW = [CreateStatefile, CloneOfSnapshot, DeleteSnapshot, Update, Cbt, UpdateSr, DestroySr]
+DAEMON_SLOW = [CreateStatefile, CloneOfSnapshot, DeleteSnapshot, ReadSnapshot, Update, Cbt, UpdateSr, DestroySr, AddHost, RemoveHost]
 
 
 @pytest.mark.parametrize('case', [Create, Delete, Snapshot, Clone, Resize] + [pytest.param(c, marks=pytest.mark.slow) for c in DAEMON_SLOW],
