@@ -251,8 +251,7 @@ void Plan::create(const std::string &name, const json &wanted)
 Done Plan::change(const std::string &name, const json &is, const json &wanted)
 {
 	const std::string what = "volume " + name, path = "/v1/volumes/" + url_encode(name);
-	const json pool = is["replicas"].empty() ? json() : is["replicas"][0]["pool"];
-	for (const auto &[key, now] : {std::pair("class", is["class"]), std::pair("group", is["group"]), std::pair("pool", pool)})
+	for (const auto &[key, now] : {std::pair("class", is["class"]), std::pair("group", is["group"]), std::pair("pool", is["pool"])})
 		if (wanted.contains(key) && wanted[key] != now)
 			return forbidden(fmt::format("{}: its {} is {} and cannot be changed to {}", what, key, now.is_null() ? "none" : shown(now), shown(wanted[key])));
 	if (const json size = wanted.value("size", json()); !size.is_null() && size != is["size_bytes"]) {
@@ -314,7 +313,7 @@ Done Plan::gone()
 
 Result<Actual> look(Context &context)
 {
-	Result<json> status = cluster_status(context);
+	Result<json> status = cluster_outline(context);
 	if (!status)
 		return status.error();
 	Result<json> options = context.client().get("/v1/options");

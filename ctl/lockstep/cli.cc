@@ -215,14 +215,25 @@ Done told(Context &context, const json &answer, const std::string &text)
 
 void print_json(Context &context, const json &value) { context.out << value.dump(2) << "\n"; }
 
-Result<json> cluster_status(const Context &context, const std::string &volume)
+namespace {
+
+Result<json> status_of_cluster(const Context &context, const std::string &query)
 {
-	Result<json> status = context.client().get(volume.empty() ? "/v1/status" : "/v1/status?volume=" + url_encode(volume));
+	Result<json> status = context.client().get("/v1/status" + query);
 	if (status && !(*status)["cluster"].is_null() && (*status)["cluster"]["name"].is_null())
 		return forbidden((*status)["message"]);
 	if (status && (*status)["cluster"].is_null())
 		return forbidden("this host is in no cluster yet: run `lockstep cluster init` or `lockstep cluster join TOKEN ADDRESS`");
 	return status;
 }
+
+}    // namespace
+
+Result<json> cluster_status(const Context &context, const std::string &volume)
+{
+	return status_of_cluster(context, volume.empty() ? "" : "?volume=" + url_encode(volume));
+}
+
+Result<json> cluster_outline(const Context &context) { return status_of_cluster(context, "?desired=true"); }
 
 }    // namespace lockstep::cli

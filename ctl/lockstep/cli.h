@@ -85,5 +85,7 @@ void print_json(Context &context, const json &value);
 Done told(Context &context, const json &answer, const std::string &text);    // the one with --json, the other without
 // The cluster's status; an error if there is no cluster yet.
 Result<json> cluster_status(const Context &context, const std::string &volume = "");
+// The same, of volumes only what was asked for (View::desired): a fraction of the time where there are thousands.
+Result<json> cluster_outline(const Context &context);
 
 }    // namespace lockstep::cli

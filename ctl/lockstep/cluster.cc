@@ -198,7 +198,7 @@ Done recover(Context &context, json request, bool as_json)
 
 Done host_list(Context &context, bool as_json)
 {
-	Result<json> status = cluster_status(context);
+	Result<json> status = cluster_outline(context);
 	if (!status)
 		return status.error();
 	const json &hosts = (*status)["hosts"];
@@ -242,7 +242,7 @@ Done pool_delete(Context &context, const std::string &host, const std::string &n
 
 Done pool_list(Context &context, bool as_json)
 {
-	Result<json> status = cluster_status(context);
+	Result<json> status = cluster_outline(context);
 	if (!status)
 		return status.error();
 	const json &pools = (*status)["pools"];

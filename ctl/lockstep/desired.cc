@@ -229,8 +229,8 @@ void write_volume(YAML::Emitter &out, const json &v)
 	out << YAML::Key << v["name"].get<std::string>() << YAML::Value << YAML::BeginMap;
 	out << YAML::Key << "size" << YAML::Value << size_text(v["size_bytes"]);
 	out << YAML::Key << "redundancy" << YAML::Value << v["redundancy"].get<unsigned>();
-	if (!v["replicas"].empty())
-		out << YAML::Key << "pool" << YAML::Value << v["replicas"][0]["pool"].get<std::string>();
+	if (v["pool"].is_string())
+		out << YAML::Key << "pool" << YAML::Value << v["pool"].get<std::string>();
 	out << YAML::Key << "class" << YAML::Value << v["class"].get<std::string>();
 	out << YAML::Key << "on-no-quorum" << YAML::Value << v["no_quorum"].get<std::string>();
 	if (v["group"].is_string())

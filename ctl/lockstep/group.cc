@@ -83,7 +83,7 @@ std::string joined_set(const std::set<std::string> &names) { return fmt::format(
 
 Done list(Context &context, bool orphans, bool as_json)
 {
-	Result<json> status = cluster_status(context);
+	Result<json> status = cluster_outline(context);
 	Result<json> left = orphans ? context.client().get("/v1/orphans", Client::LVM_S) : json{{"orphans", json::array()}, {"unreachable", json::array()}};
 	for (const Result<json> *answer : {&status, &left})
 		if (!*answer)
@@ -127,7 +127,7 @@ Done list(Context &context, bool orphans, bool as_json)
 // All orphaned volumes in the group's pool, each under its UUID, as XAPI's driver names them. from: only those that were in that group.
 Done adopt(Context &context, const std::string &name, std::string pool, unsigned copies, const std::string &from)
 {
-	Result<json> status = cluster_status(context);
+	Result<json> status = cluster_outline(context);
 	Result<json> left = context.client().get("/v1/orphans", Client::LVM_S);
 	for (const Result<json> *answer : {&status, &left})
 		if (!*answer)
@@ -181,7 +181,7 @@ Done adopt(Context &context, const std::string &name, std::string pool, unsigned
 // Snapshots before what they were taken of, which in a thick pool they are in the way of; the group at last. Once more, it goes on.
 Done destroy_group(Context &context, const std::string &name, bool yes)
 {
-	Result<json> status = cluster_status(context);
+	Result<json> status = cluster_outline(context);
 	if (!status)
 		return status.error();
 	bool known = false;

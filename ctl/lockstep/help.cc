@@ -129,7 +129,7 @@ void man(const CLI::App &app, std::ostream &out)
 
 Done names(Context &context, const std::string &kind)
 {
-	Result<json> status = cluster_status(context);
+	Result<json> status = cluster_outline(context);
 	if (!status)
 		return status.error();
 	json list = json::array();

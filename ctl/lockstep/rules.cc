@@ -46,7 +46,7 @@ Done host_label(Context &context, const std::string &host, const std::vector<std
 	if (!changes->empty())
 		if (Result<json> answer = context.client().patch("/v1/hosts/" + url_encode(host), {{"labels", *changes}}); !answer)
 			return answer.error();
-	const Result<json> status = cluster_status(context);
+	const Result<json> status = cluster_outline(context);
 	const Result<json> h = status ? named_in((*status)["hosts"], "host", host) : status;
 	if (!h)
 		return h.error();
@@ -63,7 +63,7 @@ Done show_or_set(Context &context, const std::string &kind, const std::string &n
 	if (!rules.empty())
 		if (Result<json> answer = context.client().patch("/v1/" + kind + "s/" + url_encode(name), {{"rules", rules}}); !answer)
 			return answer.error();
-	const Result<json> status = cluster_status(context, kind == "volume" ? name : "");
+	const Result<json> status = kind == "volume" ? cluster_status(context, name) : cluster_outline(context);
 	const Result<json> is = status ? named_in((*status)[kind + "s"], kind, name) : status;
 	if (!is)
 		return is.error();

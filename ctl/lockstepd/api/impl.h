@@ -71,8 +71,8 @@ struct ApiServer::Impl {
 	Result<ApiRole> role_of(const Caller &caller) const;
 	Result<HostId> host_of(const State &s, const std::string &name) const;
 	Done ready_for_changes();
-	// only: the volumes of this name, at a cost that hardly grows with the others; brief: see status_json()
-	json status(const std::string *only = nullptr, bool brief = false);
+	// only: the volumes of this name, at a cost that hardly grows with the others; view: see status_json()
+	json status(const std::string *only = nullptr, View view = View::full);
 	Reports said();
 	json status_without_volumes() { return status(&NO_NAME); }
 	json report_of(HostId host, uint32_t vid);             // what the host says about the volume; an object

@@ -239,9 +239,9 @@ Reports ApiServer::Impl::said()
 	return reports;
 }
 
-json ApiServer::Impl::status(const std::string *only, bool brief)
+json ApiServer::Impl::status(const std::string *only, View view)
 {
-	return status_json(*backend.state(), backend.local(), said(), only, brief);
+	return status_json(*backend.state(), backend.local(), said(), only, view);
 }
 
 json ApiServer::Impl::report_of(HostId host, uint32_t vid) { return said().of(host, vid); }
@@ -250,12 +250,15 @@ json ApiServer::Impl::report_of(HostId host, uint32_t vid) { return said().of(ho
 
 Result<std::string> ApiServer::Impl::get_status(const httplib::Request &req)
 {
-	bool consistent = req.has_param("consistent");
-	if (consistent && req.get_param_value("consistent") != "true")
-		throw BadRequest{"the parameter \"consistent\" can only be \"true\""};
-	const bool brief = req.has_param("brief");
-	if (brief && req.get_param_value("brief") != "true")
-		throw BadRequest{"the parameter \"brief\" can only be \"true\""};
+	auto asked = [&](const char *name) {
+		if (req.has_param(name) && req.get_param_value(name) != "true")
+			throw BadRequest{std::string("the parameter \"") + name + "\" can only be \"true\""};
+		return req.has_param(name);
+	};
+	const bool consistent = asked("consistent"), brief = asked("brief"), desired = asked("desired");
+	if (brief && desired)
+		throw BadRequest{"of the parameters \"brief\" and \"desired\" only one can be given"};
+	const View view = brief ? View::brief : desired ? View::desired : View::full;
 	if (consistent) {
 		if (Done ready = ready_for_changes(); !ready)
 			return ready.error();
@@ -269,8 +272,8 @@ Result<std::string> ApiServer::Impl::get_status(const httplib::Request &req)
 			return ready.error();
 	}
 	if (!one)
-		return status_text(*backend.state(), backend.local(), said(), brief, consistent);
-	json j = status(&name, brief);
+		return status_text(*backend.state(), backend.local(), said(), view, consistent);
+	json j = status(&name, view);
 	if (consistent)
 		j["consistent"] = true;
 	if (j["volumes"].empty())

@@ -7,7 +7,8 @@
 // real, waits until the applied State shows it. The main loop tells the server when the State has moved on (changed()) and
 // what hosts report about themselves (soft()); neither call blocks.
 //
-//   GET    /v1/status            cluster, hosts, pools, groups, volumes; ?volume=NAME only that volume (3 if unknown); ?brief=true volumes without replicas, health and use;
+//   GET    /v1/status            cluster, hosts, pools, groups, volumes; ?volume=NAME only that volume (3 if unknown); ?brief=true volumes without replicas, health and use,
+//                              ?desired=true what was asked for of them;
 //                                ?consistent=true not older than anything done before the request, or 10 without quorum
 //   POST   /v1/cluster/init      {name}
 //   POST   /v1/cluster/token     {valid_s(o)}
@@ -120,6 +121,13 @@ struct ApiOptions {
 	ApiLimits limits = {};
 };
 
+// Of each volume in the status:
+enum class View {
+	full,
+	brief,	     // name, uuid, vid, size_bytes, allocated_bytes, redundancy, class, group, labels and phase
+	desired,     // name, size_bytes, redundancy, class, pool, group, labels, rules, no_quorum, openers and phase
+};
+
 class ApiServer {
 public:
 	ApiServer(ApiBackend backend, ApiOptions options);
@@ -160,12 +168,11 @@ std::string starting_message(const std::string &host_name);
 //                 devices: [host names],
 //                 replicas: [{host, pool, lv_path, md_offset, state: "insync"|"suspect"|"stale"|"failed"|"syncing",
 //                             online, dirty_bytes, sync_percent, eta_s, rate_bytes_s (the last four null if unknown)}]}]}
-// only: of the volumes those of this name; reports of others are not looked at then. brief: of volumes only name, uuid, vid, size_bytes,
-// allocated_bytes, redundancy, class, group, labels and phase.
+// only: of the volumes those of this name; reports of others are not looked at then.
 nlohmann::json status_json(const State &state, const LocalFacts &local, const Reports &soft, const std::string *only = nullptr,
-			   bool brief = false);
+			   View view = View::full);
 // The same of all volumes, as text: of thousands of volumes the objects would take ten times the room.
-std::string status_text(const State &state, const LocalFacts &local, const Reports &soft, bool brief = false, bool consistent = false);
+std::string status_text(const State &state, const LocalFacts &local, const Reports &soft, View view = View::full, bool consistent = false);
 // The volumes alone; for_list: what a list shows, {name, vid, phase, health, size_bytes, redundancy, in_sync: n, primary, openers}.
 std::string volume_list_text(const State &state, const LocalFacts &local, const Reports &soft, bool for_list);
 

@@ -72,6 +72,16 @@ json name_or_null(const State &s, HostId host) { return host ? json(s.host_name(
 
 }    // namespace
 
+const char *class_word(const Volume &v) { return v.cls == LKS_SHARED ? "shared" : "exclusive"; }
+
+json opener_names(const State &s, const Volume &v)
+{
+	json names = json::array();
+	for (const Opener &o : v.openers)
+		names.push_back(s.host_name(o.host));
+	return names;
+}
+
 json rules_json(const State &s, const Rules &rules)
 {
 	auto or_null = [](const std::string &text) { return text.empty() ? json(nullptr) : json(text); };
@@ -91,23 +101,24 @@ json replica_json(const State &s, const Volume &v, const Replica &r, const Repor
 	const json &own = soft.of(r.host, v.vid);
 	const json &peer = peer_report(soft, v, r.host);
 	const bool running = is_syncing(s, v, r, soft);
-	json j = {{"host", s.host_name(r.host)},
-		  {"pool", r.pool},
-		  {"lv_path", soft_text(own, "lv_path")},
-		  {"md_offset", r.md_offset},
-		  {"state", running ? "syncing" : to_string(r.state)},
-		  {"online", s.online(r.host)},
-		  {"attached", attached(v, r, soft)},
-		  {"wanted", wanted(s, r)},
-		  {"pinned", r.pinned},
-		  {"misplaced", rule_broken(s, v, r.host)},
-		  {"created", r.created},
-		  {"allocated_bytes", number_or_null(own, "allocated_bytes")},
-		  {"since_version", r.since},
-		  {"dirty_bytes", nullptr},
-		  {"sync_percent", nullptr},
-		  {"rate_bytes_s", nullptr},
-		  {"eta_s", nullptr}};
+	json j;    // field by field: as one initializer each would be made twice, and there are thousands
+	j["host"] = s.host_name(r.host);
+	j["pool"] = r.pool;
+	j["lv_path"] = soft_text(own, "lv_path");
+	j["md_offset"] = r.md_offset;
+	j["state"] = running ? "syncing" : to_string(r.state);
+	j["online"] = s.online(r.host);
+	j["attached"] = attached(v, r, soft);
+	j["wanted"] = wanted(s, r);
+	j["pinned"] = r.pinned;
+	j["misplaced"] = rule_broken(s, v, r.host);
+	j["created"] = r.created;
+	j["allocated_bytes"] = number_or_null(own, "allocated_bytes");
+	j["since_version"] = r.since;
+	j["dirty_bytes"] = nullptr;
+	j["sync_percent"] = nullptr;
+	j["rate_bytes_s"] = nullptr;
+	j["eta_s"] = nullptr;
 	if (r.clean()) {
 		j["dirty_bytes"] = 0;
 		j["sync_percent"] = 100.0;
@@ -228,13 +239,36 @@ const char *pool_alarm(const Pool &p)
 // What is on its way besides a resync: replicas that leave, are missing, or are still to be removed somewhere.
 json changes_json(const State &s, const Volume &v)
 {
-	json j = {{"leaving", json::array()}, {"left_behind", json::array()}, {"obstacle", repair_obstacle(s, v)}};
+	json j;
+	j["leaving"] = json::array();
+	j["left_behind"] = json::array();
+	j["obstacle"] = repair_obstacle(s, v);
 	for (const Replica &r : v.replicas)
 		if (!wanted(s, r))
 			j["leaving"].push_back(s.host_name(r.host));
 	for (const Remnant &r : v.remnants)
 		j["left_behind"].push_back(s.host_name(r.host));
 	return j;
+}
+
+json group_or_null(const Volume &v) { return v.group.empty() ? json(nullptr) : json(v.group); }
+
+json pool_or_null(const Volume &v) { return v.replicas.empty() ? json(nullptr) : json(v.replicas[0].pool); }
+
+// What was asked for, without what has come of it.
+json desired_json(const State &s, const Volume &v)
+{
+	return {{"name", v.name},
+		{"size_bytes", v.size_bytes},
+		{"redundancy", v.redundancy},
+		{"class", class_word(v)},
+		{"pool", pool_or_null(v)},
+		{"group", group_or_null(v)},
+		{"labels", v.labels},
+		{"rules", rules_json(s, v.rules)},
+		{"no_quorum", to_string(v.no_quorum)},
+		{"openers", opener_names(s, v)},
+		{"phase", to_string(v.phase)}};
 }
 
 // A volume without its replicas: for those who list many and need no more.
@@ -246,8 +280,8 @@ json brief_json(const Volume &v, const Reports &soft)
 		{"size_bytes", v.size_bytes},
 		{"allocated_bytes", allocated_json(v, soft)},
 		{"redundancy", v.redundancy},
-		{"class", v.cls == LKS_SHARED ? "shared" : "exclusive"},
-		{"group", v.group.empty() ? json(nullptr) : json(v.group)},
+		{"class", class_word(v)},
+		{"group", group_or_null(v)},
 		{"labels", v.labels},
 		{"phase", to_string(v.phase)}};
 }
@@ -260,28 +294,32 @@ json volume_json(const State &s, const Volume &v, HostId self, const Reports &so
 	for (HostId h : v.devices)
 		devices.push_back(s.host_name(h));
 	Health h = health(s, v, soft);
-	json j = {{"name", v.name},
-		  {"uuid", v.uuid},
-		  {"vid", v.vid},
-		  {"minor", v.minor},
-		  {"device", "/dev/lockstep/" + v.name},
-		  {"size_bytes", v.size_bytes},
-		  {"allocated_bytes", allocated_json(v, soft)},
-		  {"block_size", v.block_size},
-		  {"redundancy", v.redundancy},
-		  {"group", v.group.empty() ? json(nullptr) : json(v.group)},
-		  {"labels", v.labels},
-		  {"rules", rules_json(s, v.rules)},
-		  {"phase", to_string(v.phase)},
-		  {"health", h.word},
-		  {"reason", h.reason},
-		  {"primary", name_or_null(s, v.primary)},
-		  {"opener", name_or_null(s, v.openers.empty() ? HostId(0) : v.openers[0].host)},
-		  {"record",
-		   {{"version", v.version}, {"term", v.term}, {"incarnation", v.incarnation}, {"session_serial", v.session_serial}}},
-		  {"devices", devices},
-		  {"changes", changes_json(s, v)},
-		  {"replicas", replicas}};
+	json j;
+	j["name"] = v.name;
+	j["uuid"] = v.uuid;
+	j["vid"] = v.vid;
+	j["minor"] = v.minor;
+	j["device"] = "/dev/lockstep/" + v.name;
+	j["size_bytes"] = v.size_bytes;
+	j["allocated_bytes"] = allocated_json(v, soft);
+	j["block_size"] = v.block_size;
+	j["redundancy"] = v.redundancy;
+	j["pool"] = pool_or_null(v);
+	j["group"] = group_or_null(v);
+	j["labels"] = v.labels;
+	j["rules"] = rules_json(s, v.rules);
+	j["phase"] = to_string(v.phase);
+	j["health"] = h.word;
+	j["reason"] = h.reason;
+	j["primary"] = name_or_null(s, v.primary);
+	j["opener"] = name_or_null(s, v.openers.empty() ? HostId(0) : v.openers[0].host);
+	j["record"]["version"] = v.version;
+	j["record"]["term"] = v.term;
+	j["record"]["incarnation"] = v.incarnation;
+	j["record"]["session_serial"] = v.session_serial;
+	j["devices"] = std::move(devices);
+	j["changes"] = changes_json(s, v);
+	j["replicas"] = std::move(replicas);
 	show_use(s, v, self, soft, j);
 	if (!v.failure.empty())
 		j["failure"] = v.failure;
@@ -296,9 +334,6 @@ json volume_json(const State &s, const Volume &v, HostId self, const Reports &so
 // What a list of many volumes shows of each.
 json listed_json(const State &s, const Volume &v, const Reports &soft)
 {
-	json openers = json::array();
-	for (const Opener &o : v.openers)
-		openers.push_back(s.host_name(o.host));
 	const auto in_sync = std::count_if(v.replicas.begin(), v.replicas.end(), [](const Replica &r) { return r.clean(); });
 	return {{"name", v.name},
 		{"vid", v.vid},
@@ -308,7 +343,7 @@ json listed_json(const State &s, const Volume &v, const Reports &soft)
 		{"redundancy", v.redundancy},
 		{"in_sync", in_sync},
 		{"primary", name_or_null(s, v.primary)},
-		{"openers", std::move(openers)}};
+		{"openers", opener_names(s, v)}};
 }
 
 }    // namespace
@@ -412,20 +447,25 @@ json status_head(const State &s, const LocalFacts &local, const Reports &soft)
 	return j;
 }
 
+json shown_as(const State &s, const Volume &v, HostId self, const Reports &soft, View view)
+{
+	return view == View::brief ? brief_json(v, soft) : view == View::desired ? desired_json(s, v) : volume_json(s, v, self, soft);
+}
+
 bool shows_volumes(const State &s, const LocalFacts &local) { return local.host && s.initialized(); }
 
 }    // namespace
 
-json status_json(const State &s, const LocalFacts &local, const Reports &soft, const std::string *only, bool brief)
+json status_json(const State &s, const LocalFacts &local, const Reports &soft, const std::string *only, View view)
 {
 	json j = status_head(s, local, soft);
 	if (shows_volumes(s, local))
 		for (const Volume *v : shown_volumes(s, only))
-			j["volumes"].push_back(brief ? brief_json(*v, soft) : volume_json(s, *v, local.host, soft));
+			j["volumes"].push_back(shown_as(s, *v, local.host, soft, view));
 	return j;
 }
 
-std::string status_text(const State &s, const LocalFacts &local, const Reports &soft, bool brief, bool consistent)
+std::string status_text(const State &s, const LocalFacts &local, const Reports &soft, View view, bool consistent)
 {
 	json head = status_head(s, local, soft);
 	if (consistent)
@@ -435,7 +475,7 @@ std::string status_text(const State &s, const LocalFacts &local, const Reports &
 	head.erase("volumes");
 	std::string text = as_text(head);
 	text.back() = ',';
-	return text + "\"volumes\":" + volumes_text(s, [&](const Volume &v) { return brief ? brief_json(v, soft) : volume_json(s, v, local.host, soft); }) + "}";
+	return text + "\"volumes\":" + volumes_text(s, [&](const Volume &v) { return shown_as(s, v, local.host, soft, view); }) + "}";
 }
 
 std::string volume_list_text(const State &s, const LocalFacts &local, const Reports &soft, bool for_list)

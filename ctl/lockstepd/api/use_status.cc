@@ -52,9 +52,7 @@ json growth_json(const State &s, const Volume &v)
 
 void show_use(const State &s, const Volume &v, HostId self, const Reports &soft, json &j)
 {
-	json openers = json::array(), missing = json::array(), problems = json::array(), refused = json::array();
-	for (const Opener &o : v.openers)
-		openers.push_back(s.host_name(o.host));
+	json missing = json::array(), problems = json::array(), refused = json::array();
 	const bool has_started = soft.said(self);    // this daemon: it has heard from others, then
 	Says says;
 	for (const auto &[id, h] : s.hosts) {
@@ -67,8 +65,8 @@ void show_use(const State &s, const Volume &v, HostId self, const Reports &soft,
 			refused.push_back({{"host", h.name}, {"holder", s.host_name(HostId(says.refused_for))}});
 	}
 	const json &primary = soft.of(v.primary, v.vid);
-	j["class"] = v.cls == LKS_SHARED ? "shared" : "exclusive";
-	j["openers"] = openers;
+	j["class"] = class_word(v);
+	j["openers"] = opener_names(s, v);
 	j["devices_missing"] = missing;
 	j["problems"] = problems;
 	j["opens_refused"] = refused;

@@ -48,7 +48,9 @@ Result<json> ApiServer::Impl::get_why(const httplib::Request &req)
 	const std::string name = req.matches[1];
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
-	const json all = status();
+	json all = status(&name);
+	if (all["volumes"].empty())    // a host's causes are in any of the volumes
+		all = status();
 	json j = {{"name", name}};
 	for (const char *kind : {"volume", "host"}) {
 		for (const json &item : all[std::string(kind) + "s"]) {

@@ -195,7 +195,7 @@ TEST_CASE("what hosts say: what says nothing, or is read by nobody, is not kept"
 	CHECK(r.of(1, 7) == busy);
 }
 
-TEST_CASE("the status as text is the status, and the brief list says the same of each volume")
+TEST_CASE("the status as text is the status, and the list and the shorter views say the same of each volume")
 {
 	FakeDaemon d;
 	for (const char *name : {"b", "a"})
@@ -205,7 +205,7 @@ TEST_CASE("the status as text is the status, and the brief list says the same of
 	const State s = *d.state();
 	const json whole = status_json(s, d.facts, json::object());
 	CHECK(json::parse(status_text(s, d.facts, json::object())) == whole);
-	CHECK(json::parse(status_text(s, d.facts, json::object(), false, true))["consistent"] == true);
+	CHECK(json::parse(status_text(s, d.facts, json::object(), View::full, true))["consistent"] == true);
 	CHECK(json::parse(volume_list_text(s, d.facts, json::object(), false)) == whole["volumes"]);
 	const json brief = json::parse(volume_list_text(s, d.facts, json::object(), true));
 	REQUIRE((brief.size() == 2 && brief[0]["name"] == "a" && brief[0]["in_sync"] == 2 && brief[0]["openers"] == json{"alpha"}));
@@ -213,7 +213,16 @@ TEST_CASE("the status as text is the status, and the brief list says the same of
 		for (const auto &[field, value] : brief[i].items())
 			if (field != "in_sync")
 				CHECK(whole["volumes"][i][field] == value);
-	CHECK(json::parse(status_text(s, d.facts, json::object(), true)) == status_json(s, d.facts, json::object(), nullptr, true));
+	for (const View view : {View::brief, View::desired}) {
+		const json shorter = json::parse(status_text(s, d.facts, json::object(), view));
+		CHECK(shorter == status_json(s, d.facts, json::object(), nullptr, view));
+		REQUIRE(shorter["volumes"].size() == 2);
+		for (size_t i = 0; i < 2; i++) {
+			CHECK(shorter["volumes"][i].size() < whole["volumes"][i].size() / 2);
+			for (const auto &[field, value] : shorter["volumes"][i].items())
+				CHECK(whole["volumes"][i][field] == value);
+		}
+	}
 	LocalFacts none;
 	none.host_name = "alpha";
 	CHECK(json::parse(status_text(s, none, json::object())) == status_json(s, none, json::object()));

@@ -237,6 +237,9 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	http.ask("get", "/status", "/status?volume=nothing", {}, 404);
 	http.ask("get", "/status", "/status?brief=true");
 	http.ask("get", "/status", "/status?brief=yes", {}, 400);
+	http.ask("get", "/status", "/status?desired=true");
+	http.ask("get", "/status", "/status?desired=1", {}, 400);
+	http.ask("get", "/status", "/status?desired=true&brief=true", {}, 400);
 	http.ask("get", "/wait", "/wait?index=0&ms=0");
 	http.ask("get", "/wait", "/wait?index=0&ms=0&volume=a");
 	http.ask("get", "/volumes", "/volumes?view=all", {}, 400);

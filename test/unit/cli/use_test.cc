@@ -77,7 +77,7 @@ TEST_CASE("what a volume takes is what its fullest replica takes, in the brief s
 	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--on", "alpha,beta"}).status == 0);
 	Reports soft;
 	auto shown = [&] {
-		json full = status_json(*d.state(), d.facts, soft), brief = status_json(*d.state(), d.facts, soft, nullptr, true);
+		json full = status_json(*d.state(), d.facts, soft), brief = status_json(*d.state(), d.facts, soft, nullptr, View::brief);
 		CHECK(full["volumes"][0]["allocated_bytes"] == brief["volumes"][0]["allocated_bytes"]);
 		json all = {full["volumes"][0]["allocated_bytes"]};
 		for (const json &r : full["volumes"][0]["replicas"])
