@@ -340,9 +340,13 @@ def test_module_sectors(lab):
     version = 1
     for term, (primary, opener) in enumerate(((1, 3), (1, 1), (2, 3), (2, 2)), 1):
         version += 1
+        # the session comes to an open that waits: without one it is given back after two seconds
+        writing = hosts[opener].start(f'/lab/blockio random /dev/lockstep/v1 10 {term}')
+        wait(lambda: volume(hosts[opener])['waiters'] == '1', 20, 'the open to wait')
         for host in hosts.values():
             kdrive(host, f'config 1 {version} {term} {primary} {term} 1:insync,2:insync {opener}:{term}')
-        hosts[opener].run(f'/lab/blockio random /dev/lockstep/v1 10 {term}', timeout=200)
+        written = writing.wait(200)
+        assert written.status == 0, written
         wait(lambda: volume(hosts[opener])['writers'] == '0', 20, 'the device to be closed')
         assert digest(a, disk) == digest(b, '/dev/loop0'), f'term {term}'
 

@@ -253,6 +253,7 @@ class Lab:
                 with contextlib.suppress(LabError):
                     state = h.run('echo "== dmesg"; dmesg; echo "== blocked tasks"; echo w >/proc/sysrq-trigger; dmesg | tail -n 300;'
                                   'echo "== ps"; ps -o pid,stat,args; echo "== lsblk"; lsblk; echo "== lvs"; timeout 10 lvs -a;'
+                                  'echo "== module"; cd /sys/kernel/debug/lockstep && timeout 10 grep -r . .;'
                                   'echo "== status"; timeout 10 lockstep status --json 2>&1', check=False, timeout=30)
                     (target / f'{h.name}-state.txt').write_text(state.out + state.err)
         print(f'\nlab: logs are kept in {target}', file=sys.stderr)
