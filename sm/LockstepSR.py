@@ -253,15 +253,16 @@ class LockstepSR(SR.SR):
         for group in status['groups']:
             if group['name'] == self.uuid or group['pool'] not in places:
                 continue
-            if self._volumes(status, group['name']) or self._xapi_knows(group['name']):
+            if self._volumes(status, group['name']) or self._xapi_knows(self.session.xenapi.SR, group['name']):
                 raise xs_errors.XenError('SRExists', opterr='group-name=%s holds the SR %s already: introduce it with `xe sr-introduce uuid=%s '
                                          'type=lockstep shared=true name-label=..`, or destroy it' % (self.dconf['group-name'], group['name'],
                                                                                                      group['name']))
             self.api.group_delete(group['name'])
 
-    def _xapi_knows(self, sr_uuid):
+    @staticmethod
+    def _xapi_knows(objects, uuid):
         try:
-            self.session.xenapi.SR.get_by_uuid(sr_uuid)
+            objects.get_by_uuid(uuid)
             return True
         except Exception as e:
             if 'UUID_INVALID' in str(e):
@@ -348,12 +349,17 @@ class LockstepSR(SR.SR):
                 for volume in self._measure(status):
                     if VIEW_OF in volume['labels']:
                         self._drop_view(volume)
-                    elif lockstep.is_there(volume) and IS_UUID.match(volume['name']) and not self._remove_wreckage(volume):
+                    elif IS_UUID.match(volume['name']) and self._is_a_disk(volume) and not self._remove_wreckage(volume):
                         vdi = self.vdi(volume['name'])
                         vdi.take(volume)
                         self.vdis[vdi.location] = vdi
             super(LockstepSR, self).scan(sr_uuid)
             self._link_snapshots()
+
+    def _is_a_disk(self, volume):
+        """While a volume is being made it is none, and a record would be too early. But one whose content is being replaced (a revert by
+        an administrator, compose) is in the same phase: its record must not be forgotten."""
+        return lockstep.is_there(volume) or CREATING not in volume['labels'] and self._xapi_knows(self.session.xenapi.VDI, volume['name'])
 
     def _remove_wreckage(self, volume):
         """Removes what a driver that was killed has left; True if it was that. Only under LOCK_EX."""

@@ -286,7 +286,7 @@ class Cluster(object):
             'name': v['name'], 'uuid': v['uuid'], 'vid': v['vid'], 'minor': v['vid'], 'device': self.device_of(v),
             'size_bytes': v['size_bytes'], 'allocated_bytes': None if v.get('unmeasured') else self.allocated(v), 'block_size': 16384,
             'redundancy': len(v['hosts']), 'class': v['class'],
-            'group': v['group'] or None, 'labels': dict(v['labels']), 'phase': 'ready', 'health': 'ok', 'reason': '',
+            'group': v['group'] or None, 'labels': dict(v['labels']), 'phase': v.get('phase', 'ready'), 'health': 'ok', 'reason': '',
             'primary': v['hosts'][0], 'opener': sorted(v['writers'])[0] if v['writers'] else None,
             'record': {'version': 1, 'term': 1, 'incarnation': 0, 'session_serial': 0},
             'devices': [h.name for h in self.hosts.values() if h.joined and h.online],

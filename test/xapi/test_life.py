@@ -263,6 +263,25 @@ def test_scan_follows_what_others_did(world, sr):
     assert not [c for c in x.calls[before:] if c.startswith('VDI.set_') or 'introduce' in c or 'forget' in c]    # settled
 
 
+def test_a_disk_whose_content_is_being_replaced_is_not_forgotten(world, sr):
+    """Its volume is in the phase of one that is being made, until all its hosts have done it, which takes long if one dies meanwhile."""
+    x = world.xapi
+    disk = x.vdi_create(sr, 1 << 30)
+    volumes = world.cluster.volumes
+    volumes[x.db['VDI'][disk]['uuid']]['phase'] = 'creating'
+    for n, labels in enumerate(({}, {'xapi.creating': '1'})):    # of an administrator, and of a call that is repeated or given up
+        new = '0b1d3fa8-0000-4000-8000-00000000000%d' % n
+        world.cluster.volume_create(None, {'name': new, 'uuid': new, 'size_bytes': 4096, 'group': x.db['SR'][sr]['uuid'], 'labels': labels})
+        volumes[new]['phase'] = 'creating'
+    x.sr_scan(sr)
+    assert x.vdis(sr) == [disk] and len(volumes) == 3
+    for v in volumes.values():
+        v['phase'] = 'ready'
+    x.sr_scan(sr)
+    assert disk in x.vdis(sr) and len(volumes) == 2
+    world.consistent(sr)
+
+
 def test_volumes_of_others_are_left_alone(world, sr):
     other = {'name': 'other', 'pool': 'vg0-thin', 'redundancy': 1, 'labels': {}}
     world.cluster.groups['other'] = other
