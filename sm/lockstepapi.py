@@ -259,8 +259,9 @@ class Api(object):
     def volume_label(self, name, labels):
         return self.call('PATCH', self._volume_path(name), {'labels': labels})
 
-    def volume_delete(self, name):
-        return self.call('DELETE', self._volume_path(name))
+    def volume_delete(self, name, wait=True):
+        """wait: until the hosts have removed what they have of it. It is gone for good without that."""
+        return self.call('DELETE', self._volume_path(name, '' if wait else '?wait=false'))
 
     def resize(self, name, size_bytes):
         return self.call('POST', self._volume_path(name, '/resize'), {'size_bytes': size_bytes})

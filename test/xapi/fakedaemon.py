@@ -74,6 +74,7 @@ class Cluster(object):
         self.before = self.after = None     # hooks: (host, method, path) around each request
         self.spoil = None                   # hook: the bytes sent for (status, answer), for an answer that no daemon should give
         self.requests = []
+        self.awaited = []                   # deletions whose caller waits until the hosts have removed what they have
         self.servers = {}
         for host in self.hosts.values():
             host.joined = formed
@@ -132,6 +133,8 @@ class Cluster(object):
             return self.reply(handler, 200, self.opens(host, url.path[6:], body))
         path = re.sub('^/v1', '', url.path)
         self.requests.append((host.name, method, path))
+        if method == 'DELETE' and 'wait' not in query:
+            self.awaited.append(path)
         if self.before and self.before(host.name, method, path) == 'dies':
             handler.close_connection = True
             return

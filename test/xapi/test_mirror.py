@@ -177,6 +177,28 @@ def test_only_one_host_writes_to_the_leaf(world, sr):
     assert content(world, m.finish()) == bytes(source.bytes)
 
 
+def test_a_guest_does_not_wait_for_the_parent_to_go(world, any_sr):
+    """Nor for its being refused: the disk is whole. The next scan removes what stays."""
+    x, cluster, sr = world.xapi, world.cluster, any_sr
+    m, source = migrated(world, sr)
+    parent = m.uuid(m.parent)
+    m.finish()
+    assert '/volumes/' + parent not in cluster.awaited and ('alpha', 'DELETE', '/volumes/' + parent) in cluster.requests
+    assert parent not in cluster.volumes
+    m, source = migrated(world, sr)
+    parent = m.uuid(m.parent)
+    x.unplug(m.leaf, m.host)
+    cluster.before = lambda host, method, path: 'dies' if (method, path) == ('DELETE', '/volumes/' + parent) else None
+    m.compose()
+    cluster.before = None
+    assert content(world, m.leaf) == bytes(source.bytes)
+    assert m.parent not in x.db['VDI'] and parent in cluster.volumes
+    x.sr_scan(sr)
+    assert parent not in cluster.volumes
+    x.vdi_destroy(m.dummy)
+    world.consistent(sr)
+
+
 def test_what_is_no_mirror_is_not_composed(world, sr):
     x = world.xapi
     leaf, parent = x.vdi_create(sr, SIZE), x.vdi_create(sr, SIZE)

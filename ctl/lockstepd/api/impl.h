@@ -23,6 +23,9 @@ struct BadRequest {
 	std::string message;
 };
 
+// Whether a parameter of the request is there, which can have this one value only. Throws BadRequest.
+bool given(const httplib::Request &req, const char *name, const char *value);
+
 // The request's body; the fields of a body. They throw BadRequest.
 nlohmann::json body_of(const httplib::Request &req);
 std::string text_of(const nlohmann::json &body, const char *field, const char *otherwise = nullptr);

@@ -95,6 +95,13 @@ Done make_way(const std::string &path)
 
 // ---- requests ------------------------------------------------------------------------------------------------------
 
+bool given(const httplib::Request &req, const char *name, const char *value)
+{
+	if (req.has_param(name) && req.get_param_value(name) != value)
+		throw BadRequest{std::string("the parameter \"") + name + "\" can only be \"" + value + "\""};
+	return req.has_param(name);
+}
+
 json body_of(const httplib::Request &req)
 {
 	json body = req.body.empty() ? json::object() : json::parse(req.body, nullptr, false);
@@ -250,12 +257,7 @@ json ApiServer::Impl::report_of(HostId host, uint32_t vid) { return said().of(ho
 
 Result<std::string> ApiServer::Impl::get_status(const httplib::Request &req)
 {
-	auto asked = [&](const char *name) {
-		if (req.has_param(name) && req.get_param_value(name) != "true")
-			throw BadRequest{std::string("the parameter \"") + name + "\" can only be \"true\""};
-		return req.has_param(name);
-	};
-	const bool consistent = asked("consistent"), brief = asked("brief"), desired = asked("desired");
+	const bool consistent = given(req, "consistent", "true"), brief = given(req, "brief", "true"), desired = given(req, "desired", "true");
 	if (brief && desired)
 		throw BadRequest{"of the parameters \"brief\" and \"desired\" only one can be given"};
 	const View view = brief ? View::brief : desired ? View::desired : View::full;

@@ -29,7 +29,7 @@
 //   DELETE /v1/groups/NAME
 //   POST   /v1/volumes           {name, size_bytes, redundancy(o), pool(o), hosts(o: names), uuid(o), group(o), labels(o)}
 //   PATCH  /v1/volumes/NAME      {labels: {key: text or null}}
-//   DELETE /v1/volumes/NAME
+//   DELETE /v1/volumes/NAME         wait=false: answers when it is decided, hosts remove what they have afterwards
 //   POST   /v1/volumes/NAME/suspend, /resume    its writes
 //   GET    /v1/events?after=C&ms=M  what has happened after the cursor C; waits up to M ms for something (events.h)
 //   GET    /v1/why/NAME          what is the matter with a volume or host, and what to do

@@ -68,7 +68,8 @@ Result<json> ApiServer::Impl::trail_end(const httplib::Request &req)
 	return ask_of_trail(req, "volume.trail-end", json::object());
 }
 
-// By a snapshot of the source that goes again; if this host dies in between the leader removes it.
+// By a snapshot of the source that goes again; if this host dies in between the leader removes it. Once that is decided nothing waits for
+// the hosts to do it: a VM may stand still for this call.
 Result<json> ApiServer::Impl::volume_replace(const httplib::Request &req)
 {
 	const std::string name = req.matches[1], source = text_of(body_of(req), "source");
@@ -85,7 +86,7 @@ Result<json> ApiServer::Impl::volume_replace(const httplib::Request &req)
 	if (all_understand(*backend.state(), LEVEL_REVERT))
 		entry["without_failed"] = true;
 	Result<json> result = finish_revert(propose_unused(entry, name), name);
-	Result<json> removed = delete_snapshot({{"op", "snapshot.delete"}, {"sid", sid}});
+	Result<json> removed = backend.propose({{"op", "snapshot.delete"}, {"sid", sid}});
 	if (!result)
 		return result;
 	json answer = {{"name", name}, {"vid", *vid}, {"source", source}};

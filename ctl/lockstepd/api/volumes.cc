@@ -174,9 +174,7 @@ Result<json> ApiServer::Impl::volume_delete(const httplib::Request &req)
 	std::string name = req.matches[1];
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
-	bool force = req.has_param("force");
-	if (force && req.get_param_value("force") != "true")
-		throw BadRequest{"the parameter \"force\" can only be \"true\""};
+	const bool force = given(req, "force", "true"), wait = !given(req, "wait", "false");
 	json entry = {{"op", "volume.delete"}, {"name", name}};
 	if (force)
 		entry["force"] = true;
@@ -186,7 +184,7 @@ Result<json> ApiServer::Impl::volume_delete(const httplib::Request &req)
 	uint32_t vid = result->at("vid");
 	auto gone = [&](const State &s) {
 		const Volume *v = s.volume(vid);
-		return !v || (v->phase == Phase::deleting && still_deleting(s, *v).empty());
+		return !v || (v->phase == Phase::deleting && (!wait || still_deleting(s, *v).empty()));
 	};
 	bool done = wait_for(gone, options.effect_timeout_ms);
 	std::shared_ptr<const State> s = backend.state();

@@ -55,6 +55,7 @@ public:
 	std::vector<std::pair<HostId, nlohmann::json>> trail_asked;    // in order
 	nlohmann::json trail = {{"extents", nlohmann::json::array()}, {"next", nullptr}};
 	std::map<HostId, nlohmann::json> orphans;    // answers to orphan.list; 0: what is on the disks of a host in no cluster
+	std::set<HostId> keep_snapshots;             // hosts that do not remove what is deleted yet
 	std::set<HostId> no_revert;                  // its snapshots do not bear it
 	std::set<HostId> disks_move;                 // a disk comes or goes there
 	std::map<HostId, nlohmann::json> disks;      // answers to disk.list; each answer brings a disk that is leaving 60 % further
@@ -283,6 +284,8 @@ private:
 				if (!state_.online(c.host) || s.phase == SnapshotPhase::ready || s.phase == SnapshotPhase::resuming || c.taken == s.in_progress())
 					if (!(s.phase == SnapshotPhase::discarding && state_.online(c.host)))
 						continue;
+				if (!s.in_progress() && keep_snapshots.contains(c.host))
+					continue;
 				list.push_back({{"op", s.in_progress() ? "snapshot.taken" : "snapshot.removed"}, {"sid", sid}, {"host", c.host},
 						{"attempt", s.attempt}});
 			}

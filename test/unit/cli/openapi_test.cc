@@ -290,3 +290,31 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	http.ask("get", "/orphans", "/orphans");
 	http.ask("post", "/orphans/{uuid}/purge", "/orphans/" + uuid(77) + "/purge");
 }
+
+TEST_CASE("what a VM may stand still for waits for no host to remove anything")
+{
+	FakeDaemon d(3, 500);
+	Http http;
+	http.ask("post", "/volumes", "/volumes", {{"name", "leaf"}, {"size_bytes", GIB}, {"pool", "default"}, {"redundancy", 2}});
+	http.ask("post", "/volumes", "/volumes", {{"name", "parent"}, {"size_bytes", GIB}, {"pool", "default"}, {"redundancy", 2}});
+	d.keep_snapshots = {1, 2, 3};
+	const json replaced = http.ask("post", "/volumes/{name}/replace", "/volumes/leaf/replace", {{"source", "parent"}});
+	CHECK_FALSE(replaced.contains("warning"));
+	REQUIRE(d.state()->snapshots.size() == 1);
+	CHECK(d.state()->snapshots.begin()->second.phase == SnapshotPhase::deleting);
+
+	d.idle = {1, 2, 3};
+	http.ask("delete", "/volumes/{name}", "/volumes/parent?wait=true", {}, 400);
+	CHECK(d.volume("parent").phase == Phase::ready);
+	const json deleted = http.ask("delete", "/volumes/{name}", "/volumes/parent?wait=false");
+	CHECK(deleted["pending_hosts"] == json{"alpha", "beta", "gamma"});    // those without a copy have the device
+	const auto s = d.state();
+	CHECK(s->volume(deleted["vid"].get<uint32_t>())->phase == Phase::deleting);
+	http.ask("delete", "/volumes/{name}", "/volumes/parent?wait=false", {}, 404);
+	http.ask("delete", "/volumes/{name}", "/volumes/leaf", {}, 503);    // who waits is told that it is not done
+
+	d.keep_snapshots = {};
+	d.wake();
+	CHECK(d.state()->volumes.empty());
+	CHECK(d.state()->snapshots.empty());
+}
