@@ -145,6 +145,7 @@ struct ApiServer::Impl {
 	Result<json> snapshot_delete(const httplib::Request &req);
 	Result<json> snapshot_restore(const httplib::Request &req);
 	Result<json> finish_revert(const Result<json> &begun, const std::string &volume);    // its answer: vid
+	void add_ways_to_revert(json &entry, const Volume *v);    // fields of snapshot.revert that all hosts understand
 	Done can_revert_in_place(const json &entry);
 	Result<json> snapshot_revert(const httplib::Request &req);
 	Result<json> snapshot_diff(const httplib::Request &req);

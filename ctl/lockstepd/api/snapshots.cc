@@ -189,6 +189,22 @@ Result<json> ApiServer::Impl::snapshot_restore(const httplib::Request &req)
 	return made;
 }
 
+// Before there was in_place, a replica in a thick pool whose disk had failed was done without, and took its copies of snapshots along
+// unseen. With it, that is refused.
+void ApiServer::Impl::add_ways_to_revert(json &entry, const Volume *v)
+{
+	const std::shared_ptr<const State> s = backend.state();
+	const bool thick = v && std::ranges::any_of(v->replicas, [&](const Replica &r) {
+		const Pool *pool = s->pool(r.pool, r.host);
+		return pool && pool->kind == PoolKind::thick;
+	});
+	const bool in_place = all_understand(*s, LEVEL_IN_PLACE);
+	if (in_place)
+		entry["in_place"] = true;
+	if (in_place || (all_understand(*s, LEVEL_REVERT) && !thick))
+		entry["without_failed"] = true;
+}
+
 // Each host with a replica in a thick pool says whether its snapshots bear it. What the log would say to it comes first.
 Done ApiServer::Impl::can_revert_in_place(const json &entry)
 {
@@ -220,10 +236,7 @@ Result<json> ApiServer::Impl::snapshot_revert(const httplib::Request &req)
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
 	json entry = {{"op", "snapshot.revert"}, {"volume", volume}, {"name", name}};
-	if (all_understand(*backend.state(), LEVEL_REVERT))
-		entry["without_failed"] = true;
-	if (all_understand(*backend.state(), LEVEL_IN_PLACE))
-		entry["in_place"] = true;
+	add_ways_to_revert(entry, backend.state()->volume_named(volume));
 	if (Done can = can_revert_in_place(entry); !can)
 		return can.error();
 	Result<json> done = finish_revert(propose_unused(entry, volume), volume);

@@ -83,8 +83,7 @@ Result<json> ApiServer::Impl::volume_replace(const httplib::Request &req)
 		return made;
 	const json sid = made->at(0)["sid"];
 	json entry = {{"op", "snapshot.revert"}, {"sid", sid}, {"onto", *vid}};
-	if (all_understand(*backend.state(), LEVEL_REVERT))
-		entry["without_failed"] = true;
+	add_ways_to_revert(entry, backend.state()->volume(*vid));
 	Result<json> result = finish_revert(propose_unused(entry, name), name);
 	Result<json> removed = backend.propose({{"op", "snapshot.delete"}, {"sid", sid}});
 	if (!result)

@@ -35,7 +35,9 @@
 //                     in_place(o)                              phase creating with a source until all replicas have it. onto:
 //                                                              another volume than the one it was taken of. without_failed: replicas
 //                                                              whose disk has failed go, others are made in their place afterwards. in_place: also
-//                                                              in thick pools, where each host copies from its snapshot what differs
+//                                                              in thick pools, where each host copies from its snapshot what differs, and none
+//                                                              goes: the copies of its snapshots would go with it. So where any replica is in a
+//                                                              thick pool without_failed is not asked for without in_place
 #include "lockstepd/cluster/internal.h"
 
 #include "lib/units.h"
@@ -492,6 +494,16 @@ void refuse_in_place(const State &state, const Volume &v, const Replica &r, cons
 	}
 }
 
+// A replica is made beside the copy that it gets its content from. In a thick pool that is done in place, so it has to be there already.
+void refuse_other_pool(const State &state, const Volume &v, const Replica &r, const Snapshot &s)
+{
+	const SnapshotCopy *copy = s.copy(r.host);
+	const Pool *pool = copy ? state.pool(copy->pool, r.host) : nullptr;
+	if (pool && pool->kind == PoolKind::thick)
+		refuse(forbidden("volume " + v.name + " cannot be reverted: on host " + state.host_name(r.host) + " the copy of " + title(s) + " is in thick pool " +
+				 copy->pool + ", its replica in pool " + r.pool + ": restore the snapshot as a new volume"));
+}
+
 json revert(State &state, const Fields &f)
 {
 	const Snapshot s = named(state, f);
@@ -526,6 +538,8 @@ json revert(State &state, const Fields &f)
 			refuse(forbidden("volume " + v->name + " is in a thick pool and cannot be reverted: restore " + title(s) + " as a new volume"));
 		if (thick)
 			refuse_in_place(state, *v, r, s);
+		if (in_place && !thick)
+			refuse_other_pool(state, *v, r, s);
 		if (!state.online(r.host))
 			refuse(coded("host-offline", forbidden("volume " + v->name + " cannot be reverted: host " + state.host_name(r.host) + " is offline: bring it back, or "
 					 "remove its replica")));

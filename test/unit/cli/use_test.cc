@@ -5,6 +5,8 @@
 
 #include "lib/http.h"
 
+#include <catch2/generators/catch_generators.hpp>
+
 using namespace lockstep;
 using namespace lockstep::test;
 using nlohmann::json;
@@ -298,6 +300,39 @@ TEST_CASE("in a thick pool a revert is begun when the hosts bear it, and waited 
 	INFO(o.err);
 	CHECK(o.status == 0);
 	CHECK(o.out == "volume v is as it was when snapshot s was taken\n");
+}
+
+TEST_CASE("no revert does without a failed replica whose snapshots would go with it, whatever programs the hosts run")
+{
+	const uint32_t level = GENERATE(LEVEL_POOL_DELETE, LEVEL);
+	FakeDaemon d;
+	const auto hosts = d.state();
+	for (const auto &[id, host] : hosts->hosts)
+		d.good({{"op", "host.set"}, {"host", id}, {"addresses", host.addresses}, {"host_level", level}});
+	const json pool = {{"op", "pool.add"}, {"name", "mixed"}, {"host", 2}, {"kind", "thick"}, {"vg", "vg2"}, {"size_bytes", 9 * GIB}, {"free_bytes", 9 * GIB}};
+	d.good(pool);
+	json thin = pool;
+	thin.update({{"host", 1}, {"kind", "thin"}, {"thin_lv", "t"}});
+	d.good(thin);
+	for (const char *name : {"v", "w"})
+		REQUIRE(d.run({"volume", "create", name, "1GiB", "--pool", "mixed"}).status == 0);
+	REQUIRE(d.run({"snapshot", "create", "v,w", "s"}).status == 0);
+	for (const char *name : {"v", "w"})
+		d.good({{"op", "record.failed"}, {"vid", d.volume(name).vid}, {"host", 2}});
+	Outcome o = d.run({"snapshot", "revert", "v", "s"});
+	CHECK(o.status == 5);
+	CHECK(has(o.err, level == LEVEL ? "put another disk in its place" : "is in a thick pool and cannot be reverted"));
+	httplib::Client http(d.socket_path());
+	http.set_address_family(AF_UNIX);
+	const auto answer = http.Post("/v1/volumes/v/replace", json{{"source", "w"}}.dump(), "application/json");
+	REQUIRE(answer);
+	CHECK(answer->status == 409);
+	CHECK(has(answer->body, "thick pool"));
+	for (const char *name : {"v", "w"}) {
+		CHECK(d.volume(name).phase == Phase::ready);
+		CHECK(d.volume(name).replica(2));
+		CHECK(d.state()->snapshot_named(name, "s")->copies.size() == 2);
+	}
 }
 
 TEST_CASE("a snapshot whose hold breaks is tried once more, then the reason is told")

@@ -25,6 +25,7 @@ struct History {
 	std::mt19937_64 random;
 	Cluster c;
 	State twin;
+	unsigned thick_percent = 0;
 	std::map<std::string, unsigned> carried_out;
 
 	explicit History(uint64_t seed) : random(seed) {}
@@ -126,12 +127,24 @@ struct History {
 		for (const auto &[sid, s] : c.state.snapshots)
 			if (s.copy(h) && chance(20))
 				sids.push_back(sid);
+		// With a thick LV go the snapshots of it, wherever they are, and the host says so (lost_volumes()).
+		for (const auto &[sid, s] : c.state.snapshots)
+			if (s.trace(h) && is_thick(s.trace(h)->pool, h) && std::ranges::count(vids, s.vid) && !std::ranges::count(sids, sid))
+				sids.push_back(sid);
 		if (!vids.empty())
 			entry["replicas"] = vids;
 		if (!sids.empty())
 			entry["copies"] = sids;
 		return entry;
 	}
+
+	bool is_thick(const std::string &pool, HostId host) const
+	{
+		const Pool *p = c.state.pool(pool, host);
+		return p && p->kind == PoolKind::thick;
+	}
+	// Of a new pool: pools of one name need not be of one kind.
+	const char *kind() { return chance(thick_percent) ? "thick" : "thin"; }
 
 	// Pools come and go: empty ones of a second name more often than those in use.
 	json pool_life()
@@ -140,9 +153,10 @@ struct History {
 		const std::string name = chance(60) ? "spare" : "default";
 		const Pool *p = c.state.pool(name, h);
 		if (!p || chance(5)) {
-			json entry = Cluster::pool_entry(h);
+			json entry = Cluster::pool_entry(h, 20 * GIB, kind());
 			entry["name"] = name;
-			entry["thin_lv"] = name;
+			if (entry["kind"] == "thin")
+				entry["thin_lv"] = name;
 			return entry;
 		}
 		return {{"op", p->deleting ? chance(80) ? "pool.deleted" : "pool.add" : "pool.delete"}, {"name", name}, {"host", h}, {"kind", "thin"},
@@ -260,18 +274,74 @@ struct History {
 		case 7:
 		case 9:
 		case 10: {
+			const uint32_t onto = chance(30) ? vid() : 0;
 			json revert = {{"op", "snapshot.revert"}, {"sid", sid}};
-			if (chance(30))
-				revert["onto"] = vid();
-			if (chance(70))
-				revert["in_place"] = true;
-			return revert;
+			if (onto)
+				revert["onto"] = onto;
+			return with(revert, ways_to_revert(onto ? onto : s ? s->vid : 0));
 		}
 		default: break;
 		}
 		entry["op"] = std::string("snapshot.") + (chance(95) ? op : "taken");
 		entry["hold"] = 1 + pick(100);
 		return entry;
+	}
+
+	// Most reverts are refused, for good reasons. These mostly are not: of a snapshot, mostly the latest, of a volume that nobody has open, whose
+	// hosts are there. One of its disks may have failed.
+	void prepare_revert()
+	{
+		std::vector<const Snapshot *> latest;
+		const bool any = chance(30);
+		for (const auto &[sid, s] : c.state.snapshots) {
+			const Volume *v = c.state.volume(s.vid);
+			if (v && v->phase == Phase::ready && s.phase == SnapshotPhase::ready && !c.state.snapshot_in_progress(s.vid)) {
+				std::erase_if(latest, [&](const Snapshot *x) { return !any && x->vid == s.vid; });
+				latest.push_back(&s);
+			}
+		}
+		if (latest.empty())
+			return;
+		const Snapshot s = *latest[pick(unsigned(latest.size()))];
+		const Volume v = *c.state.volume(s.vid);
+		for (const Opener &o : v.openers)
+			step({{"op", "record.close"}, {"vid", v.vid}, {"host", o.host}, {"session", o.session}});
+		if (chance(50))
+			step({{"op", "record.failed"}, {"vid", v.vid}, {"host", host_with_replica(v.vid)}});
+		for (const Replica &r : v.replicas)
+			step({{"op", "host.status"}, {"host", r.host}, {"online", true}, {"now_ms", c.index}});
+		step(with({{"op", "snapshot.revert"}, {"sid", s.sid}}, ways_to_revert(v.vid)));
+		if (chance(50))
+			lose_one_meanwhile(v.vid);
+	}
+
+	// One replica has its content, another one cannot get it.
+	void lose_one_meanwhile(uint32_t vid)
+	{
+		const Volume v = *c.state.volume(vid);
+		if (!v.reverting || v.replicas.size() < 2)
+			return;
+		step({{"op", "replica.created"}, {"vid", vid}, {"host", v.replicas[0].host}});
+		const HostId host = v.replicas[1].host;
+		if (chance(70)) {
+			step({{"op", "replica.failed"}, {"vid", vid}, {"host", host}, {"message", "test"}, {"reverting", true}});
+			return;
+		}
+		step({{"op", "host.status"}, {"host", host}, {"online", false}, {"now_ms", c.index}});
+		step({{"op", "host.lost"}, {"host", host}, {"force", true}, {"reverts", true}});
+	}
+
+	// As the API has it: where a replica is in a thick pool, without_failed is not asked for without in_place.
+	json ways_to_revert(uint32_t vid)
+	{
+		const Volume *v = c.state.volume(vid);
+		const bool thick = v && std::ranges::any_of(v->replicas, [&](const Replica &r) { return is_thick(r.pool, r.host); });
+		json ways = json::object();
+		if (chance(80))
+			ways["in_place"] = true;
+		if (chance(80) && (!thick || ways.contains("in_place")))
+			ways["without_failed"] = true;
+		return ways;
 	}
 
 	json failover(uint32_t id)
@@ -303,7 +373,12 @@ struct History {
 		switch (pick(14)) {
 		case 7: return {{"op", "volume.primary"}, {"vid", id}, {"host", chance(20) ? HostId(0) : host()}};
 		case 8: return {{"op", "volume.set"}, {"vid", id}, {"no_quorum", chance(50) ? "error" : "freeze"}};
-		case 0: return {{"op", "replica.failed"}, {"vid", id}, {"host", host()}, {"message", "test"}};
+		case 0: {
+			json failed = {{"op", "replica.failed"}, {"vid", id}, {"host", host_with_replica(id)}, {"message", "test"}};
+			if (chance(50))
+				failed["reverting"] = true;
+			return failed;
+		}
 		case 1: return {{"op", "volume.delete"}, {"name", "v" + std::to_string(pick(12))}};
 		case 2: return {{"op", "volume.abort"}, {"vid", id}, {"message", "test"}};
 		case 3: return {{"op", "device.ready"}, {"vid", id}, {"host", host()}};
@@ -411,7 +486,7 @@ struct History {
 			return on_host("replica.created");
 		default:
 			if (chance(20) && c.state.hosts.size() > 3)
-				return {{"op", "host.lost"}, {"host", host_away()}, {"force", chance(30)}};
+				return {{"op", "host.lost"}, {"host", host_away()}, {"force", chance(30)}, {"reverts", true}};
 			return on_host("replica.created");
 		}
 	}
@@ -452,8 +527,8 @@ struct History {
 				if ((op == "volume.create" || op == "replica.add" || op == "replica.move") && !(was && was->replica(r.host)))
 					REQUIRE(rule_broken(c.state, v, r.host) == "");
 			for (const Replica &r : was && v.phase != Phase::deleting ? was->replicas : std::vector<Replica>{})
-				// One that could not be made has nothing that could stay.
-				if (r.pinned && wanted(before, r) && (r.created || op != "replica.failed") && op != "host.lost" && op != "pool.mend" && op != "replica.invalidate")
+				// One that could not be made, or whose disk has failed, has nothing that could stay.
+				if (r.pinned && wanted(before, r) && (r.created || op != "replica.failed") && (r.state != ReplicaState::failed || op != "snapshot.revert") && op != "host.lost" && op != "pool.mend" && op != "replica.invalidate")
 					REQUIRE((v.replica(r.host) && (v.replica(r.host)->pinned || op == "replica.pin") && !v.replica(r.host)->leaving));
 		}
 	}
@@ -478,6 +553,37 @@ struct History {
 			}
 	}
 
+	// A snapshot in a thick pool is nothing without the LV that it is of, and is overwritten by what an older one gives back to that.
+	void check_thick(const json &entry, const State &before)
+	{
+		for (const auto &[sid, s] : c.state.snapshots)
+			for (const SnapshotCopy &copy : s.phase == SnapshotPhase::discarding || s.phase == SnapshotPhase::deleting ? std::vector<SnapshotCopy>{} : s.copies) {
+				if (!is_thick(copy.pool, copy.host))
+					continue;
+				const Volume *v = c.state.volume(s.vid);
+				const Replica *r = v && v->phase != Phase::deleting ? v->replica(copy.host) : nullptr;
+				INFO(entry.dump() << " leaves " << s.name << " of " << (v ? to_json(*v).dump() : "nothing"));
+				REQUIRE(r);
+				REQUIRE(r->pool == copy.pool);
+				REQUIRE((r->created || (v->phase == Phase::creating && v->reverting)));
+			}
+		for (const auto &[vid, v] : c.state.volumes) {
+			const Volume *was = before.volume(vid);
+			if (!v.reverting || !was || was->reverting)
+				continue;
+			const Snapshot &s = *c.state.snapshot(v.source);
+			for (const Replica &r : v.replicas) {
+				const bool thick = is_thick(r.pool, r.host);
+				INFO(entry.dump() << " makes " << to_json(v).dump());
+				carried_out["revert thick"] += thick;
+				REQUIRE((!thick || (s.vid == vid && s.copy(r.host) && was->replica(r.host)->pool == r.pool)));
+				for (const auto &[sid, x] : c.state.snapshots)
+					if (thick && x.vid == vid && x.trace(r.host))
+						REQUIRE(sid <= s.sid);
+			}
+		}
+	}
+
 	json step(const json &entry)
 	{
 		State before = c.state;
@@ -495,6 +601,7 @@ struct History {
 		check_good_copies(entry, before);
 		check_placement(entry, before);
 		check_pools(entry, before);
+		check_thick(entry, before);
 		for (const auto &[vid, v] : before.volumes)
 			if (const Volume *now = c.state.volume(vid)) {
 				REQUIRE(now->version - v.version <= 1);
@@ -511,10 +618,27 @@ struct History {
 	void run()
 	{
 		c.form(3 + pick(3));
+		thick_percent = pick(3) * 50;
+		for (auto &[key, pool] : c.state.pools)
+			if (kind() == std::string("thick")) {
+				pool.kind = PoolKind::thick;
+				pool.thin_lv.clear();
+			}
 		twin = c.state;
-		for (unsigned i = 0; i < ENTRIES; i++)
+		for (unsigned i = 0; i < ENTRIES; i++) {
+			if (chance(3))
+				prepare_revert();
 			step(random_entry());
+		}
 		heal();
+	}
+
+	bool has_thick_snapshot(const Volume &v, const Replica &r) const
+	{
+		return std::ranges::any_of(c.state.snapshots, [&](const auto &entry) {
+			const SnapshotCopy *copy = entry.second.vid == v.vid ? entry.second.trace(r.host) : nullptr;
+			return copy && is_thick(copy->pool, r.host);
+		});
 	}
 
 	// All hosts come back and do their part: it settles. Every volume then has the copies it should have if there is room, all in
@@ -576,7 +700,10 @@ struct History {
 				pinned += r.pinned;
 			}
 			INFO(to_json(v).dump() << repair_obstacle(c.state, v));
-			REQUIRE((good == std::max<size_t>(v.redundancy, pinned) || !repair_obstacle(c.state, v).empty()));
+			// One that has a snapshot in a thick pool beside it stays.
+			const size_t least = std::max<size_t>(v.redundancy, pinned);
+			const bool held = std::ranges::all_of(v.replicas, [&](const Replica &r) { return r.pinned || !wanted(c.state, r) || has_thick_snapshot(v, r); });
+			REQUIRE((good == least || (good > least && held) || !repair_obstacle(c.state, v).empty()));
 		}
 		for (const auto &[name, g] : c.state.groups)
 			REQUIRE((!g.spreading || !group_change(c.state, g).obstacle.empty()));
@@ -603,7 +730,7 @@ TEST_CASE("random histories give identical states that keep every invariant")
 			       "device.ready", "host.status", "host.add", "pool.report", "record.propose", "record.suspect", "record.resign",
 			       "volume.primary", "volume.set", "volume.resize", "replica.moved", "replica.grown", "volume.grown", "snapshot.create",
 			       "snapshot.held", "snapshot.taken", "snapshot.resumed", "snapshot.broken", "snapshot.removed", "snapshot.delete",
-			       "snapshot.restore", "snapshot.revert", "snapshot.copy", "snapshot.copied", "snapshot.drop", "record.failed", "record.repaired", "record.failover", "record.open", "record.close",
+			       "snapshot.restore", "snapshot.revert", "revert thick", "snapshot.copy", "snapshot.copied", "snapshot.drop", "record.failed", "record.repaired", "record.failover", "record.open", "record.close",
 			       "replica.add", "replica.invalidate", "replica.move", "replica.leave", "replica.remove", "replica.purged", "replica.stay", "volume.redundancy",
 			       "host.evacuate", "host.restore", "host.evict", "host.lost", "life.elapsed", "option.set", "group.create",
 			       "group.delete", "group.label", "group.rules", "volume.rules", "host.label", "replica.pin", "pool.mend", "pool.mended", "pool.add", "pool.delete", "pool.deleted", "group.redundancy", "group.spread", "volume.label"}) {

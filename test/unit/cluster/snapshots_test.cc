@@ -482,6 +482,40 @@ TEST_CASE("thick pools: nothing is reverted that would lack a copy, and one that
 	CHECK(has(c.bad(5, Thick::revert(second)), "host beta is offline"));
 }
 
+TEST_CASE("pools of one name, thick on one host only: a failed replica does not take the copies of its snapshots along")
+{
+	Thick c;
+	c.state.pools.at({"default", 1}).kind = PoolKind::thin;
+	const uint32_t sid = c.take_snapshot(c.vid, "s1");
+	c.close();
+	c.good({{"op", "record.failed"}, {"vid", c.vid}, {"host", 2}});
+	CHECK(has(c.bad(5, Thick::revert(sid)), "its replica on host beta is failed, and in a thick pool none is made anew for that"));
+	const uint32_t other = c.volume("other", {1, 2});
+	c.good({{"op", "record.failed"}, {"vid", other}, {"host", 2}});
+	CHECK(has(c.bad(5, with(Thick::revert(sid), {{"onto", other}})), "it can only get the content of its own snapshots"));
+	// What logs hold of older programs means what it meant: the copy goes with it. None of that is proposed any more, see use_test.cc.
+	json old = Thick::revert(sid);
+	old.erase("in_place");
+	c.good(old);
+	CHECK(c.vol(c.vid).remnant(2));
+}
+
+TEST_CASE("a volume gets no content from a copy in a thick pool that its replica is not in")
+{
+	Cluster c;
+	c.form();
+	for (HostId h : {1, 2})
+		c.good(with(Cluster::pool_entry(h, 10 * GIB, "thick"), {{"name", "slow"}, {"vg", "vg2"}}));
+	json entry = with(c.create_entry("source"), {{"pool", "slow"}, {"hosts", {1, 2}}});
+	const uint32_t source = c.good(entry)["vid"];
+	for (HostId h : {1, 2})
+		c.good({{"op", "replica.created"}, {"vid", source}, {"host", h}});
+	c.open(source, 1);
+	const uint32_t sid = c.take_snapshot(source, "s"), vid = c.volume("v", {1, 2});
+	CHECK(c.bad(5, with(Thick::revert(sid), {{"onto", vid}})) == "volume v cannot be reverted: on host alpha the copy of snapshot s of volume source is in thick "
+								     "pool slow, its replica in pool default: restore the snapshot as a new volume");
+}
+
 TEST_CASE("thick pools: a disk that fails during a revert takes its copies of snapshots along, but no last one")
 {
 	Thick c;
