@@ -287,10 +287,42 @@ struct History {
 		return entry;
 	}
 
+	// With all replicas in sync, as far as they go; one or two of them.
+	void take_snapshots(uint32_t vid)
+	{
+		for (unsigned n = 1 + pick(2); n > 0; n--) {
+			const Volume *v = c.state.volume(vid);
+			if (!v || !v->primary || v->phase != Phase::ready)
+				return;
+			std::vector<HostId> members;
+			for (const Replica &r : std::vector<Replica>(v->replicas)) {
+				if (r.state == ReplicaState::failed)
+					step({{"op", "record.repaired"}, {"vid", vid}, {"host", r.host}});
+				step({{"op", "replica.created"}, {"vid", vid}, {"host", r.host}});
+				members.push_back(r.host);
+			}
+			v = c.state.volume(vid);
+			const HostId primary = v->primary;
+			step({{"op", "record.propose"}, {"vid", vid}, {"host", primary}, {"version", v->version}, {"term", v->term}, {"members", members}});
+			const json answer = step({{"op", "snapshot.create"}, {"name", "p" + std::to_string(++c.serial)}, {"vids", {vid}},
+						  {"uuids", {uuid(5000 + c.serial)}}, {"now_ms", 1}});
+			if (answer["ok"] != true)
+				return;
+			const uint32_t sid = answer["sids"][0];
+			const auto of = [&](const char *op, HostId host) { return json{{"op", op}, {"sid", sid}, {"host", host}, {"attempt", 1}, {"hold", 7}}; };
+			step(of("snapshot.held", primary));
+			for (const SnapshotCopy &copy : std::vector<SnapshotCopy>(c.state.snapshot(sid)->copies))
+				step(of("snapshot.taken", copy.host));
+			step(of("snapshot.resumed", primary));
+		}
+	}
+
 	// Most reverts are refused, for good reasons. These mostly are not: of a snapshot, mostly the latest, of a volume that nobody has open, whose
 	// hosts are there. One of its disks may have failed.
 	void prepare_revert()
 	{
+		if (chance(60))
+			take_snapshots(ready_vid());
 		std::vector<const Snapshot *> latest;
 		const bool any = chance(30);
 		for (const auto &[sid, s] : c.state.snapshots) {
@@ -306,7 +338,7 @@ struct History {
 		const Volume v = *c.state.volume(s.vid);
 		for (const Opener &o : v.openers)
 			step({{"op", "record.close"}, {"vid", v.vid}, {"host", o.host}, {"session", o.session}});
-		if (chance(50))
+		if (chance(30))
 			step({{"op", "record.failed"}, {"vid", v.vid}, {"host", host_with_replica(v.vid)}});
 		for (const Replica &r : v.replicas)
 			step({{"op", "host.status"}, {"host", r.host}, {"online", true}, {"now_ms", c.index}});
