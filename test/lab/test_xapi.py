@@ -2,7 +2,7 @@
 """XAPI's storage driver against real daemons and kernels. xapi is the stand-in of test/xapi and runs on this machine with the
 driver; the API's socket of each VM is relayed to a socket here, its devices are mirrored by nodes without a driver, and where the
 stand-in of tapdisk opens a device, a shell in the VM does."""
-import json, os, shutil, socketserver, stat, sys, tempfile, threading
+import json, os, re, shutil, socketserver, stat, sys, tempfile, threading, time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Relay:
     def __init__(self, hosts, folder):
         self.folder, self.hosts = folder, {}
         self.held, self.servers = {}, []
+        self.took = []              # (method, path, seconds), of a volume's name '*'
         self.mirroring = threading.Lock()
         self.trap = None            # (host, method, path, moment): called when a request has been sent ('asked') and when it is answered
         for host in hosts:
@@ -61,6 +62,7 @@ class Relay:
 
             def handle_any(self):
                 body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
+                began = time.monotonic()
                 try:
                     if self.path.startswith('/test/'):
                         status, data = 200, json.dumps(relay.hold(host, self.path[6:], json.loads(body))).encode()
@@ -68,6 +70,7 @@ class Relay:
                         status, data = relay.ask(host, self.command, self.path, body)
                 except LabError:
                     return          # the host is off: its driver hears no more either
+                relay.took.append((self.command, re.sub('[0-9a-f-]{36}', '*', self.path), time.monotonic() - began))
                 self.send_response(status)
                 self.send_header('Content-Length', str(len(data)))
                 self.end_headers()

@@ -9,7 +9,7 @@ import pytest
 from lablib import wait
 from test_xapi import CONFIG, MIB, XenError, pool, uuid_of		# noqa: F811, F401 (pool is a fixture)
 from test_xapi_faults import assert_agreed, changed, move_master
-from test_xapi_hosts import GROUP, PLUGIN, Fall, copies, digest, fill, pbds_on
+from test_xapi_hosts import GROUP, PLUGIN, Fall, copies, digest, fill, join_pool, pbds_on
 from fakexapi import Killed, ref
 
 pytestmark = pytest.mark.slow
@@ -139,3 +139,39 @@ def test_xapi_host_lost_in_other_calls(pool):		# noqa: F811
     other.run(f'dd if=/dev/lockstep/{name} of=/dev/null bs=1M iflag=direct', timeout=60)
     x.unplug(disk, user)
     x.vdi_destroy(disk)
+
+
+def test_xapi_host_lost_while_it_is_added(pool):		# noqa: F811
+    """addHost, to a live SR: the new host dies when it is to join, when it has joined, and when its pool is known. Each time it boots again; the
+    last addHost does what is left. A disk is written to all the while."""
+    x, (a, b, c) = pool, pool.vms
+    gamma = x.host_named('gamma')
+    sr = x.sr_create('storage', CONFIG)
+    disk = x.vdi_create(sr, 16 * MIB, 'disk')
+    name = uuid_of(x, disk)
+    x.plug(disk, gamma)
+    [d] = a.lab.boot(1)
+    delta = join_pool(x, d)
+    for when in (('POST', '/v1/cluster/join', 'asked'), ('POST', '/v1/cluster/join', 'answered'), ('POST', '/v1/pools', 'answered')):
+        if when[2] == 'answered' and when[1].endswith('join') and d.lockstep('status --json')['cluster']:
+            continue		# it had joined before it died
+        fall = Fall(x, d, *when)
+        with pytest.raises((Killed, XenError)):
+            x.call_plugin(delta, PLUGIN, 'addHost', GROUP)
+        fall.lost()
+        written = fill(c, name, 16)
+        d.power_on()
+        wait(d.daemon_answers, 120, f'the daemon of {d} to answer')
+    assert x.call_plugin(delta, PLUGIN, 'addHost', GROUP) == 'True'
+    status = a.lockstep('status --json')
+    assert sorted(h['name'] for h in status['hosts']) == sorted(p['host'] for p in status['pools']) == ['alpha', 'beta', 'delta', 'gamma']
+    [pbd] = pbds_on(x, delta)
+    assert pbd['currently_attached']
+    x.unplug(disk, gamma)
+    x.plug(disk, delta)
+    assert digest(d, name) == written
+    x.unplug(disk, delta)
+    x.sr_scan(sr)
+    assert_agreed(x, sr, d)
+    x.vdi_destroy(disk)
+    x.sr_destroy(sr)

@@ -42,9 +42,12 @@ def begin(x, vm, config=CONFIG):
 def finish(m):
     """And how long the guest stands still for it, as the driver's call goes."""
     began = time.monotonic()
+    m.x.cluster.took.clear()
     m.finish()
     took = dict(m.x.durations[-4:])
     print(f'compose: {took.get("vdi_compose", 0):.1f} s of {time.monotonic() - began:.1f} s, {SIZE >> 20} MiB disk')
+    for method, path, seconds in m.x.cluster.took:
+        print(f'  {seconds:5.1f} s  {method} {path}')
 
 
 def migrate(x, sr, beta, vms):
