@@ -258,7 +258,10 @@ Result<Json> change_disks(const Lvm &lvm, const State &state, HostId self, const
 	if (pool->deleting)
 		return here(forbidden(fmt::format("pool {} is being deleted", pool->name)));
 	const PhysicalVolume *leaving = remove.empty() ? nullptr : report->disk(pool->vg, remove);
-	const bool added = !add.empty() && report->disk(pool->vg, add);
+	const PhysicalVolume *added = add.empty() ? nullptr : report->disk(pool->vg, add);
+	// A daemon that died may have left the thin pool without it.
+	const bool unused = added && !pool->thin_lv.empty() && !added->used_bytes && !added->leaving && !group->growing &&
+			    group->grows_after.empty();
 	bool changed = false;
 	uint64_t bytes = 0;
 	if (!remove.empty() && !leaving)
@@ -275,8 +278,8 @@ Result<Json> change_disks(const Lvm &lvm, const State &state, HostId self, const
 	if (leaving && !leaving->leaving)
 		if (Done room = has_room(*report, *group, *leaving, bytes); !room)
 			return here(room.error());
-	if (!add.empty() && !added) {
-		if (Done done = lvm.add_disk(pool->vg, add, !pool->thin_lv.empty()); !done)
+	if (!add.empty() && (!added || unused)) {
+		if (Done done = lvm.add_disk(pool->vg, add, !pool->thin_lv.empty(), leaving ? leaving->uuid : ""); !done)
 			return here(done.error());
 		changed = true;
 	}

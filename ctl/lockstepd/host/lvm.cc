@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cstring>
 #include <sstream>
 
 #include <fmt/format.h>
@@ -120,7 +121,12 @@ void read_group(const Json &part, LvmReport &report)
 	vg.free_bytes = bytes_field(row, "vg_free");
 	vg.extent_bytes = bytes_field(row, "vg_extent_size");
 	vg.incomplete = bytes_field(row, "vg_missing_pv_count") > 0;
-	vg.growing = contains(split(text_field(row, "vg_tags")), GROWING_TAG);
+	const std::vector<std::string> tags = split(text_field(row, "vg_tags"));
+	vg.growing = contains(tags, GROWING_TAG);
+	for (const std::string &tag : tags)
+		for (const auto &[mark, uuids] : {std::pair(DEPARTED_TAG, &vg.departed), std::pair(GROWING_AFTER_TAG, &vg.grows_after)})
+			if (tag.starts_with(mark))
+				uuids->push_back(tag.substr(strlen(mark)));
 	for (const Json &pv_row : part.value("pv", Json::array())) {
 		PhysicalVolume pv;
 		pv.vg = vg.name;
@@ -132,6 +138,9 @@ void read_group(const Json &part, LvmReport &report)
 		pv.leaving = contains(split(text_field(pv_row, "pv_tags")), LEAVING_TAG);
 		report.disks.push_back(std::move(pv));
 	}
+	for (const std::string &uuid : vg.grows_after)
+		if (std::ranges::none_of(report.disks, [&](const PhysicalVolume &d) { return d.vg == vg.name && d.uuid == uuid; }))
+			vg.growing = true;
 	for (const Json &lv_row : part.value("lv", Json::array())) {
 		LogicalVolume lv;
 		lv.vg = vg.name;

@@ -31,6 +31,8 @@ struct VolumeGroup {
 	uint64_t size_bytes = 0, free_bytes = 0, extent_bytes = 0;
 	bool incomplete = false;    // a physical volume is missing
 	bool growing = false;       // its thin pool is to take what a new disk brought (lvm_disks.cc)
+	std::vector<std::string> grows_after = {};    // LVM's UUIDs of disks that are to leave it before it is growing
+	std::vector<std::string> departed = {};    // LVM's UUIDs of disks that have left it and may carry LVM's label still
 	bool operator==(const VolumeGroup &) const = default;
 };
 
@@ -170,14 +172,17 @@ struct Lvm {
 	std::function<Done(const ReplicaLv &)> remove;
 	// The thin pool's metadata, by so many bytes, which it may be using. Not idempotent: by what the report has just said.
 	std::function<Done(const std::string &vg, const std::string &thin_pool, uint64_t bytes)> grow_metadata;
-	// Disks of a volume group; lvm_disks.cc. An empty, unused disk becomes part of it; grow: its thin pool is to take the room then.
-	// In it already: done.
-	std::function<Done(const std::string &vg, const std::string &disk, bool grow)> add_disk;
+	// Disks of a volume group; lvm_disks.cc. An empty, unused disk becomes part of it; grow: its thin pool is to take the room then, but not
+	// before the disk with the UUID `after` (unless empty) has left: what is on that needs the room. In it already: done, and as long as
+	// it is unused `grow` still counts.
+	std::function<Done(const std::string &vg, const std::string &disk, bool grow, const std::string &after)> add_disk;
 	// The disk is marked as one to be emptied. LVM remembers that, also over a restart.
 	std::function<Done(const std::string &vg, const std::string &disk)> leave_disk;
 	// The next step of emptying a disk so marked: begins to move what is on it, or looks how far that is, or takes it out. Returns
 	// soon: LVM moves in the background. last: percent of the step before; a move that stands still is set going again.
 	std::function<Result<DiskMove>(const std::string &vg, const std::string &disk, double last)> drain_disk;
+	// A disk that is out of the group loses LVM's label. Its path; empty: it had none any more, or is somebody's again.
+	std::function<Result<std::string>(const std::string &vg, const std::string &uuid)> clear_label;
 	// The thin pool's data, by so many bytes; then the volume group counts as growing no more.
 	std::function<Done(const std::string &vg, const std::string &thin_pool, uint64_t bytes)> grow_data;
 	// Takes all missing disks out of the group, with the logical volumes that had something on them, puts `by` in (unless empty), and makes
@@ -217,11 +222,13 @@ struct Lvm {
 Lvm lvm_tools();
 void add_snapshot_tools(Lvm &lvm);    // lvm_snapshots.cc: extend, snapshot, remove_snapshot, clone
 void add_orphan_tools(Lvm &lvm);      // lvm_orphans.cc: purge, show, take_over
-void add_disk_tools(Lvm &lvm);        // lvm_disks.cc: add_disk, leave_disk, drain_disk, grow_data, let_go
+void add_disk_tools(Lvm &lvm);        // lvm_disks.cc: add_disk, leave_disk, drain_disk, clear_label, grow_data, let_go
 void add_mend_tools(Lvm &lvm);        // lvm_mend.cc: mend
 
 constexpr uint64_t RECORD_BYTES = 8 << 20;    // of each disk, for LVM's record of the group: room for 5,000 logical volumes (scripts/install)
 constexpr const char *LEAVING_TAG = "lockstep.leaving";    // of a physical volume
 constexpr const char *GROWING_TAG = "lockstep.growing";    // of a volume group
+constexpr const char *GROWING_AFTER_TAG = "lockstep.growing-after=";    // ... and the UUID of a disk that is to leave first
+constexpr const char *DEPARTED_TAG = "lockstep.departed=";    // of a volume group, and the UUID of a disk
 
 }    // namespace lockstep

@@ -4,7 +4,8 @@
 //
 // What is wanted stands where it matters: as tags in LVM's own metadata on the disks themselves. A disk with LEAVING_TAG is emptied by
 // whatever daemon finds it, after a restart of the daemon or of the host as before: LVM moves in the background, keeps its
-// place, and a disk that is empty leaves the group. So there is no list of steps that could be half done.
+// place, and a disk that is empty leaves the group. So there is no list of steps that could be half done. What is left to do on a disk
+// that is out, and so has no tag any more, stands in the group; that a pool is to grow stands there only when the new disk is in.
 //
 // LVM is never told --yes where that would mean to wipe: it refuses disks that are in use, partitioned or carry a signature.
 #include "lockstepd/host/lvm.h"
@@ -30,18 +31,33 @@ Done lvm_run(std::vector<std::string> args, const std::string &what)
 
 Result<LvmReport> report_of(const std::string &vg) { return lvm_tools().report(vg); }
 
-Done add_disk(const std::string &vg, const std::string &disk, bool grow)
+Done add_disk(const std::string &vg, const std::string &disk, bool grow, const std::string &after)
 {
 	auto report = report_of(vg);
 	if (!report)
 		return report.error();
-	if (report->disk(vg, disk))
+	const PhysicalVolume *there = report->disk(vg, disk);
+	if (there && (!grow || there->used_bytes || there->leaving))
 		return Nothing{};
 	const std::string what = fmt::format("cannot add {} to volume group {}", disk, vg);
-	if (grow)
-		if (Done tagged = lvm_run({"vgchange", "--addtag", GROWING_TAG, vg}, what); !tagged)
-			return tagged;
-	return lvm_run({"vgextend", "--metadatasize", fmt::format("{}b", RECORD_BYTES), vg, disk}, what);
+	if (!there)
+		if (Done added = lvm_run({"vgextend", "--metadatasize", fmt::format("{}b", RECORD_BYTES), vg, disk}, what); !added)
+			return added;
+	return grow ? lvm_run({"vgchange", "--addtag", after.empty() ? GROWING_TAG : GROWING_AFTER_TAG + after, vg}, what) : Done(Nothing{});
+}
+
+// That the group's thin pool is to grow, at once or later.
+Done forget_growing(const std::string &vg, const VolumeGroup &group, const std::string &what)
+{
+	std::vector<std::string> args = {"vgchange"};
+	if (group.growing)
+		args.insert(args.end(), {"--deltag", GROWING_TAG});
+	for (const std::string &uuid : group.grows_after)
+		args.insert(args.end(), {"--deltag", GROWING_AFTER_TAG + uuid});
+	if (args.size() == 1)
+		return Nothing{};
+	args.push_back(vg);
+	return lvm_run(args, what);
 }
 
 Done leave_disk(const std::string &vg, const std::string &disk)
@@ -72,6 +88,31 @@ Result<double> moving(const std::string &vg)
 	return -1.0;
 }
 
+// Its label is taken off by UUID: another disk may have its path by then. Whoever has made something else of it keeps it.
+Result<std::string> clear_label(const std::string &vg, const std::string &uuid)
+{
+	const std::string what = fmt::format("cannot take LVM's label off disk {}, which is out of volume group {}", uuid, vg);
+	auto out = run_lvm({"pvs", "--reportformat", "json", "-o", "pv_name,pv_uuid,vg_name"}, what);
+	if (!out)
+		return out.error();
+	std::string labelled;
+	try {
+		const nlohmann::json parsed = nlohmann::json::parse(*out);
+		for (const auto &part : parsed.at("report"))
+			for (const auto &row : part.at("pv"))
+				if (row.at("pv_uuid") == uuid && row.at("vg_name") == "")
+					labelled = row.at("pv_name");
+	} catch (const std::exception &e) {
+		return failed(fmt::format("LVM's report of its disks is not understood: {}", e.what()));
+	}
+	if (!labelled.empty())
+		if (Done removed = lvm_run({"pvremove", labelled}, fmt::format("{} is out of volume group {}, but LVM's label on it stays", labelled, vg)); !removed)
+			return removed.error();
+	if (Done untagged = lvm_run({"vgchange", "--deltag", DEPARTED_TAG + uuid, vg}, what); !untagged)
+		return untagged.error();
+	return labelled;
+}
+
 Result<DiskMove> drain_disk(const std::string &vg, const std::string &disk, double last)
 {
 	auto report = report_of(vg);
@@ -84,10 +125,11 @@ Result<DiskMove> drain_disk(const std::string &vg, const std::string &disk, doub
 		return failed(fmt::format("disk {} of volume group {} is missing: what is on it cannot be moved", disk, vg));
 	const std::string what = fmt::format("cannot take {} out of volume group {}", disk, vg);
 	if (!pv->used_bytes) {
-		if (Done reduced = lvm_run({"vgreduce", vg, disk}, what); !reduced)
-			return reduced.error();
-		if (Done removed = lvm_run({"pvremove", disk}, fmt::format("{} is out of volume group {}, but LVM's label on it stays", disk, vg)); !removed)
-			return removed.error();
+		for (const std::vector<std::string> &step : {std::vector<std::string>{"vgchange", "--addtag", DEPARTED_TAG + pv->uuid, vg}, {"vgreduce", vg, disk}})
+			if (Done done = lvm_run(step, what); !done)
+				return done.error();
+		if (auto cleared = clear_label(vg, pv->uuid); !cleared)
+			return cleared.error();
 		return DiskMove{.gone = true};
 	}
 	auto percent = moving(vg);
@@ -108,7 +150,10 @@ Done grow_data(const std::string &vg, const std::string &thin_pool, uint64_t byt
 	if (bytes)
 		if (Done grown = lvm_run({"lvextend", "--yes", "--size", fmt::format("+{}b", bytes), vg + "/" + thin_pool}, what); !grown)
 			return grown;
-	return lvm_run({"vgchange", "--deltag", GROWING_TAG, vg}, what);
+	auto report = report_of(vg);
+	if (!report)
+		return report.error();
+	return forget_growing(vg, *report->group(vg), what);
 }
 
 Done let_go(const std::string &vg)
@@ -128,7 +173,10 @@ Done let_go(const std::string &vg)
 		if (Done untagged = lvm_run({"pvchange", "--deltag", LEAVING_TAG, d.disk}, what); !untagged)
 			return untagged;
 	}
-	return group->growing ? lvm_run({"vgchange", "--deltag", GROWING_TAG, vg}, what) : Done(Nothing{});
+	for (const std::string &uuid : group->departed)
+		if (auto cleared = clear_label(vg, uuid); !cleared)
+			return cleared.error();
+	return forget_growing(vg, *group, what);
 }
 
 }    // namespace
@@ -151,6 +199,7 @@ void add_disk_tools(Lvm &lvm)
 	lvm.add_disk = add_disk;
 	lvm.leave_disk = leave_disk;
 	lvm.drain_disk = drain_disk;
+	lvm.clear_label = clear_label;
 	lvm.grow_data = grow_data;
 	lvm.let_go = let_go;
 }

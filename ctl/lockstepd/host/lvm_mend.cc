@@ -115,8 +115,8 @@ Result<bool> mend(const std::string &vg, const std::string &thin_pool, const std
 		pool = nullptr;
 	}
 	const bool anew = !thin_pool.empty() && !pool;
-	if (!by.empty() && !report->disk(vg, known_disk_name(*report, by))) {
-		if (Done added = tools.add_disk(vg, by, !thin_pool.empty() && !anew); !added)
+	if (!by.empty()) {
+		if (Done added = tools.add_disk(vg, known_disk_name(*report, by), !thin_pool.empty() && !anew, ""); !added)
 			return added.error();
 		if (report = tools.report(vg); !report)
 			return report.error();

@@ -35,6 +35,7 @@ struct PoolLook {
 	uint64_t grow_bytes = 0;    // the metadata were to grow by this
 	Done grown = Nothing{};
 	std::vector<DiskLook> disks;    // that are leaving
+	std::vector<Result<std::string>> labels;    // of those that have left, taken off
 	uint64_t data_bytes = 0;        // the data have taken so much of a new disk
 	Done data = Nothing{};
 };
@@ -48,6 +49,9 @@ void look_at_disks(const Lvm &lvm, const LvmReport &report, const std::string &v
 			look.disks.push_back({d.disk, lvm.drain_disk(vg, d.disk, before == last.end() ? -1 : before->second)});
 		}
 	const VolumeGroup *group = report.group(vg);
+	for (const std::string &uuid : group ? group->departed : std::vector<std::string>())
+		if (std::ranges::none_of(report.disks, [&](const PhysicalVolume &d) { return d.vg == vg && d.uuid == uuid && d.leaving; }))
+			look.labels.push_back(lvm.clear_label(vg, uuid));
 	if (!look.disks.empty() || thin_pool.empty() || !group || !group->growing)
 		return;
 	look.data_bytes = data_growth(report, vg, thin_pool);
@@ -133,19 +137,27 @@ void Reconciler::look_at_pools()
 				if (look->data_bytes && disks)
 					world_.log(fmt::format("{}: thin pool {}/{} has grown by {} into its new disk", object, pool->vg, pool->thin_lv,
 							       format_bytes(look->data_bytes)));
+				const auto is_out = [&](const std::string &disk) {
+					disk_percent_.erase(disk);
+					world_.log(fmt::format("{}: disk {} is empty, and out of volume group {}", object, disk, pool->vg));
+				};
 				for (const DiskLook &d : look->disks) {
-					if (!d.move) {
+					if (!d.move)
 						disks = d.move.error();
-					} else if (d.move->gone) {
-						disk_percent_.erase(d.disk);
-						world_.log(fmt::format("{}: disk {} is empty, and out of volume group {}", object, d.disk, pool->vg));
-					} else {
+					else if (d.move->gone)
+						is_out(d.disk);
+					else
 						disk_percent_[d.disk] = d.move->percent;
-					}
+				}
+				for (const Result<std::string> &disk : look->labels) {
+					if (!disk)
+						disks = disk.error();
+					else if (!disk->empty())
+						is_out(*disk);
 				}
 				if (!look->disks.empty())
 					pool_seen_ms_[name] = world_.now_ms() - POOL_PERIOD_MS + DISK_PERIOD_MS;
-				if (look->space || !look->disks.empty())
+				if (look->space || !look->disks.empty() || !look->labels.empty())
 					finish(disk_tasks_[name], object, disks);
 				report_pool(*pool, look->space);
 			});

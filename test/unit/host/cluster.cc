@@ -370,6 +370,10 @@ nlohmann::json Cluster::picture()
 	for (const auto &[h, w] : worlds_)
 		for (const auto &[path, disk] : w->disks)
 			p["disks"][std::to_string(h)][path] = {disk.leaving, disk.used_bytes};
+	for (const auto &[h, w] : worlds_)
+		for (const auto &[path, lv] : w->lvs)
+			if (lv.lv.is_thin_pool)
+				p["thin pools"][std::to_string(h)][path] = lv.lv.size_bytes;
 	return p;
 }
 
@@ -423,6 +427,11 @@ void Cluster::wrong_on(HostId host, FakeWorld &w, std::vector<std::string> &list
 	}
 	for (const auto &[path, name] : left)
 		add("left over: " + name);
+	for (const auto &[uuid, path] : w.labels)
+		add("LVM's label is left on " + path);
+	for (const auto &[name, group] : w.groups)
+		if (!group.departed.empty() || !group.grows_after.empty())
+			add("a mark is left on volume group " + name);
 	for (const auto &[vid, k] : w.volumes)
 		if (!member || !state.volume(vid))
 			add("left over in the kernel: volume " + std::to_string(vid));

@@ -21,8 +21,8 @@ struct Disks {
 	Disks()
 	{
 		w.groups["vg"].extent_bytes = 4 << 20;
-		w.disks["/dev/a"] = {.vg = "vg", .disk = "/dev/a", .size_bytes = 20 * GIB, .used_bytes = 8 * GIB};
-		w.disks["/dev/b"] = {.vg = "vg", .disk = "/dev/b", .size_bytes = 20 * GIB, .used_bytes = 2 * GIB};
+		w.disks["/dev/a"] = {.vg = "vg", .disk = "/dev/a", .size_bytes = 20 * GIB, .used_bytes = 8 * GIB, .uuid = "uuid-a"};
+		w.disks["/dev/b"] = {.vg = "vg", .disk = "/dev/b", .size_bytes = 20 * GIB, .used_bytes = 2 * GIB, .uuid = "uuid-b"};
 	}
 
 	Result<nlohmann::json> change(const std::string &pool, const std::string &add, const std::string &remove)
@@ -69,8 +69,8 @@ TEST_CASE("a disk is emptied step by step, also by the daemon of a later life, a
 	CHECK(d.w.disks["/dev/a"].leaving);
 	CHECK((*d.change("", "", "/dev/a"))["changed"] == false);
 	d.w.groups["vg"].growing = true;
-	d.w.groups["vg"].size_bytes = 40 * GIB;
-	d.w.groups["vg"].free_bytes = 10 * GIB;
+	d.w.groups["vg"].size_bytes = 60 * GIB;    // with the disk that leaves
+	d.w.groups["vg"].free_bytes = 30 * GIB;
 	LogicalVolume &pool = d.w.lvs["/dev/vg/tp"].lv;
 	pool.vg = "vg";
 	pool.name = "tp";
@@ -93,6 +93,26 @@ TEST_CASE("a disk is emptied step by step, also by the daemon of a later life, a
 	CHECK(pool.size_bytes == 20 * GIB + 10 * GIB - (80ull << 20));
 	CHECK(std::count(d.w.log_lines.begin(), d.w.log_lines.end(), "pool t: disk /dev/a is empty, and out of volume group vg") == 1);
 	CHECK(d.w.daemon().disk_percent().empty());
+}
+
+TEST_CASE("a disk that came before the daemon died is what the thin pool grows into when the command is given again")
+{
+	Disks d;
+	const auto again = [&] {
+		auto r = d.change("default", "/dev/b", "");
+		INFO((r ? "" : r.error().message));
+		REQUIRE(r);
+		return (*r)["changed"] == true;
+	};
+	d.w.disks["/dev/b"].used_bytes = 0;
+	CHECK_FALSE(again());    // a thick pool has it already
+	d.w.make_thin();
+	d.w.disks["/dev/b"].used_bytes = GIB;
+	CHECK_FALSE(again());
+	d.w.disks["/dev/b"].used_bytes = 0;
+	CHECK(again());
+	CHECK(d.w.groups["vg"].growing);
+	CHECK_FALSE(again());
 }
 
 TEST_CASE("that a disk cannot be emptied is a problem until it can")
@@ -170,8 +190,6 @@ struct Dead : Disks {
 	uint32_t vid = 0;
 	Dead()
 	{
-		w.disks["/dev/a"].uuid = "uuid-a";
-		w.disks["/dev/b"].uuid = "uuid-b";
 		for (auto &[id, host] : w.state.hosts)
 			host.level = LEVEL;
 		vid = w.propose({{"op", "volume.create"}, {"name", "v"}, {"uuid", VOLUME_UUID}, {"size_bytes", GIB}, {"pool", "default"},

@@ -543,22 +543,35 @@ Lvm FakeWorld::lvm()
 			return not_found("there is no volume group " + vg);
 		LvmReport r;
 		r.groups.push_back(groups[vg]);
+		for (const std::string &uuid : groups[vg].grows_after)
+			if (std::ranges::none_of(disks, [&](const auto &d) { return d.second.vg == vg && d.second.uuid == uuid; }))
+				r.groups.back().growing = true;
 		for (const auto &[path, lv] : lvs)
 			r.volumes.push_back(lv.lv);
 		for (const auto &[path, disk] : disks)
 			r.disks.push_back(disk);
 		return r;
 	};
-	l.add_disk = [this](const std::string &vg, const std::string &disk, bool grow) {
+	l.add_disk = [this](const std::string &vg, const std::string &disk, bool grow, const std::string &after) -> Done {
 		// As with the real one, each of these is a command of LVM's, and a step of its own.
-		if (grow)
-			if (Done tagged = effect<Done>("tag_growing " + vg, [=, this]() -> Done {
-				    groups[vg].growing = true;
+		const auto there = disks.find(disk);
+		if (there != disks.end() && (!grow || there->second.used_bytes || there->second.leaving))
+			return Nothing{};
+		if (there == disks.end())
+			if (Done added = effect<Done>("add_disk " + disk, [=, this]() -> Done {
+				    disks[disk] = {.vg = vg, .disk = disk, .size_bytes = 20 * GIB, .uuid = "uuid" + disk};
+				    groups[vg].size_bytes += 20 * GIB;
+				    groups[vg].free_bytes += 20 * GIB;
 				    return Nothing{};
-			    }); !tagged)
-				return tagged;
-		return effect<Done>("add_disk " + disk, [=, this]() -> Done {
-			disks.try_emplace(disk, PhysicalVolume{.vg = vg, .disk = disk, .size_bytes = 20 * GIB});
+			    }); !added)
+				return added;
+		if (!grow)
+			return Nothing{};
+		return effect<Done>("tag_growing " + vg, [=, this]() -> Done {
+			if (after.empty())
+				groups[vg].growing = true;
+			else if (std::ranges::count(groups[vg].grows_after, after) == 0)
+				groups[vg].grows_after.push_back(after);
 			return Nothing{};
 		});
 	};
@@ -568,12 +581,46 @@ Lvm FakeWorld::lvm()
 			return Nothing{};
 		});
 	};
-	l.drain_disk = [this](const std::string &, const std::string &disk, double last) {
+	l.clear_label = [this](const std::string &vg, const std::string &uuid) -> Result<std::string> {
+		const std::string path = labels.contains(uuid) ? labels[uuid] : "";
+		if (!path.empty())
+			if (Done removed = effect<Done>("remove_label " + path, [=, this]() -> Done {
+				    labels.erase(uuid);
+				    return Nothing{};
+			    }); !removed)
+				return removed.error();
+		if (Done untagged = effect<Done>("untag_departed " + uuid, [=, this]() -> Done {
+			    std::erase(groups[vg].departed, uuid);
+			    return Nothing{};
+		    }); !untagged)
+			return untagged.error();
+		return path;
+	};
+	l.drain_disk = [this, clear_label = l.clear_label](const std::string &vg, const std::string &disk, double last) -> Result<DiskMove> {
+		if (disks.contains(disk) && !disks.at(disk).used_bytes) {
+			const std::string uuid = disks.at(disk).uuid;
+			if (Done tagged = effect<Done>("tag_departed " + uuid, [=, this]() -> Done {
+				    if (std::ranges::count(groups[vg].departed, uuid) == 0)
+					    groups[vg].departed.push_back(uuid);
+				    return Nothing{};
+			    }); !tagged)
+				return tagged.error();
+			if (Done reduced = effect<Done>("reduce " + disk, [=, this]() -> Done {
+				    VolumeGroup &group = groups[vg];
+				    group.size_bytes -= std::min(group.size_bytes, disks.at(disk).size_bytes);
+				    group.free_bytes -= std::min(group.free_bytes, disks.at(disk).size_bytes);
+				    disks.erase(disk);
+				    labels[uuid] = disk;
+				    return Nothing{};
+			    }); !reduced)
+				return reduced.error();
+			if (auto cleared = clear_label(vg, uuid); !cleared)
+				return cleared.error();
+			return DiskMove{.gone = true};
+		}
 		return effect<Result<DiskMove>>("drain_disk " + disk, [=, this]() -> Result<DiskMove> {
-			if (!disks.contains(disk) || !disks.at(disk).used_bytes) {
-				disks.erase(disk);
+			if (!disks.contains(disk))
 				return DiskMove{.gone = true};
-			}
 			if (last >= 50)
 				disks.at(disk).used_bytes = 0;
 			return DiskMove{.percent = last < 0 ? 0 : last < 50 ? 50.0 : 100.0};
@@ -582,7 +629,9 @@ Lvm FakeWorld::lvm()
 	l.let_go = [this](const std::string &vg) {
 		return effect<Done>("let_go " + vg, [=, this]() -> Done {
 			if (groups.contains(vg))
-				groups[vg].growing = false;
+				groups[vg].growing = false, groups[vg].grows_after.clear();
+			for (const std::string &uuid : groups.contains(vg) ? std::exchange(groups[vg].departed, {}) : std::vector<std::string>())
+				labels.erase(uuid);
 			for (auto &[path, disk] : disks)
 				disk.leaving = disk.leaving && disk.vg != vg;
 			return Nothing{};
@@ -622,6 +671,7 @@ Lvm FakeWorld::lvm()
 			groups[vg].free_bytes -= bytes;
 			return effect<Done>("untag_growing " + vg, [=, this]() -> Done {
 				groups[vg].growing = false;
+				groups[vg].grows_after.clear();
 				return Nothing{};
 			});
 		});
@@ -779,6 +829,8 @@ Lvm FakeWorld::lvm()
 			});
 		});
 	};
+	if (other_tools)
+		other_tools(l);
 	return l;
 }
 

@@ -116,6 +116,8 @@ public:
 	std::map<std::string, VolumeGroup> groups;
 	std::map<std::string, FakeLv> lvs;              // by path
 	std::map<std::string, PhysicalVolume> disks;    // by path; a move takes all at once, but 50 % of a step of its own
+	std::map<std::string, std::string> labels;      // UUID -> path of disks that are in no group and carry LVM's label
+	std::function<void(Lvm &)> other_tools;         // puts some in place of the fake ones
 	std::set<std::pair<uint32_t, uint64_t>> quiesced;    // vid and hold of which EV_QUIESCED was given
 	std::map<uint32_t, uint64_t> hold_until_ms;     // by vid
 	std::map<uint32_t, VolumeTune> tuned;

@@ -116,6 +116,13 @@ static void with_orphan(Cluster &c)
 
 static void with_disks(Cluster &c)
 {
+	c.at(ALPHA).groups["vg"].extent_bytes = 4 << 20;
+	if (c.state.pool("default", ALPHA)->kind == PoolKind::thin) {
+		LogicalVolume &thin = c.at(ALPHA).lvs.at("/dev/vg/thin").lv;
+		thin.chunk_bytes = 64 << 10;
+		thin.metadata_bytes = 80 << 20;
+		c.at(ALPHA).groups["vg"].free_bytes = 80 << 20;
+	}
 	c.at(ALPHA).disks["/dev/a"] = {.vg = "vg", .disk = "/dev/a", .size_bytes = 20 * GIB, .used_bytes = 8 * GIB, .uuid = "uuid-a"};
 	c.at(ALPHA).disks["/dev/b"] = {.vg = "vg", .disk = "/dev/b", .size_bytes = 20 * GIB, .used_bytes = 2 * GIB, .uuid = "uuid-b"};
 	in_use(c);
@@ -203,8 +210,8 @@ static void change_disks(Cluster &c, bool comes, bool goes)
 {
 	const std::function<bool(FakeWorld &)> change = [&](FakeWorld &w) {
 		const Lvm lvm = w.lvm();
-		if (comes && !lvm.report("vg")->disk("vg", "/dev/n"))
-			(void)lvm.add_disk("vg", "/dev/n", c.state.pool("default", ALPHA)->kind == PoolKind::thin);
+		if (comes)
+			(void)lvm.add_disk("vg", "/dev/n", c.state.pool("default", ALPHA)->kind == PoolKind::thin, goes ? "uuid-a" : "");
 		if (goes && w.disks.contains("/dev/a") && !w.disks.at("/dev/a").leaving)
 			(void)change_disks(lvm, c.state, ALPHA, "default", "", "/dev/a");
 		w.daemon().look_at_disks();
@@ -218,7 +225,7 @@ static bool has_disks(Cluster &c, const std::set<std::string> &wanted)
 	std::set<std::string> there;
 	for (const auto &[path, disk] : c.at(ALPHA).disks)
 		there.insert(path);
-	return there == wanted && !c.at(ALPHA).groups["vg"].growing && c.state.pool("default", ALPHA)->mending.empty();
+	return there == wanted && !c.at(ALPHA).groups["vg"].growing && c.at(ALPHA).groups["vg"].grows_after.empty() && c.state.pool("default", ALPHA)->mending.empty();
 }
 
 static void replace_dead_disk(Cluster &c)
@@ -346,7 +353,9 @@ static const std::vector<Operation> &operations()
 		 },
 		 [](Cluster &c) { return !c.state.pool("spare", ALPHA) && c.at(ALPHA).groups.contains("spare") && !c.at(ALPHA).groups["spare"].growing; }},
 		{"add a disk", thin, with_disks, [](Cluster &c) { change_disks(c, true, false); },
-		 [](Cluster &c) { return has_disks(c, {"/dev/a", "/dev/b", "/dev/n"}); }},
+		 [](Cluster &c) {
+			 return has_disks(c, {"/dev/a", "/dev/b", "/dev/n"}) && c.at(ALPHA).lvs.at("/dev/vg/thin").lv.size_bytes > 110 * GIB;
+		 }},
 		{"remove a disk", thick, with_disks, [](Cluster &c) { change_disks(c, false, true); }, [](Cluster &c) { return has_disks(c, {"/dev/b"}); }},
 		{"replace a disk", thin, with_disks, [](Cluster &c) { change_disks(c, true, true); },
 		 [](Cluster &c) { return has_disks(c, {"/dev/b", "/dev/n"}); }},
