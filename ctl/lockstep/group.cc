@@ -13,11 +13,9 @@
 
 #include <fmt/format.h>
 
-#include <chrono>
 #include <map>
 #include <memory>
 #include <set>
-#include <thread>
 
 namespace lockstep::cli {
 
@@ -241,8 +239,8 @@ Done destroy_orphans(Context &context, bool yes)
 Done watch_group(Context &context, const std::string &name)
 {
 	Progress progress(context, fmt::format("redundancy of group {}", name));
-	for (;; std::this_thread::sleep_for(std::chrono::seconds(1))) {
-		Result<json> status = context.client().get("/v1/status");
+	Result<json> status = cluster_status(context);
+	for (;; status = context.client().get(fmt::format("/v1/wait?index={}&ms={}", (*status)["applied"].get<uint64_t>(), POLL_MS))) {
 		if (!status)
 			return status.error();
 		const json *group = nullptr;
