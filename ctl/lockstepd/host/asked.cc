@@ -10,7 +10,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr size_t MAX_BYTES = 128;             // of each of its texts
-constexpr std::string_view KEY = "\x62" "by"; // in CBOR: few entries have it, and only those are decoded once more
+constexpr const char *FIELD = "asker";
+constexpr std::string_view KEY = "\x65" "asker"; // in CBOR: few entries have it, and only those are decoded once more
 
 std::string text_in(const Json &object, const char *field)
 {
@@ -28,9 +29,15 @@ std::optional<uint64_t> number_in(const Json &object, const char *field)
 
 Json to_json(const Asker &asker) { return {{"client", asker.client}, {"role", asker.role}, {"host", asker.host}}; }
 
+Json with_asker(Json entry, const Asker &asker)
+{
+	entry[FIELD] = to_json(asker);
+	return entry;
+}
+
 std::optional<Asker> asker_of(const Json &entry)
 {
-	auto by = entry.is_object() ? entry.find("by") : entry.end();
+	auto by = entry.is_object() ? entry.find(FIELD) : entry.end();
 	if (by == entry.end() || !by->is_object())
 		return std::nullopt;
 	Asker asker = {text_in(*by, "client"), text_in(*by, "role"), text_in(*by, "host")};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// Who asked for a change: it stands in the log's entry as "by", so that every host can say so in its log line. What daemons do by
+// Who asked for a change: it stands in the log's entry as "asker", so that every host can say so in its log line. What daemons do by
 // themselves has none. Nothing is decided by it, and programs of before pass over it.
 #pragma once
 
@@ -25,6 +25,7 @@ struct Asker {
 };
 
 nlohmann::json to_json(const Asker &asker);
+nlohmann::json with_asker(nlohmann::json entry, const Asker &asker);    // no operation has a field of that name
 std::optional<Asker> asker_of(const nlohmann::json &entry);    // nullopt: none, or nothing that makes sense
 // " (by root on alpha)", " (by backup, admin, on alpha)"
 std::string describe(const Asker &asker);

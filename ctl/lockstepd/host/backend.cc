@@ -60,7 +60,7 @@ Done Daemon::kernel_is_free() const
 nlohmann::json Daemon::asked_here(Json entry) const
 {
 	if (const Caller *caller = current_caller())
-		entry["by"] = to_json(caller->name.empty() ? Asker{"root", "root", config_.name} : Asker{caller->name, "admin", config_.name});
+		return with_asker(std::move(entry), caller->name.empty() ? Asker{"root", "root", config_.name} : Asker{caller->name, "admin", config_.name});
 	return entry;
 }
 

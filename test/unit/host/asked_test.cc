@@ -24,7 +24,7 @@ struct Log {
 	Json apply(Json entry, const Asker *by)
 	{
 		if (by)
-			entry["by"] = to_json(*by);
+			entry = with_asker(entry, *by);
 		const std::vector<uint8_t> bytes = encode(entry);
 		const std::string_view text(reinterpret_cast<const char *>(bytes.data()), bytes.size());
 		asked.note(w.state, text);
@@ -69,12 +69,20 @@ TEST_CASE("who asked for a change is known by what it is about, until it has bee
 	CHECK(l.who("pool", "fast") == BACKUP);
 }
 
+TEST_CASE("that it is known who asked takes the place of no field that an operation has itself")
+{
+	Log l;
+	l.apply({{"op", "pool.mend"}, {"name", "default"}, {"host", 1}, {"disk", "dead"}, {"by", "/dev/sdn"}}, &ROOT);
+	CHECK(l.w.state.pool("default", 1)->mending_by == "/dev/sdn");
+	CHECK(l.who("pool", "default") == ROOT);
+}
+
 TEST_CASE("what makes no sense in the place of who asked is passed over")
 {
-	const Json good = {{"by", to_json(BACKUP)}};
+	const Json good = with_asker(Json::object(), BACKUP);
 	CHECK(asker_of(good) == BACKUP);
 	for (const Json &by : {Json(), Json("backup"), Json::object(), Json{{"client", 1}, {"role", "admin"}, {"host", "beta"}},
 			       Json{{"client", "x"}, {"role", "admin"}}, Json{{"client", std::string(129, 'x')}, {"role", "admin"}, {"host", "beta"}}})
-		CHECK(asker_of({{"by", by}}) == std::nullopt);
+		CHECK(asker_of({{"asker", by}}) == std::nullopt);
 	CHECK(asker_of(Json(3)) == std::nullopt);
 }

@@ -777,7 +777,7 @@ Lvm FakeWorld::lvm()
 			f.lv.size_bytes = to.size_bytes;
 			f.lv.tags = {replica_lv_tag(to.uuid)};
 			f.content = content;
-			f.data = lvs[snapshot_lv_path(from)].data;
+			f.data = from.thin ? lvs[snapshot_lv_path(from)].data : "what was there before";
 			return Nothing{};
 		});
 	};
@@ -887,8 +887,11 @@ MetadataTools FakeWorld::metadata()
 			return Nothing{};
 		});
 	};
-	m.copy = [this](const std::string &, const ReplicaMetadata &to, ContentProgress &) {
-		return effect<Done>("copy " + std::to_string(to.vid), []() -> Done { return Nothing{}; });
+	m.copy = [this](const std::string &from, const ReplicaMetadata &to, ContentProgress &) {
+		return effect<Done>("copy " + std::to_string(to.vid), [=, this]() -> Done {
+			lvs.at(to.path).data = lvs.at(from).data;
+			return Nothing{};
+		});
 	};
 	return m;
 }
