@@ -88,6 +88,7 @@ static int replica_show(struct seq_file *m, void *unused)
 	seq_printf(m, "attached: %u admitted: %u suspect: %u failed: %u\n", s.attached, s.admitted, s.suspect, s.failed);
 	seq_printf(m, "extents: %u hot, %u written, of %llu\n", s.hot_extents, s.written_extents,
 		   DIV_ROUND_UP_ULL(v->size, LKS_EXTENT_BYTES));
+	seq_printf(m, "flushes that asked nobody: %u\n", s.spared_flushes);
 	for (i = 0; i < s.npeers; i++)
 		seq_printf(m, "host %u: %s, %s, %llu dirty blocks of %u bytes\n", s.peers[i].host,
 			   NAME_OF(sync_names, s.peers[i].sync_state), s.peers[i].linked ? "linked" : "no link",

@@ -308,6 +308,7 @@ struct lks_vol_status {
 	u32 pending;		/* requests of local openers */
 	u32 oldest_ms;		/* age of the oldest */
 	u32 hot_extents, written_extents;
+	u32 spared_flushes;	/* primary: that nobody had to be asked for (F2); wraps */
 	u64 hold;		/* of a quiesce, 0: none */
 	u8 heir;		/* host of a planned handover under way, 0: none */
 	u64 size, capacity;	/* bytes: of the volume; that the replica's metadata can describe */

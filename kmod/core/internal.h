@@ -157,6 +157,7 @@ struct lks_work {
 	bool compare;		/* COPY: the hash goes first */
 	u64 differ;		/* VERIFY: hosts whose blocks differ */
 	bool unknown;		/* VERIFY: some host could not tell */
+	u64 soft;		/* FLUSH: v->soft when it began (F2) */
 	u64 hash;		/* MCOMPARE: what the primary's blocks have */
 	bool orphan;		/* its term or session is over: goes when its io does */
 };
@@ -307,6 +308,10 @@ struct lks_vol {
 	u64 recon;		/* next block to look at */
 	u32 recons;		/* LKS_WORK_RECON in flight */
 	u64 ids;		/* of copies, flushes, client requests; never one twice */
+	u64 soft, hard;		/* +1 with all that may leave something in a disk's cache only; what of it a flush has covered (F2) */
+	u8 since_flush;		/* a client's writes since the last flush, 2: more */
+	u8 alone;		/* flushes in a row that each followed one write alone */
+	u32 spared;		/* flushes that nobody had to be asked for; wraps */
 	u8 joining;
 	u8 join_stage;
 	u64 proposed_ms, proposed_version, proposed_set;

@@ -127,6 +127,7 @@ void lks_try_activate(struct lks_vol *v)
 			return;
 		v->recon_begun = true;
 		v->ackset = lks_insync(&v->cfg) & ~LKS_BIT(v->p.self);
+		v->soft++;		/* F2 */
 		if (!LKS_ON(R1))
 			v->recon = v->blocks;
 	}
@@ -196,6 +197,7 @@ void lks_primary_version(struct lks_vol *v, const struct lks_record *r)
 	lks_for_hosts(h, rest, now & ~old & ~self) {
 		v->syncing &= ~LKS_BIT(h);
 		v->ackset |= LKS_BIT(h);
+		v->soft++;		/* F2 */
 		if (v->joining == h)
 			v->joining = v->join_stage = 0;
 	}
@@ -392,11 +394,42 @@ static void begin_read(struct lks_vol *v, struct lks_work *w)
 	lks_todo(v, LKS_DO_READS);
 }
 
+/*
+ * F2: a flush that would find nothing to do. What is acknowledged is on the disks of all members once a flush has come back from all
+ * of them, and stays so with each write that is acknowledged with FUA; with anything else, and when somebody becomes a member, it does
+ * not. A write counts when it has ended: a flush that began before does not cover it on all disks. The leases say that nobody else
+ * serves meanwhile, as for a read.
+ *
+ * Who writes and flushes in turn, as databases and journals do, gets his writes carried out with FUA: what the flush would do is
+ * then done along with the write, on all disks at the same time, and the flush costs no round of its own.
+ */
+#define ALONE_ENOUGH 4u
+
+/* A client's write begins. */
+static void foresee_flush(struct lks_vol *v, struct lks_work *w)
+{
+	if (v->since_flush)
+		v->alone = 0;
+	else if (v->alone >= ALONE_ENOUGH && w->op == LKS_OP_WRITE)
+		w->flags |= LKS_F_FUA;
+	v->since_flush = v->since_flush ? 2 : 1;
+}
+
 static void begin_flush(struct lks_vol *v, struct lks_work *w)
 {
 	u64 rest;
 	u8 h;
 
+	if (v->since_flush == 1 && v->alone < ALONE_ENOUGH)
+		v->alone++;
+	v->since_flush = 0;
+	if ((v->soft == v->hard || !LKS_ON(F2)) && lks_may_read(v)) {
+		v->spared++;
+		reply(v, w, 0);
+		lks_work_free(v, w);
+		return;
+	}
+	w->soft = v->soft;
 	lks_list_move_tail(&w->link, &v->flushes);
 	w->seq = ++v->ids;
 	w->wait = LKS_ON(F1) ? v->ackset : 0;
@@ -520,10 +553,13 @@ static u8 repl_flags(const struct lks_work *w)
 /* The extent is hot: the write gets its number and goes everywhere at once (W1). */
 void lks_replicate(struct lks_vol *v, struct lks_work *w)
 {
-	struct lks_frame f = { .type = LKS_REPL, .flags = repl_flags(w), .version = v->cfg.version, .term = v->cfg.term,
+	struct lks_frame f = { .type = LKS_REPL, .version = v->cfg.version, .term = v->cfg.term,
 			       .offset = w->offset };
 	u64 n = w->last - w->first + 1;
 
+	if (w->kind == LKS_WORK_WRITE)
+		foresee_flush(v, w);
+	f.flags = repl_flags(w);
 	lks_list_move_tail(&w->link, &v->writes);
 	f.seq = w->seq = ++v->seq;
 	f.stable = lks_stable_now(v);
@@ -558,6 +594,8 @@ static void maybe_done(struct lks_vol *v, struct lks_work *w)
 {
 	if (w->local || w->wait)
 		return;
+	if (w->op != LKS_OP_WRITE || !(w->flags & LKS_F_FUA))
+		v->soft++;
 	if (w->kind == LKS_WORK_RECON) {
 		v->recons--;
 		lks_todo(v, LKS_DO_ACTIVATE);
@@ -575,6 +613,8 @@ static void maybe_flushed(struct lks_vol *v, struct lks_work *w)
 {
 	if (w->local || w->wait)
 		return;
+	if (w->soft == v->soft)
+		v->hard = v->soft;
 	reply(v, w, 0);
 	lks_work_free(v, w);
 }

@@ -281,6 +281,7 @@ void lks_check_joined(struct lks_vol *v, u8 host)
 		p->lease_ms = v->now;
 		if (LKS_ON(J1))
 			v->ackset |= LKS_BIT(host);
+		v->soft++;		/* F2 */
 		lks_event(v, LKS_EV_STATE, 0);
 	}
 	if (v->joining != host || v->join_stage || (p->dirty.set && LKS_ON(J3)))

@@ -889,6 +889,7 @@ void lks_vol_status(const struct lks_vol *v, u64 now_ms, struct lks_vol_status *
 	s->verify_differ = v->verify_differ;
 	s->size = v->p.size;
 	s->hot_extents = v->hot;
+	s->spared_flushes = v->spared;
 	s->written_extents = v->written;
 	for (u32 i = 0; i < LKS_SLOTS; i++) {
 		const struct lks_peer *p = &v->peers[i];

@@ -163,6 +163,9 @@ def test_module_pair(lab):
     decider = auto(a, '1:insync,2:insync')
     connect(a, b, 100)
     a.run(f'{FIO} {VERIFY}', timeout=300)
+    assert spared(a) == 0, 'a flush after eight writes is sent'
+    a.run(f'{FIO} --rw=randwrite --bs=4k --iodepth=1 --fsync=1 --io_size=1M --refill_buffers', timeout=120)
+    assert spared(a) > 200, 'one after each write is not, and the writes go to the disk at once (F2)'
     assert digest(a) == digest(b)
     kdrive(b, 'config 1 2 1 1 1 1:insync,2:insync -')
     assert b.out('sha256sum </dev/lockstep/v1') == digest(a), 'a client without the session reads through the primary'
@@ -223,6 +226,11 @@ def test_module_pair(lab):
 def mount_debugging(host):
     for kind, where in (('debugfs', 'debug'), ('tracefs', 'tracing')):
         host.run(f'grep -q " /sys/kernel/{where} " /proc/mounts || mount -t {kind} {kind} /sys/kernel/{where}')
+
+
+def spared(host):
+    mount_debugging(host)
+    return int(host.out('sed -n "s/^flushes that asked nobody: //p" /sys/kernel/debug/lockstep/volumes/v1/replica'))
 
 
 def pair(lab, size=SIZE, shared='', tls='', lease_ms=3000, before='', **options):

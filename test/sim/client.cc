@@ -84,6 +84,8 @@ void World::clients_step(Instance &i)
 		return;
 	if (random.chance(.02))
 		i.pace = random.pick<double>({0, .1, .4, 1}) * profile.pace;
+	if (random.chance(.005))
+		i.commits = random.chance(.3);
 	double expected = i.door == Door::open || i.door == Door::fenced ? i.pace : i.door == Door::closed ? .02 : 0;
 	for (; expected > 0; expected -= 1)
 		if (random.chance(expected))
@@ -104,6 +106,12 @@ void World::issue(Instance &i)
 	if (session && i.ops.size() < profile.depth / 2) {
 		static const std::vector<uint8_t> ops = {LKS_OP_WRITE, LKS_OP_READ, LKS_OP_FLUSH, LKS_OP_ZEROES, LKS_OP_DISCARD};
 		op = ops[random.weighted({50, 30, 10, 2, 2})];
+		if (i.commits && random.chance(.98)) {    // a write, its flush, the next write (F2)
+			if (!i.ops.empty())
+				return;
+			i.written = !i.written;
+			op = i.written ? LKS_OP_WRITE : LKS_OP_FLUSH;
+		}
 	}
 	if (op == LKS_OP_FLUSH) {
 		submit_op(i, op, {0, 0}, 0);

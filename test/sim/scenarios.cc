@@ -118,6 +118,69 @@ void play_power_loss(World &w)
 	s.read(1, D);
 }
 
+// Who writes and flushes in turn has his writes on all disks before the flush, which then asks nobody. What it promises holds
+// when all power is lost, and no more is promised than that: after anything else a flush is one again.
+void play_flush_foreseen(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	auto spared = [&] { return s.on(1).core->spared; };
+	auto commit = [&] {
+		s.write(4, A);
+		s.flush(4);
+	};
+	for (int i = 0; i < 4; i++)
+		commit();
+	s.expect(!spared(), "the first flushes are sent");
+	for (int i = 0; i < 4; i++)
+		commit();
+	s.expect(spared() == 4, "the next ones are not");
+	const auto before = spared();
+	s.write(4, B);
+	s.write(4, A);
+	s.flush(4);
+	s.expect(spared() == before, "one that follows two writes is sent");
+	commit();
+	s.expect(spared() == before, "two writes without a flush were no habit");
+	for (int i = 0; i < 6; i++)
+		commit();
+	s.expect(spared() > before, "it is one again");
+	for (uint8_t h : {1, 2, 3})
+		w.crash(w.host(h), 1 * SECOND);
+	s.pass(5 * SECOND);
+	w.settle("after the power loss");
+	s.expect(s.count(Stat::incarnations) == 1, "a new incarnation");
+	s.read(4, A);
+	s.read(4, B);
+	const auto failed = s.count(Stat::failed_requests);
+	s.flush(4);
+	s.expect(s.count(Stat::failed_requests) == failed, "nothing was lost that a flush had covered");
+}
+
+// A new primary knows nothing of what flushes of earlier terms have covered: its first one asks, though it has written nothing.
+void play_flush_of_another(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	s.write(4, A);
+	s.write(4, B);
+	s.pass(2 * SECOND);    // until they are known to be stable, so that R1 finds nothing to do
+	w.crash(w.host(1), 60 * SECOND);
+	s.promote(2, {3});
+	s.flush(4);
+	s.expect(!s.on(2).core->spared, "it is sent");
+	for (uint8_t h : {2, 3})
+		w.crash(w.host(h), 1 * SECOND);
+	s.pass(5 * SECOND);
+	w.settle("after the power loss");
+	s.read(4, A);
+	s.read(4, B);
+}
+
 void play_restart_clean(World &w)
 {
 	Script s(w);
@@ -690,6 +753,8 @@ const std::vector<Scenario> &scenarios()
 		{"member-lost", "a write waits for a lost member until a version without it is committed (W3)", play_member_lost},
 		{"take-over", "a session that was taken over never writes again (O1, O2)", play_take_over},
 		{"power-loss", "what was flushed survives the loss of power of all hosts (F1, S2)", play_power_loss},
+		{"flush-foreseen", "who flushes each write has it on all disks before, and the flush asks nobody (F2)", play_flush_foreseen},
+		{"flush-of-another", "a new primary's first flush covers what earlier terms have written (F2)", play_flush_of_another},
 		{"silent-member", "a member that does not answer is given up (L4)", play_silent_member},
 		{"rewritten-halfway", "what is being rewritten is not stable yet (R2)", play_rewritten_halfway},
 		{"drained-open", "an open waits for what the session before it has begun (O2)", play_drained_open},

@@ -185,6 +185,7 @@ struct Instance {
 	};
 	std::vector<Unflushed> unflushed;        // S2: writes of this session that no flush covers
 	double pace = 0;
+	bool commits = false, written = false;    // writes and flushes in turn, one at a time; the last one was a write
 	std::vector<std::unique_ptr<Op>> ops;
 	// what the core did during a call, worked off after it
 	struct Event {
