@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Snapshots follow the replicas: no host that saw one being taken is needed for good."""
+import pytest
+
 from lablib import SyncLog, wait
 
 MIB = 1 << 20
@@ -58,3 +60,27 @@ def test_snapshots_follow_their_volume(cluster):
     for name in ('one', 'two'):
         a.lockstep(f'snapshot delete s {name}', timeout=90)
     assert ours(b) == ours(c) == []
+
+
+@pytest.mark.slow
+def test_snapshots_wait_for_no_dead_host(cluster):
+    """A host is lost while it takes its copy: the snapshot is given up, and whoever asked hears so, though that host cannot remove what
+    it may have. The next one is taken without it. Back again, it has the next one, and nothing of the one given up."""
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('g', '32MiB', '--on alpha,beta')
+    log = SyncLog(a, device)
+    log.wait_for_more(50)
+    log.stop()
+    b.start('flock /run/lock/lvm/V_lockstep_group sleep 600')	# LVM's own lock: the copy is not taken
+    taking = c.start('lockstep snapshot create g lost')
+    phase = lambda: [s['phase'] for s in c.lockstep('snapshot list --json') if s['name'] == 'lost']
+    wait(lambda: phase() == ['taking'] and ours(a), 30, 'alpha to have its copy, and beta not')
+    b.kill()
+    refused = taking.wait(90)
+    assert refused.status and 'snapshot lost of volume g' in refused.err, refused
+    wait(lambda: ours(a) == [], 30, 'alpha to have removed its copy')
+    c.lockstep('snapshot create g next', timeout=90)
+    b.power_on()
+    wait(lambda: copies(c, 'g') == {'next': ['alpha', 'beta']}, 240, 'beta to have the next one, and nothing else')
+    assert len(ours(a)) == len(ours(b)) == 1
+    c.lockstep('snapshot delete g next', timeout=90)

@@ -69,7 +69,8 @@ Result<json> ApiServer::Impl::take_snapshots(json entry, const std::vector<std::
 			const Snapshot *x = s.snapshot(sid);
 			return x && x->phase == SnapshotPhase::ready;
 		});
-		return there || !s.snapshot(sids[0]);
+		const Snapshot *first = s.snapshot(sids[0]);
+		return there || !first || first->phase == SnapshotPhase::deleting;
 	};
 	// The leader gives it up after a while; this is only for one that cannot.
 	if (!wait_for(settled, options.effect_timeout_ms * 2))

@@ -79,6 +79,8 @@ json decide_snapshot(const State &s, const Snapshot &x, uint64_t now_ms)
 	if (x.temporary && x.phase == SnapshotPhase::ready && x.deadline_ms && now_ms > x.deadline_ms &&
 	    std::none_of(s.volumes.begin(), s.volumes.end(), [&](const auto &v) { return v.second.source == x.sid && v.second.phase == Phase::creating; }))
 		return {{"op", "snapshot.delete"}, {"sid", x.sid}};
+	if (x.phase == SnapshotPhase::discarding && all_understand(s, LEVEL_ABANDON) && cluster::waits_for_offline(s, x.set))
+		return {{"op", "snapshot.abandon"}, {"set", x.set}};
 	if (!x.in_progress())
 		return nullptr;
 	json entry = {{"op", "snapshot.broken"}, {"set", x.set}, {"attempt", x.attempt}};

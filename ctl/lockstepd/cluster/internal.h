@@ -184,6 +184,9 @@ nlohmann::json cluster_rebuild(State &state, const Fields &f);
 void start_term(Volume &v, HostId primary, const std::vector<HostId> &keep);
 std::vector<HostId> clean_and_online(const State &state, const Volume &v);
 
+// Of a set of snapshots that is being discarded, are only hosts that are offline left to do it?
+bool waits_for_offline(const State &state, uint32_t set);
+
 // apply.cc
 Host host_fields(const Fields &f, uint64_t now_ms);                       // what a host says of itself
 nlohmann::json pool_add(State &state, const Fields &f);

@@ -453,6 +453,8 @@ uint32_t level_of(const json &entry)
 	const auto op = entry.is_object() ? entry.find("op") : entry.end();
 	if (!entry.is_object() || op == entry.end() || !op->is_string())
 		return LEVEL_FIRST;
+	if (*op == "snapshot.abandon")
+		return LEVEL_ABANDON;
 	if (*op == "snapshot.revert" && entry.contains("in_place"))
 		return LEVEL_IN_PLACE;
 	if ((*op == "snapshot.revert" && entry.contains("without_failed")) || (*op == "replica.failed" && entry.contains("reverting")) ||

@@ -26,6 +26,8 @@
 //  snapshot.taken     sid host attempt
 //  snapshot.resumed   sid host attempt
 //  snapshot.broken    set attempt message final(o)             from anybody; final: no second try. Idempotent
+//  snapshot.abandon   set                                      the leader's: a set that is being discarded where only hosts are left that are offline
+//                                                              ends; they remove what they have when they are back. Idempotent
 //  snapshot.removed   sid host                                 this host has no LV of it any more. Idempotent
 //  snapshot.delete    sid | volume name                        sid. Any order. Idempotent
 //  snapshot.restore   sid | volume name(o: of the snapshot);   vid minor hosts. A new volume with the snapshot's content, created
@@ -293,6 +295,19 @@ void retry_or_give_up(State &state, uint32_t set)
 
 }    // namespace
 
+bool waits_for_offline(const State &state, uint32_t set)
+{
+	bool waits = false;
+	for (const auto &[sid, s] : state.snapshots) {
+		if (s.set != set || s.phase == SnapshotPhase::deleting)
+			continue;
+		if (s.phase != SnapshotPhase::discarding || std::ranges::any_of(s.copies, [&](const SnapshotCopy &c) { return state.online(c.host); }))
+			return false;
+		waits = true;
+	}
+	return waits;
+}
+
 void forget_copies(State &state, HostId host)
 {
 	std::set<uint32_t> sets, gone;
@@ -349,6 +364,22 @@ json broken(State &state, const Fields &f)
 	if (changed)
 		retry_or_give_up(state, set);
 	return done(changed);
+}
+
+// Whoever waits for the snapshot, and the next one of that volume, do not wait for a host that may never come back.
+json abandon(State &state, const Fields &f)
+{
+	const uint32_t set = uint32_t(f.number("set", UINT32_MAX));
+	if (!waits_for_offline(state, set))
+		return done(false);
+	const std::vector<Snapshot *> list = set_of(state, set);
+	remember_failure(state, *list[0]);
+	for (Snapshot *s : list) {
+		s->phase = SnapshotPhase::deleting;
+		if (s->copies.empty())
+			state.snapshots.erase(s->sid);
+	}
+	return done();
 }
 
 // ---- going ---------------------------------------------------------------------------------------------------------
@@ -643,7 +674,7 @@ json apply_snapshot(State &state, const std::string &op, const Fields &f)
 {
 	static const std::map<std::string, json (*)(State &, const Fields &)> commands = {
 		{"snapshot.create", create},   {"snapshot.held", held},       {"snapshot.taken", taken},   {"snapshot.resumed", resumed},
-		{"snapshot.broken", broken},   {"snapshot.removed", removed}, {"snapshot.delete", remove}, {"snapshot.restore", restore},
+		{"snapshot.broken", broken},   {"snapshot.abandon", abandon}, {"snapshot.removed", removed}, {"snapshot.delete", remove}, {"snapshot.restore", restore},
 		{"snapshot.revert", revert},   {"snapshot.label", label},     {"snapshot.deadline", deadline},
 		{"snapshot.copy", snapshot_copy}, {"snapshot.copied", snapshot_copied}, {"snapshot.drop", snapshot_drop},
 	};

@@ -264,7 +264,10 @@ struct History {
 				uuids.push_back(uuid(5000 + ++c.serial));
 			return {{"op", "snapshot.create"}, {"name", "s" + std::to_string(pick(4))}, {"vids", vids}, {"uuids", uuids}, {"now_ms", 1}};
 		}
-		case 2: return {{"op", "snapshot.broken"}, {"set", s ? s->set : 1}, {"attempt", 1 + pick(2)}, {"message", "test"}, {"final", chance(20)}};
+		case 2:
+			if (chance(30))
+				return {{"op", "snapshot.abandon"}, {"set", s ? s->set : 1}};
+			return {{"op", "snapshot.broken"}, {"set", s ? s->set : 1}, {"attempt", 1 + pick(2)}, {"message", "test"}, {"final", chance(20)}};
 		case 3: return {{"op", "snapshot.delete"}, {"sid", sid}};
 		case 4:
 		case 8:

@@ -130,6 +130,64 @@ TEST_CASE("a broken hold: what was taken is removed, then it is tried once more,
 	CHECK(w.good(w.create_of({w.a}))["sids"][0] == sid + 1);    // its id is never used again
 }
 
+TEST_CASE("a snapshot that is given up does not wait for a host that is offline")
+{
+	World w;
+	for (auto &[id, host] : w.state.hosts)
+		host.level = LEVEL;
+	const uint32_t c = w.volume("c", {1, 3});
+	w.open(c, 1);
+	const uint32_t set = w.good(w.create_of({w.a, w.b, c}))["set"], other = set + 1, third = set + 2;    // beta is to have the first two
+	const json abandon = {{"op", "snapshot.abandon"}, {"set", set}};
+	auto removed = [&](uint32_t sid, HostId host) { w.good({{"op", "snapshot.removed"}, {"sid", sid}, {"host", host}}); };
+	auto decided = [&] { return decide(w.state, {}, 3); };
+	auto told = [&] {
+		const auto d = decided();
+		return std::ranges::count(d, abandon);
+	};
+	w.good(w.of("held", set, 1));
+	w.good(w.of("held", other, 3));
+	w.good(w.of("held", third, 1));
+	w.good({{"op", "host.status"}, {"host", 2}, {"online", false}, {"now_ms", 2}});
+	CHECK(w.good(abandon)["changed"] == false);
+	w.good({{"op", "snapshot.broken"}, {"set", set}, {"attempt", 1}, {"message", "not all hosts could take it"}, {"final", true}});
+	CHECK(w.good(abandon)["changed"] == false);    // alpha and gamma have theirs, and are there to remove it
+	CHECK(told() == 0);
+	removed(set, 1);
+	removed(other, 3);
+	removed(third, 1);
+	removed(third, 3);
+	CHECK(has(w.bad(5, w.create_of({w.a}, "next")), "another snapshot of it is being taken"));
+	REQUIRE(w.snap(set).phase == SnapshotPhase::discarding);
+	CHECK(told() == 1);
+	SECTION("it ends, and the host removes what it has when it is back")
+	{
+		CHECK(w.good(abandon)["changed"] == true);
+		CHECK(w.good(abandon)["changed"] == false);
+		CHECK(told() == 0);
+		CHECK(w.state.snapshot_failures.at(set).message == "not all hosts could take it");
+		CHECK(w.snap(set).phase == SnapshotPhase::deleting);
+		CHECK_FALSE(w.state.snapshot(third));
+		w.good(w.create_of({w.a}, "next"));
+		removed(set, 2);
+		CHECK_FALSE(w.state.snapshot(set));
+		removed(other, 2);
+		CHECK_FALSE(w.state.snapshot(other));
+	}
+	SECTION("a host that is back removes it before")
+	{
+		w.good({{"op", "host.status"}, {"host", 2}, {"online", true}, {"now_ms", 4}});
+		CHECK(told() == 0);
+		CHECK(w.good(abandon)["changed"] == false);
+	}
+	SECTION("nobody proposes it while a host runs an older program")
+	{
+		w.state.hosts.at(3).level = LEVEL_ABANDON - 1;
+		CHECK(told() == 0);
+		CHECK(level_of(abandon) == LEVEL_ABANDON);
+	}
+}
+
 TEST_CASE("the leader ends what cannot come to an end")
 {
 	World w;
