@@ -153,7 +153,8 @@ Done grow_data(const std::string &vg, const std::string &thin_pool, uint64_t byt
 	auto report = report_of(vg);
 	if (!report)
 		return report.error();
-	return forget_growing(vg, *report->group(vg), what);
+	const VolumeGroup *group = report->group(vg);
+	return group ? forget_growing(vg, *group, what) : Done(failed(fmt::format("{}: the volume group is gone", what)));
 }
 
 Done let_go(const std::string &vg)

@@ -59,7 +59,7 @@ if args[0] in ('fullreport', 'pvs', 'lvs', 'lvmconfig'):
     elif args[0] == 'lvs':
         print(json.dumps({'report': [{'lv': []}]}))
     elif args[0] == 'fullreport':
-        print(json.dumps(report()))
+        print(json.dumps({'report': []} if g.get('gone') else report()))
     sys.exit(0)
 g['commands'] += 1
 dead = g['dies_at'] and g['commands'] >= g['dies_at']
@@ -205,4 +205,15 @@ TEST_CASE("a thin pool does not take the room of a new disk before the disk that
 	REQUIRE(g.w.run_until([&] { return g.tags() == "[]"; }, 4 * POOL_PERIOD_MS));
 	CHECK(g.get()["disks"]["/dev/a"]["uuid"] == "");
 	CHECK(g.get()["thin"] > 30 * GIB);
+}
+
+TEST_CASE("a volume group that is gone by the time its thin pool has grown is an error")
+{
+	LvmGroup g;
+	json group = g.get();
+	group["gone"] = true;
+	g.put(group);
+	const Done grown = g.w.lvm().grow_data("vg", "thin", 0);
+	REQUIRE(!grown);
+	CHECK(grown.error().message.find("the volume group is gone") != std::string::npos);
 }
