@@ -239,8 +239,9 @@ Done destroy_orphans(Context &context, bool yes)
 Done watch_group(Context &context, const std::string &name)
 {
 	Progress progress(context, fmt::format("redundancy of group {}", name));
-	Result<json> status = cluster_status(context);
-	for (;; status = context.client().get(fmt::format("/v1/wait?index={}&ms={}", (*status)["applied"].get<uint64_t>(), POLL_MS))) {
+	Result<json> status = cluster_outline(context);
+	// No volume is named so: of thousands none is told.
+	for (;; status = context.client().get(fmt::format("/v1/wait?index={}&ms={}&volume=-", (*status)["applied"].get<uint64_t>(), POLL_MS))) {
 		if (!status)
 			return status.error();
 		const json *group = nullptr;
