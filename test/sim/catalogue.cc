@@ -754,10 +754,7 @@ void play_flush_overtaken(World &w)
 	s.delay_lane(1, 4, 1, 0);
 	write_all(s, 4, 0, 2);
 	s.await_op(4, flush);
-	for (uint8_t h : {1, 2, 3})
-		w.crash(w.host(h), 1 * SECOND);
-	s.pass(5 * SECOND);
-	w.settle("after the power loss");
+	s.lose_power({1, 2, 3});
 	s.expect(s.count(Stat::incarnations) == 1, "a new incarnation");
 	uint64_t failed = s.count(Stat::failed_requests);
 	s.flush(4);

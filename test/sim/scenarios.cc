@@ -48,14 +48,20 @@ void play_path(World &w)
 	w.settle("at the end");
 }
 
-void play_failover(World &w)
+// h1 serves h4, which has written A and B.
+void serve(Script &s)
 {
-	Script s(w);
 	s.ready();
 	s.promote(1, {2, 3});
 	s.open(4);
 	s.write(4, A);
 	s.write(4, B);
+}
+
+void play_failover(World &w)
+{
+	Script s(w);
+	serve(s);
 	w.crash(w.host(1), 3 * SECOND);
 	uint64_t pending = s.begin(4, LKS_OP_WRITE, B);
 	s.promote(2, {3});
@@ -147,10 +153,7 @@ void play_flush_foreseen(World &w)
 	for (int i = 0; i < 6; i++)
 		commit();
 	s.expect(spared() > before, "it is one again");
-	for (uint8_t h : {1, 2, 3})
-		w.crash(w.host(h), 1 * SECOND);
-	s.pass(5 * SECOND);
-	w.settle("after the power loss");
+	s.lose_power({1, 2, 3});
 	s.expect(s.count(Stat::incarnations) == 1, "a new incarnation");
 	s.read(4, A);
 	s.read(4, B);
@@ -163,20 +166,13 @@ void play_flush_foreseen(World &w)
 void play_flush_of_another(World &w)
 {
 	Script s(w);
-	s.ready();
-	s.promote(1, {2, 3});
-	s.open(4);
-	s.write(4, A);
-	s.write(4, B);
+	serve(s);
 	s.pass(2 * SECOND);    // until they are known to be stable, so that R1 finds nothing to do
 	w.crash(w.host(1), 60 * SECOND);
 	s.promote(2, {3});
 	s.flush(4);
 	s.expect(!s.on(2).core->spared, "it is sent");
-	for (uint8_t h : {2, 3})
-		w.crash(w.host(h), 1 * SECOND);
-	s.pass(5 * SECOND);
-	w.settle("after the power loss");
+	s.lose_power({2, 3});
 	s.read(4, A);
 	s.read(4, B);
 }

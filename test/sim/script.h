@@ -72,6 +72,15 @@ struct Script {
 		await("the new primary serves", [&] { return serves(host); });
 	}
 
+	// Hosts lose power at once and are back after a second; waits until all is well again.
+	void lose_power(std::set<uint8_t> hosts)
+	{
+		for (uint8_t h : hosts)
+			w.crash(w.host(h), 1 * SECOND);
+		pass(5 * SECOND);
+		w.settle("after the power loss");
+	}
+
 	bool serves(uint8_t host)
 	{
 		Instance *i = w.find(host, v.vid);
