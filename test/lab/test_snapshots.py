@@ -71,7 +71,7 @@ def test_snapshots_wait_for_no_dead_host(cluster):
     log = SyncLog(a, device)
     log.wait_for_more(50)
     log.stop()
-    b.start('flock /run/lock/lvm/V_lockstep_group sleep 600')	# LVM's own lock: the copy is not taken
+    b.start('flock /run/lock/lvm/V_lockstep_group cat')	# LVM's own lock, until the host dies: the copy is not taken
     taking = c.start('lockstep snapshot create g lost')
     phase = lambda: [s['phase'] for s in c.lockstep('snapshot list --json') if s['name'] == 'lost']
     wait(lambda: phase() == ['taking'] and ours(a), 30, 'alpha to have its copy, and beta not')
