@@ -94,7 +94,7 @@ int lks_vol_resume(struct lks_vol *v, u64 hold, u64 now_ms)
 	v->hold_ended = hold;
 	v->hold = 0;
 	lks_event(v, LKS_EV_STATE, 0);
-	lks_todo(v, LKS_DO_PUMP);
+	lks_todo(v, LKS_DO_PUMP | LKS_DO_SYNC);
 	lks_run(v);
 	return unbroken ? 0 : -ESTALE;
 }
@@ -107,7 +107,7 @@ void lks_hold_end(struct lks_vol *v)
 	hold_event(v, LKS_EV_UNQUIESCED);
 	v->hold_ended = v->hold;
 	v->hold = 0;
-	lks_todo(v, LKS_DO_PUMP);
+	lks_todo(v, LKS_DO_PUMP | LKS_DO_SYNC);
 }
 
 /* ---- both ---- */

@@ -49,10 +49,12 @@ void lks_member_tick(struct lks_vol *v)
 	const struct lks_record_replica *me = lks_replica_of(c, v->p.self);
 	struct lks_frame f = { .type = LKS_ATTACH, .version = c->version, .term = c->term };
 	struct lks_map evidence;
+	bool given_up = c->version > v->cfg.version && lks_insync(&v->cfg) & LKS_BIT(v->p.self);
 
 	if (!v->admitted || !me || me->state != LKS_REPLICA_STALE || !c->primary || c->primary == v->p.self)
 		return;
-	if (v->session_host == c->primary && v->session_term == c->term)
+	/* A member that the log has given up since, though the link stands: its session is worth nothing any more. */
+	if (v->session_host == c->primary && v->session_term == c->term && !given_up)
 		return;
 	if (v->session_host && LKS_ON(T2))
 		lks_end_session(v);

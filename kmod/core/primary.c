@@ -167,12 +167,12 @@ void lks_forget(struct lks_vol *v, u8 host)
 	}
 	lks_list_for_each(pos, &v->flushes)
 		lks_list_entry(pos, struct lks_work, link)->wait &= ~bit;
-	lks_verify_forget(v, host);
 	v->ackset &= ~bit;
 	v->lost &= ~bit;
 	v->wait &= ~bit;
 	if (p)
 		p->lease_ms = 0;
+	lks_verify_forget(v, host);	/* may begin a repair: a write, which must not wait for it either */
 	lks_drop_sync(v, host);
 	lks_list_for_each_safe(pos, tmp, &v->writes)
 		maybe_done(v, lks_list_entry(pos, struct lks_work, link));
@@ -793,8 +793,12 @@ static void ping(struct lks_vol *v, u64 members)
 		}
 		if (p->lease_ms + v->p.lease_ms >= v->now || !LKS_ON(L4))
 			continue;
-		p->lease_ms = v->now;		/* L4 */
-		if (v->links & LKS_BIT(h))
+		/*
+		 * L4. Who has not even begun this term's session, since its replica is not attached yet, is given up without its link:
+		 * there is no session to end, and all other volumes share the link.
+		 */
+		p->lease_ms = v->now;
+		if (v->links & ~v->wait & LKS_BIT(h))
 			lks_event(v, LKS_EV_SILENT, h);
 		else
 			lks_replica_lost(v, h);

@@ -62,7 +62,8 @@ void lks_verify_step(struct lks_vol *v)
 	u64 per = LKS_EXTENT_BYTES >> v->block_shift, first = v->verify_next, extent = first / per, n, end;
 	struct lks_work *w;
 
-	if (!v->verifying || v->verify_asked || v->role != LKS_ACTIVE)
+	/* A repair would have to wait for the end of a hold: until then the same range would be compared again and again. */
+	if (!v->verifying || v->verify_asked || v->role != LKS_ACTIVE || (v->hold && v->verify_repair))
 		return;
 	if (first >= v->verify_end) {
 		v->verifying = false;
@@ -185,6 +186,7 @@ static void range_done(struct lks_vol *v, struct lks_work *w)
 	w->kind = LKS_WORK_WRITE;
 	w->op = LKS_OP_WRITE;
 	w->host = 0;
+	w->began_ms = v->now;
 	lks_list_move_tail(&w->link, &v->heating);
 	lks_extent_heat(v, w);
 }

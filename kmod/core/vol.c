@@ -285,7 +285,8 @@ static void learn(struct lks_vol *v)
 		return;
 	if (r->version <= v->cfg.version)
 		return;
-	if (v->role != LKS_IDLE && r->term > v->cfg.term)
+	/* A version of this very term that names another primary, or none, deposes this one, too: perhaps only its pool is full */
+	if (v->role != LKS_IDLE && (r->term > v->cfg.term || r->primary != v->p.self))
 		lks_demote(v);
 	if (r->primary == v->p.self && r->term > v->cfg.term) {
 		/*

@@ -739,6 +739,71 @@ void play_grow_without_replica(World &w)
 	w.settle("at the end");
 }
 
+// A host's pool is full, so that the daemon has its replica left out although its disk does not fail: whoever served there stops, with no
+// other volume's link harmed, and is a member again later.
+void play_full_primary(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	s.write(4, A);
+	uint64_t losses = s.count(Stat::link_losses), term = s.v.record().term;
+	uint64_t write = s.begin(4, LKS_OP_WRITE, A);
+	w.record_failed(s.v, 1);
+	s.expect(!s.v.record().primary && s.v.record().term == term, "the record names no primary, in the same term");
+	s.await("h1 has heard", [&] { return s.on(1).core->note.version == s.v.record().version; });
+	s.expect(s.on(1).core->role == LKS_IDLE, "it serves no more");
+	s.promote(2, {3});
+	s.await_op(4, write);
+	w.reattach(s.on(1), false);
+	s.await("h1 is a member again", [&] { return s.member(1); });
+	s.read(1, A);
+	s.expect(s.count(Stat::link_losses) == losses, "no link was lost");
+	w.settle("at the end");
+}
+
+// All hosts have lost power, and one of them is slow to attach its replica: the new primary goes on without it, and leaves it the link,
+// which other volumes have to it, too. Then one has begun the term's session, and its answer takes too long: it knows from the log
+// that it has been given up, and offers itself.
+void play_slow_to_attach(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	s.write(4, A);
+	s.flush(4);
+	s.pass(15 * SECOND);    // all cools
+	for (uint8_t h : {1, 2, 3})
+		w.crash(w.host(h), 1 * SECOND);
+	s.catch_moment("h3 is back, its replica is not", [&] {
+		Instance *i = w.find(3, s.v.vid);
+		return w.host(3).up && i && i->core && !i->attached;
+	});
+	s.on(3).attach_after = w.now + 1000 * SECOND;
+	s.await("the others are back", [&] {
+		return std::ranges::all_of(std::initializer_list<uint8_t>{1, 2}, [&](uint8_t h) {
+			Instance *i = w.find(h, s.v.vid);
+			return i && i->core && i->core->admitted && i->core->links == (h == 1 ? 0xeu : 0xdu);
+		});
+	});
+	s.expect(s.member(1) && s.member(2) && s.member(3), "all are in sync");
+	uint64_t losses = s.count(Stat::link_losses), removals = s.count(Stat::removals);
+	s.promote(1, {2, 3});
+	s.expect(!s.member(3) && s.member(2) && s.count(Stat::link_losses) == losses, "h1 goes on without h3, and leaves it its link");
+	s.on(3).attach_after = 0;
+	s.await("h3 is a member again", [&] { return s.member(3); });
+
+	s.delay_lane(3, 2, 0, 8 * SECOND);
+	s.promote(2, {1, 3});
+	s.expect(!s.member(3) && s.member(1), "h2 goes on without h3");
+	s.expect(s.on(3).core->session_host == 2, "which is in the session");
+	s.await("h3 is a member again", [&] { return s.member(3); });
+	s.expect(s.count(Stat::link_losses) == losses && s.count(Stat::removals) == removals + 2, "no link was lost");
+	w.settle("at the end");
+}
+
 }    // namespace
 
 const std::vector<Scenario> &scenarios()
@@ -770,6 +835,8 @@ const std::vector<Scenario> &scenarios()
 		{"gives-up", "requests that wait too long for a primary fail if that is wanted", play_gives_up},
 		{"sync-rate", "resync keeps to its ceiling", play_sync_rate},
 		{"sync-pace", "resync leaves the applications what they need", play_sync_pace},
+		{"full-primary", "a primary that the log deposes in its own term stops, and closes no link", play_full_primary},
+		{"slow-to-attach", "a member that has not begun a term's session is given up without its link (L4)", play_slow_to_attach},
 		{"grow", "a volume grows while clients work and hosts crash", play_grow, 1, 2},
 		{"grow-without-replica", "a volume grows on a host whose replica has gone", play_grow_without_replica, 1, 2},
 	};

@@ -143,6 +143,24 @@ struct Live : Device {
 		return lks_vol_receive(volume, from, &f, nullptr, bytes, now);
 	}
 
+	// From a member: it has the newest write.
+	void ack(uint8_t from)
+	{
+		lks_frame f = frame(LKS_ACK);
+		f.seq = volume->seq;
+		CHECK(receive(from, f) == 0);
+	}
+
+	// L3: both members promise.
+	void promise()
+	{
+		for (uint8_t from : {1, 2}) {
+			lks_frame f = frame(LKS_PONG);
+			f.seq = now;
+			CHECK(receive(from, f) == 0);
+		}
+	}
+
 	long count(enum lks_event event) const
 	{
 		return std::count_if(events.begin(), events.end(), [&](auto &e) { return e.event == event; });
@@ -510,11 +528,8 @@ TEST_CASE("writes all over a volume make extents hot ahead of them, those writte
 		req.buf = &no_data;
 		lks_vol_submit(d.volume, &req, d.now);
 		d.run();
-		for (uint8_t peer : {1, 2}) {
-			lks_frame ack = d.frame(LKS_ACK);
-			ack.seq = d.volume->seq;
-			CHECK(d.receive(peer, ack) == 0);
-		}
+		for (uint8_t peer : {1, 2})
+			d.ack(peer);
 		d.now++;
 	};
 	for (uint64_t i = 0; i < 1024; i++)
@@ -630,5 +645,75 @@ TEST_CASE("verify looks closer at an extent that only a member has written")
 	answer(2, LKS_CMP_DIFFERS);
 	REQUIRE(d.count(LKS_EV_MISMATCH) == 1);
 	CHECK(d.last(LKS_EV_MISMATCH).host == 2);
+	d.detach();
+}
+
+// The version that gives a member up comes while a range waits for that one's answer alone, and another one differs.
+TEST_CASE("a repair does not wait for the member whose loss has set it off")
+{
+	Live d;
+	d.format();
+	d.set_extent(0, LKS_EXTENT_WRITTEN);
+	d.serve(false);
+	lks_vol_open(d.volume, d.now);
+	d.run();
+	lks_req req{};
+	req.op = LKS_OP_WRITE;
+	req.length = LKS_META_UNIT;
+	req.buf = &no_data;
+	lks_vol_submit(d.volume, &req, d.now);    // so that the extent is hot, and a repair begins at once
+	d.run();
+	for (uint8_t peer : {1, 2})
+		d.ack(peer);
+	REQUIRE(d.ended == std::vector<int>{0});
+
+	REQUIRE(lks_vol_verify(d.volume, true, true, d.now) == 0);
+	d.run();
+	REQUIRE(d.sent.back().type == LKS_COMPARE);
+	lks_frame differs = d.frame(LKS_COMPARED);
+	differs.seq = d.sent.back().seq;
+	differs.stable = LKS_CMP_DIFFERS;
+	CHECK(d.receive(1, differs) == 0);
+	lks_vol_link_lost(d.volume, 2, d.now);
+	d.record.version++;
+	d.record.replicas[1].state = LKS_REPLICA_STALE;
+	d.record.replicas[1].since = d.record.version;
+	REQUIRE(lks_vol_config(d.volume, &d.record, false, d.now) == 0);
+	d.run();
+	REQUIRE(d.count(LKS_EV_MISMATCH) == 1);
+	d.ack(1);
+	CHECK(lks_list_empty(&d.volume->writes));
+	CHECK(d.volume->pace_ms == 0);    // it is as old as it is, not as the host
+	CHECK(lks_map_test(&lks_peer_of(d.volume, 2)->dirty, 0));
+	d.detach();
+}
+
+TEST_CASE("a version of the same term that names another primary or none deposes the one that serves")
+{
+	Live d;
+	d.serve();
+	d.sent.clear();
+	d.record.version++;
+	d.record.primary = 0;    // the pool of its replica is full, say, and others can go on
+	d.record.replicas[2].state = LKS_REPLICA_FAILED;
+	d.record.replicas[2].since = d.record.version;
+	REQUIRE(lks_vol_config(d.volume, &d.record, false, d.now) == 0);
+	CHECK(d.volume->role == LKS_IDLE);
+	CHECK(d.sent.empty());    // a record that does not name its sender closes the link
+	d.detach();
+}
+
+TEST_CASE("a verify that repairs stands still during a hold")
+{
+	Live d;
+	d.serve();
+	REQUIRE(lks_vol_quiesce(d.volume, 1, 10000, d.now) == 0);
+	d.sent.clear();
+	REQUIRE(lks_vol_verify(d.volume, true, true, d.now) == 0);
+	d.run();
+	CHECK(d.sent.empty());
+	CHECK(lks_vol_resume(d.volume, 1, d.now) == -ESTALE);    // no promises here
+	d.run();
+	CHECK(d.sent.size() == 2);
 	d.detach();
 }
