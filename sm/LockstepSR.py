@@ -14,6 +14,9 @@
 # these calls run on the pool master; a lock that dies with its holder keeps a scan and the others apart, so that a scan never
 # takes work in progress for wreckage.
 #
+# In a thick pool snapshots go with their volume, but xapi may delete a disk before them: its VM.revert does, and clones a snapshot then. Such
+# a volume carries the label DELETED, is no disk any more, and goes with the last of its snapshots.
+#
 # Volumes are raw: tapdisk opens /dev/lockstep/<uuid> (vdi_type "aio"). A VDI that is a snapshot is a snapshot of the cluster, which
 # has no device; while a host has it attached there is a volume <uuid>.view with its content, restored from it. A view carries a
 # label for each host that uses it and goes with the last one. Who attaches sets its label and then looks for DROPPING, who drops a view
@@ -27,7 +30,6 @@ import datetime
 import fcntl
 import json
 import os
-import re
 import stat
 import time
 import xmlrpc.client
@@ -50,6 +52,9 @@ CAPABILITIES = [
     'VDI_CREATE', 'VDI_DELETE', 'VDI_INTRODUCE', 'VDI_UPDATE', 'VDI_ATTACH', 'VDI_DETACH', 'VDI_ACTIVATE', 'VDI_DEACTIVATE',
     'VDI_CLONE', 'VDI_SNAPSHOT', 'VDI_MIRROR', 'VDI_RESIZE', 'VDI_RESIZE_ONLINE', 'VDI_GENERATE_CONFIG', 'VDI_CONFIG_CBT',
 ]
+# An sm that has not heard of this command answers with an error that xapi does not fall back from: it must be offered by both.
+if 'vdi_revert' in getattr(SRCommand, 'NEEDS_VDI_OBJECT', ()):
+    CAPABILITIES.append('VDI_REVERT')
 
 CONFIGURATION = [
     ['group-name', 'volume group of the hosts, or volume_group/thin_pool'],
@@ -84,12 +89,11 @@ LOCK_DIR = '/run/lock'
 CBT_METADATA = 'cbt_metadata'    # type of a snapshot of which only what has changed is asked any more
 NAME, DESCRIPTION, GROUP_NAME = 'xapi.name', 'xapi.description', 'xapi.group-name'
 TYPE, SNAPSHOT_OF, SNAPSHOT_TIME = 'xapi.type', 'xapi.snapshot-of', 'xapi.snapshot-time'
-CBT, METADATA_OF, CREATING = 'xapi.cbt', 'xapi.metadata-of-pool', 'xapi.creating'
+CBT, METADATA_OF, CREATING, DELETED = 'xapi.cbt', 'xapi.metadata-of-pool', 'xapi.creating', 'xapi.deleted'
 VIEW_OF, VIEW_USER, DROPPING = 'xapi.view-of', 'xapi.view-user.', 'xapi.dropping'
 VIEW = '.view'
 VIEW_TRIES = 20
 LABEL_BYTES = 1024
-IS_UUID = re.compile('[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')    # others in the group are an administrator's
 
 
 def text_label(text):
@@ -275,7 +279,9 @@ class LockstepSR(SR.SR):
             if sr_uuid not in [g['name'] for g in status['groups']]:
                 return
             self._group(status)
-            left = [v for v in self._volumes(status) if not self._remove_wreckage(v) and not self._drop_view(v)]
+            snapshots = status.get('snapshots', ())
+            left = [v for v in self._volumes(status)
+                    if not self._remove_wreckage(v) and not self._drop_view(v) and not self.remove_deleted(v, snapshots)]
             if left:
                 raise xs_errors.XenError('SRNotEmpty', opterr='SR %s holds %d volumes, such as %s: scan it and delete them first'
                                          % (sr_uuid, len(left), left[0]['name']))
@@ -309,22 +315,37 @@ class LockstepSR(SR.SR):
         """Nothing to undo: devices belong to volumes, not to the SR, and the daemon goes on serving the other hosts."""
 
     def probe(self):
-        """The SRs of the cluster in this place; if it has none there, those that replicas on the disks say they were of."""
-        with api_errors('SRUnavailable'):
-            status = self.api.outline()
-            places = self._pool_names(status) if self.dconf.get('group-name') else {p['name'] for p in status['pools']}
-            found = {g['name']: {'size': self._capacity(status, g)[0]} for g in status['groups'] if g['pool'] in places}
-            return util.SRtoXML(found or self._on_the_disks())
-
-    def _on_the_disks(self):
-        """What no cluster knows; the plugin's adoptVolumes makes an SR of it again. A host in no cluster sees its own disks only."""
+        """The SRs of the cluster in this place; if it has none there, those that replicas on the disks say they were of: the plugin's
+        adoptVolumes makes SRs of these again."""
         place = self._place() if self.dconf.get('group-name') else None
-        found = {}
-        for orphan in self.api.orphans()['orphans']:
-            group = orphan.get('group', '')
-            if orphan['kind'] == 'replica' and IS_UUID.match(group) and place in (None, (orphan['vg'], orphan['thin_pool'] or None)):
-                found.setdefault(group, {})[orphan['uuid']] = orphan['lv_bytes']
-        return {group: {'size': sum(volumes.values())} for group, volumes in found.items()}
+        with api_errors('SRUnavailable'):
+            try:
+                joined, found = lockstep.found_here(self.api, place)
+            except lockstep.Unreachable as e:
+                util.SMlog('lockstep: %s' % e)
+                joined, found = False, {}
+            if not joined:
+                found = self._found_anywhere()
+            return util.SRtoXML({sr: {'size': sum(parts.values())} for sr, parts in found.items()})
+
+    def _found_anywhere(self):
+        """Of a host that was installed anew no daemon runs, and of one in no cluster none sees others' disks: so each is asked, and its
+        daemon started."""
+        found, failures = {}, []
+        hosts = self.session.xenapi.host.get_all_records()
+        for host, record in sorted(hosts.items()):
+            try:
+                answer = json.loads(self.session.xenapi.host.call_plugin(host, PLUGIN, 'findSrs', {'groupName': self.dconf.get('group-name', '')}))
+            except Exception as e:
+                failures.append('%s: %s' % (record['name_label'], e))
+                continue
+            for sr, parts in answer['srs'].items():
+                found.setdefault(sr, {}).update(parts)
+        for failure in failures:
+            util.SMlog('lockstep: not asked for what is on its disks: %s' % failure)
+        if len(failures) == len(hosts):
+            raise lockstep.ApiError('no host can say what is on its disks; %s' % '; '.join(failures))
+        return found
 
     # ---- what xapi knows ----
 
@@ -335,7 +356,7 @@ class LockstepSR(SR.SR):
     def _measure(self, status):
         group = self._group(status)
         volumes = self._volumes(status)
-        disks = [v for v in volumes if VIEW_OF not in v['labels']]
+        disks = [v for v in volumes if VIEW_OF not in v['labels'] and DELETED not in v['labels']]
         self.physical_size, self.physical_utilisation = self._capacity(status, group)
         self.virtual_allocation = sum(v['size_bytes'] for v in disks)
         return volumes
@@ -349,7 +370,9 @@ class LockstepSR(SR.SR):
                 for volume in self._measure(status):
                     if VIEW_OF in volume['labels']:
                         self._drop_view(volume)
-                    elif IS_UUID.match(volume['name']) and self._is_a_disk(volume) and not self._remove_wreckage(volume):
+                    elif DELETED in volume['labels']:
+                        self.remove_deleted(volume, status.get('snapshots', ()))
+                    elif lockstep.IS_UUID.match(volume['name']) and self._is_a_disk(volume) and not self._remove_wreckage(volume):
                         vdi = self.vdi(volume['name'])
                         vdi.take(volume)
                         self.vdis[vdi.location] = vdi
@@ -378,6 +401,13 @@ class LockstepSR(SR.SR):
                 self.api.volume_delete(volume['name'])
         except lockstep.Missing:
             pass
+
+    def remove_deleted(self, volume, snapshots):
+        """Of a disk that xapi has deleted before its snapshots: removes its volume once there are none, and says whether it is gone."""
+        if DELETED not in volume['labels'] or [s for s in snapshots if s['volume_uuid'] == volume['uuid'] and s['phase'] != 'deleting']:
+            return False
+        self.remove(volume)
+        return True
 
     def _drop_view(self, volume):
         """Removes a view that no host uses; True if it is one and gone. Hosts that have left the cluster use nothing."""
@@ -474,8 +504,10 @@ class LockstepVDI(VDI.VDI):
         labels = volume['labels']
         self.size = volume['size_bytes']
         self.read_only = 'volume' in volume     # a snapshot
-        # What it takes of its pool: of a snapshot nobody tells, so all of it, at most; of a new volume LVM has not told yet.
+        # What it takes of its pool. Of a new volume LVM has not told yet; of a snapshot of before nobody does, so all of it, at most.
         allocated = volume.get('allocated_bytes', self.size)
+        if allocated is None and self.read_only:
+            allocated = self.size
         self.measured = allocated is not None
         self.utilisation = allocated if self.measured else 0 if self.sr.is_thin() else self.size
         self.label = labels.get(NAME) or volume['name']
@@ -628,7 +660,7 @@ class LockstepVDI(VDI.VDI):
                 try:
                     volume, snapshot = self.api.find(vdi_uuid)
                     self._not_in_use(volume, snapshot)
-                    self.sr.remove(volume or snapshot)
+                    self._remove(volume, snapshot)
                 except lockstep.Missing:
                     pass
             try:
@@ -637,6 +669,20 @@ class LockstepVDI(VDI.VDI):
                 if not any(code in str(e) for code in ('UUID_INVALID', 'HANDLE_INVALID')):
                     raise
         return None
+
+    def _remove(self, volume, snapshot):
+        if self.sr.is_thin():
+            self.sr.remove(volume or snapshot)
+        elif volume:
+            volume['labels'][DELETED] = '1'
+            if not self.sr.remove_deleted(volume, self.api.snapshots()):
+                self.api.volume_label(volume['name'], {DELETED: '1'})
+                self.sr.remove_deleted(volume, self.api.snapshots())    # the last one has gone meanwhile, perhaps
+        else:
+            self.sr.remove(snapshot)
+            volume = self.api.volume(snapshot['volume'])
+            if volume['uuid'] == snapshot['volume_uuid']:
+                self.sr.remove_deleted(volume, self.api.snapshots())
 
     def _not_in_use(self, volume, snapshot):
         holders = lockstep.openers(volume) if volume else []
@@ -653,7 +699,7 @@ class LockstepVDI(VDI.VDI):
             with api_errors('VDILoad', 'vdi'):
                 volume, snapshot = self.api.find(location)
                 volume = volume or snapshot
-            if volume.get('group') != sr_uuid:
+            if volume.get('group') != sr_uuid or DELETED in volume['labels']:
                 raise xs_errors.XenError('VDIMissing', opterr='volume %s is not in SR %s' % (location, sr_uuid))
             if vdi_uuid != location:
                 raise xs_errors.XenError('VDILoad', opterr='a VDI of this SR has the uuid of its volume, %s, not %s' % (location, vdi_uuid))
@@ -844,6 +890,22 @@ class LockstepVDI(VDI.VDI):
             else:
                 self._make_sized(lambda: self.api.clone(vdi_uuid, new.uuid, sr_uuid, labels), size, 'VDIClone')
         return new._introduce_new(make, 'VDIClone')
+
+    def revert(self, sr_uuid, vdi_uuid, target_uuid):
+        """The disk gets the content of its snapshot, this VDI, and stays the disk that it is. Where that cannot be done xapi is told so, and
+        makes a clone take its place: of a snapshot whose disk is gone or has grown, or, in a thick pool, that is not the latest."""
+        with api_errors('VDIUnavailable', 'vdi'):
+            _, snapshot = self.api.find(vdi_uuid)
+            try:
+                target = self.api.volume(target_uuid)
+                if not snapshot or snapshot['volume_uuid'] != target['uuid']:
+                    raise lockstep.Forbidden('VDI %s is no snapshot of %s' % (vdi_uuid, target_uuid), lockstep.FORBIDDEN)
+                self.api.snapshot_revert(snapshot)
+            except lockstep.InUse:
+                raise
+            except (lockstep.Forbidden, lockstep.Missing, lockstep.Unsupported) as e:
+                util.SMlog('lockstep: VDI %s is not reverted in place: %s' % (target_uuid, e))
+                raise xs_errors.XenError('Unimplemented', opterr=str(e))
 
     def compose(self, sr_uuid, vdi1, vdi2):
         """The last step of an incoming mirror: vdi2 becomes vdi1 with what was written to vdi2 on it; vdi1 is gone then."""

@@ -14,6 +14,7 @@ import errno
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ COPY_TIMEOUT_S = 24 * 3600  # in thick pools, while the hosts that copy are ther
 USAGE, NOT_FOUND, FORBIDDEN, FAILED = 2, 3, 5, 10
 
 CHANGED_BLOCK_BYTES = 64 * 1024
+IS_UUID = re.compile('[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')    # others in the group are an administrator's
 
 
 class ApiError(Exception):
@@ -329,6 +331,10 @@ class Api(object):
         body.update(options)
         return self.call('POST', self._snapshot_path(snapshot, '/restore'), body, self.copy_timeout_s)
 
+    def snapshot_revert(self, snapshot):
+        """The volume that it was taken of gets its content back; again while that is under way it is the same."""
+        return self.call('POST', self._snapshot_path(snapshot, '/revert'), {}, self.copy_timeout_s)
+
     def diff(self, since, to=None):
         """What has changed since a snapshot; to: name of a newer one of the same volume, None: the volume as it is."""
         query = '/diff' + ('?to=' + quote(to, safe='') if to else '')
@@ -372,6 +378,22 @@ def prepare_hosts(api, call_plugin, here, hosts):
             raise ApiError('host %s is in the cluster %s, this host in %s' % (hosts[host]['name_label'], answer['cluster'], first['cluster']))
         without += call_plugin(host, 'prepareSr', args)['without']
     return first['pool'], without
+
+
+def found_here(api, place):
+    """The SRs that this host knows of in a place (volume group, thin pool or None; no place: anywhere): those of its cluster; if that has none
+    there, those that replicas on the disks say they were of. A host in no cluster sees its own disks only. The answer: whether it is in a
+    cluster, and for each SR its parts, name -> bytes, of which several hosts may have the same."""
+    status = api.outline()
+    pools = {p['name'] for p in status['pools'] if place in (None, (p['vg'], p.get('thin_lv') or None))}
+    found = {g['name']: {'': capacity([p for p in status['pools'] if p['name'] == g['pool']], g['redundancy'])[0]}
+             for g in status['groups'] if g['pool'] in pools}
+    if not found:
+        for orphan in api.orphans()['orphans']:
+            group = orphan.get('group', '')
+            if orphan['kind'] == 'replica' and IS_UUID.match(group) and place in (None, (orphan['vg'], orphan['thin_pool'] or None)):
+                found.setdefault(group, {})[orphan['uuid']] = orphan['lv_bytes']
+    return bool(status['cluster']), found
 
 
 def is_there(volume_or_snapshot):

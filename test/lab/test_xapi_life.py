@@ -64,16 +64,25 @@ def test_xapi_thick_sr(thick_pool):		# noqa: F811
     x.sr_scan(sr)
     assert_agreed(x, sr, a)
 
-    # Reverted as xapi does it: by a clone. In a thick pool the disk that was goes after its snapshots.
-    snapshot = x.vdi_snapshot(disk)
+    # Reverted in place to its latest snapshot. To an earlier one xapi does it by a clone, when it has destroyed the disk: in a thick pool its volume
+    # goes with the last of its snapshots.
+    first = x.vdi_snapshot(disk)
     before = content(x, disk, c, gamma)
-    with pytest.raises(XenError, match='snapshots in a thick pool'):
-        x.vdi_revert(snapshot)
-    [reverted] = set(x.vdis(sr)) - {disk, snapshot, clone}
-    assert content(x, reverted, b, beta) == before
+    x.plug(disk, beta)
+    b.run(f'dd if=/dev/urandom of=/dev/lockstep/{name} bs=1M count=4 seek=9 oflag=direct conv=notrunc,fsync', timeout=60)
+    x.unplug(disk, beta)
+    assert x.vdi_revert(first) == disk and content(x, disk, a, alpha) == before
+    second = x.vdi_snapshot(disk)
+    reverted = x.vdi_revert(first)
+    assert reverted != disk and content(x, reverted, b, beta) == before
     x.sr_scan(sr)
     assert_agreed(x, sr, b)
-    for vdi in (snapshot, disk, clone, reverted):
+    names = lambda: {v['name'] for v in a.lockstep('status --json')['volumes'] if v['phase'] != 'deleting'}
+    x.vdi_destroy(second)
+    assert name in names()
+    x.vdi_destroy(first)
+    assert name not in names()
+    for vdi in (clone, reverted):
         x.vdi_destroy(vdi)
     x.sr_destroy(sr)
     no_replicas_left(x.vms)

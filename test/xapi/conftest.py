@@ -85,7 +85,8 @@ class World(object):
         """xapi's records and the cluster's volumes are the same disks, none half made."""
         x, uuid = self.xapi, self.xapi.db['SR'][sr]['uuid']
         records = {r['uuid']: r for r in x.db['VDI'].values() if r['SR'] == sr}
-        disks = {n: v for n, v in self.cluster.volumes.items() if v['group'] == uuid and not n.endswith('.view')}
+        disks = {n: v for n, v in self.cluster.volumes.items()
+                 if v['group'] == uuid and not n.endswith('.view') and 'xapi.deleted' not in v['labels']}
         disks.update((n, s) for n, s in self.cluster.snapshots.items() if s['group'] == uuid)
         assert set(records) == set(disks)
         for name, v in disks.items():

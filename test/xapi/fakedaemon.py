@@ -188,6 +188,7 @@ class Cluster(object):
             ('PATCH', '/volumes/([^/]+)/snapshots/([^/]+)', self.snapshot_patch),
             ('DELETE', '/volumes/([^/]+)/snapshots/([^/]+)', self.snapshot_delete),
             ('POST', '/volumes/([^/]+)/snapshots/([^/]+)/restore', self.restore),
+            ('POST', '/volumes/([^/]+)/snapshots/([^/]+)/revert', self.revert),
             ('GET', '/volumes/([^/]+)/snapshots/([^/]+)/diff', self.diff),
         ]
         for verb, pattern, function in table:
@@ -267,7 +268,7 @@ class Cluster(object):
 
     def snapshot_status(self, s):
         return {'name': s['name'], 'uuid': s['uuid'], 'sid': s['sid'], 'set': s['sid'], 'volume': s['volume'], 'volume_uuid': s['volume_uuid'],
-                'group': s['group'], 'labels': dict(s['labels']), 'size_bytes': s['size_bytes'], 'created_ms': 1, 'phase': 'ready',
+                'group': s['group'], 'labels': dict(s['labels']), 'size_bytes': s['size_bytes'], 'allocated_bytes': s['allocated'], 'created_ms': 1, 'phase': 'ready',
                 'temporary': False, 'hosts': s['hosts']}
 
     def pool_status(self, name, on):
@@ -280,9 +281,11 @@ class Cluster(object):
                 'free_bytes': max(0, size - (used if thin else promised)), 'reserved_bytes': promised,
                 'available_bytes': max(0, limit - promised)}
 
+    def is_thin(self, volume):
+        return bool(self.pools[(volume['pool'], volume['hosts'][0])][1])
+
     def allocated(self, volume):
-        _, thin = self.pools[(volume['pool'], volume['hosts'][0])]
-        return len(volume['blocks']) * BLOCK if thin else volume['size_bytes']
+        return len(volume['blocks']) * BLOCK if self.is_thin(volume) else volume['size_bytes']
 
     def volume_status(self, v):
         answer = {
@@ -470,6 +473,8 @@ class Cluster(object):
         if v['writers'] or v['readers']:
             raise Refused(5, 'volume %s is open on host %s: close it there before deleting it' % (name, sorted({**v['writers'], **v['readers']})[0]),
                           'volume-open')
+        if not self.is_thin(v) and any(s['volume_uuid'] == v['uuid'] for s in self.snapshots.values()):
+            raise Refused(5, 'volume %s has snapshots in a thick pool, which cannot outlive it: delete them first' % name)
         del self.volumes[name]
         for path in [os.path.join(self.devices(h), name) for h in self.hosts] + [os.path.join(self.folder, 'bytes-' + name)]:
             if os.path.exists(path):
@@ -502,7 +507,8 @@ class Cluster(object):
             raise Refused(5, 'volume %s has a snapshot named %s already' % (name, body['name']), 'name-taken')
         self.next_sid += 1
         s = {'name': body['name'], 'uuid': body['uuid'], 'sid': self.next_sid, 'volume': name, 'volume_uuid': v['uuid'], 'group': v['group'], 'labels': {}, 'size_bytes': v['size_bytes'],
-             'blocks': dict(v['blocks']), 'hosts': list(v['hosts']), 'pool': v['pool'], 'class': v['class'], 'bytes': self.read_all(v)}
+             'blocks': dict(v['blocks']), 'hosts': list(v['hosts']), 'pool': v['pool'], 'class': v['class'], 'bytes': self.read_all(v),
+             'allocated': None if self.new_are_unmeasured else self.allocated(v) if self.is_thin(v) else v['size_bytes'] // 5}
         self.merge(s['labels'], body.get('labels', {}))
         self.snapshots[s['name']] = s
         return self.snapshot_status(s)
@@ -528,6 +534,18 @@ class Cluster(object):
     def restore(self, host, volume, name, body):
         s = self.snapshot_of(volume, name)
         return self.derive(s, body)
+
+    def revert(self, host, volume, name, body):
+        s, v = self.snapshot_of(volume, name), self.volume_of(volume)
+        if v['writers'] or v['readers']:
+            raise Refused(5, 'volume %s is open on host %s: close it there before reverting it' % (volume, sorted(v['writers'])), 'volume-open')
+        if v['size_bytes'] != s['size_bytes']:
+            raise Refused(5, 'volume %s has another size than snapshot %s: restore that as a new volume' % (volume, name))
+        newer = [x for x in self.snapshots.values() if x['volume_uuid'] == v['uuid'] and x['sid'] > s['sid']]
+        if newer and not self.is_thin(v):
+            raise Refused(5, 'volume %s cannot be reverted: it is in a thick pool and snapshot %s is newer' % (volume, newer[0]['name']))
+        v['blocks'] = dict(s['blocks'])
+        return {'name': volume, 'vid': v['vid'], 'snapshot': name}
 
     def clone(self, host, name, body):
         v = self.volume_of(name)

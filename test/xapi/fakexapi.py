@@ -466,6 +466,7 @@ class Xapi(object):
     def sr_probe(self, config):
         config = dict(config, SRmaster='true')
         text = self.exec_driver(self.master, 'sr_probe', {'device_config': config, 'sr_sm_config': {}}, sr=None, probe=True)
+        self.probed = text
         return re.findall(r'<UUID>\s*([^<\s]+)\s*</UUID>', text)
 
     # ---- VDI ----
@@ -510,10 +511,22 @@ class Xapi(object):
         return new
 
     def vdi_revert(self, snapshot):
-        """xapi without VDI_REVERT: the clone of the snapshot takes the old disk's place."""
+        """In place where the driver can; else, as VM.revert has it, the disk is destroyed, to have room, and then a clone of the snapshot
+        takes its place, also for the disk's other snapshots."""
         old = self.db['VDI'][snapshot]['snapshot_of']
-        new = self.vdi_clone(snapshot)
+        if self.has('VDI_REVERT'):
+            try:
+                with self.locked(self.vdi_locks, snapshot):
+                    self.vdi_call('vdi_revert', snapshot, args=[old])
+                return old
+            except XenError as e:
+                if e.code != 'SR_OPERATION_NOT_SUPPORTED':
+                    raise
         self.vdi_destroy(old)
+        new = self.vdi_clone(snapshot)
+        for r in self.db['VDI'].values():
+            if r['snapshot_of'] == old:
+                r['snapshot_of'] = new
         return new
 
     def vdi_resize(self, vdi, size):

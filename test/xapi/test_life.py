@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # The life of an SR: create, plug, scan, forget, introduce, destroy; hosts that come, go or cannot say anything.
+import re
+
 import pytest
 
 from conftest import CONFIG
@@ -163,6 +165,27 @@ def test_probe_of_disks_that_no_cluster_knows(world, sr):
     for orphan in world.cluster.orphans:
         orphan['group'] = ''    # of an earlier daemon, or by hand
     assert x.sr_probe(CONFIG) == []
+
+
+def test_probe_where_no_cluster_is_asks_every_host(world, sr):
+    """The pool master has no disk, or was installed anew and no daemon runs on it."""
+    x = world.xapi
+    uuid = x.db['SR'][sr]['uuid']
+    for size in (1, 2):
+        x.vdi_create(sr, size << 30)
+    world.cluster.lose_the_cluster()
+    for n, orphan in enumerate(world.cluster.orphans):
+        orphan['hosts'] = ['beta', 'gamma'] if n else ['gamma']
+    x.sr_forget(sr)
+    assert x.sr_probe(CONFIG) == x.sr_probe({}) == [uuid]
+    assert re.search(r'<Size>\s*%d\s*</Size>' % (3 << 30), x.probed)    # each disk once
+    assert x.sr_probe({'group-name': 'vg1/thin', 'provisioning': 'thin'}) == []
+    for name in ('alpha', 'beta'):
+        world.cluster.stop(name)
+    assert x.sr_probe(CONFIG) == [uuid]
+    world.cluster.stop('gamma')
+    with failed('SR_BACKEND_FAILURE_47', 'no host can say what is on its disks.*beta.*lockstepd does not run on this host'):
+        x.sr_probe(CONFIG)
 
 
 def test_probe_of_a_host_that_cannot_say_anything_yet(world, sr):

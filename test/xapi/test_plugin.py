@@ -140,6 +140,20 @@ def test_add_and_remove_a_host(world, sr):
     assert world.cluster.volumes[world.xapi.db['VDI'][vdi]['uuid']]['hosts'] == ['alpha', 'beta']    # drained first
 
 
+def test_a_host_is_removed_with_all_its_places(world, sr):
+    """It leaves the cluster: no SR can stay plugged. A place that no SR is in is a mistake, for which no host leaves."""
+    other = world.with_sr(thick=True)
+    with failed('no SR of type lockstep has group-name=vg0/thick'):
+        call(world, 'removeHost', {'groupName': 'vg0/thick'}, host=2)
+    assert world.cluster.hosts['gamma'].joined and len(pbds_of(world, 2)) == 2
+    assert call(world, 'removeHost', host=2) == 'True'
+    assert pbds_of(world, 2) == [] and not world.cluster.hosts['gamma'].joined
+    assert call(world, 'removeHost', host=2) == 'True'    # again, when it has left already
+    for key in (sr, other):
+        world.xapi.sr_forget(key)
+    assert call(world, 'removeHost', host=1) == 'True'    # of SRs that xapi has forgotten
+
+
 def test_remove_the_master(world, sr):
     assert call(world, 'removeHost', host=0) == 'True'
     assert not world.cluster.hosts['alpha'].joined
@@ -204,6 +218,33 @@ def test_destroying_what_xapi_has_forgotten(world, sr):
         call(world, 'destroyVolume', {'minor': minor})
     assert call(world, 'destroyDrbdVolumes', {'volume_group': 'vg0/thin'}) == 'True'
     assert not world.cluster.volumes and not world.cluster.groups
+
+
+@pytest.mark.parametrize('thick', [False, True])
+def test_destroying_a_forgotten_sr_takes_its_snapshots(world, thick):
+    """Of what was forgotten nothing is left, and none of it goes if a disk is in use."""
+    x, sr, place = world.xapi, world.with_sr(thick=thick), {'groupName': 'vg1' if thick else 'vg0/thin'}
+    disks = [x.vdi_create(sr, GIB) for _ in range(2)]
+    snapshots = [x.vdi_snapshot(vdi) for vdi in disks + disks]
+    names = {vdi: x.db['VDI'][vdi]['uuid'] for vdi in disks + snapshots}
+    x.plug(snapshots[0], world.hosts[1], writable=False)    # has a view
+    x.plug(disks[1], world.hosts[0])
+    with failed('is a VDI of SR', 'xe vdi-destroy'):
+        call(world, 'destroyVolume', {'vdiUuid': names[snapshots[3]]})
+    if not thick:
+        x.vdi_destroy(disks[0])    # its snapshots are there without it
+    x.sr_forget(sr)
+    before = set(world.cluster.volumes) | set(world.cluster.snapshots)
+    with failed('is open on host alpha: close it there first'):
+        call(world, 'destroyVolumes', place)
+    assert set(world.cluster.volumes) | set(world.cluster.snapshots) == before
+    assert call(world, 'destroyVolume', {'vdiUuid': names[snapshots[3]]}) == 'True'
+    assert names[snapshots[3]] not in world.cluster.snapshots
+    for v in world.cluster.volumes.values():
+        v['writers'].clear(), v['readers'].clear()
+    assert call(world, 'destroyVolumes', place) == 'True'
+    assert not world.cluster.volumes and not world.cluster.snapshots and not world.cluster.groups
+    assert call(world, 'destroyVolumes', place) == 'True'    # once more
 
 
 @needs_command

@@ -324,8 +324,11 @@ def test_physical_utilisation(world, sr):
     assert utilisation(world, vdi) == 117 * 65536
     volume(world, vdi)['unmeasured'] = False
     assert write([]) == 317 * 65536
-    snapshot = x.vdi_snapshot(vdi)
-    assert utilisation(world, snapshot) == 200 * MIB    # nobody tells
+    for unmeasured, takes in ((True, 200 * MIB), (False, 317 * 65536)):    # of an earlier daemon's nobody tells
+        world.cluster.new_are_unmeasured = unmeasured
+        snapshot = x.vdi_snapshot(vdi)
+        x.sr_scan(sr)
+        assert utilisation(world, snapshot) == takes
     assert int(x.db['SR'][sr]['physical_utilisation']) == 317 * 65536
 
 
@@ -335,6 +338,7 @@ def test_physical_utilisation_in_a_thick_sr(make_world):
         host.vgs[('vg1', None)] = 50 * GIB
     vdi = world.xapi.vdi_create(world.with_sr(thick=True), GIB)
     assert utilisation(world, vdi) == GIB
+    assert utilisation(world, world.xapi.vdi_snapshot(vdi)) == GIB // 5    # what is reserved for it
 
 
 # ---- snapshots ----
@@ -438,17 +442,87 @@ def test_views_that_nobody_uses_any_more(world, sr):
     assert views(world) == []
 
 
-def test_revert(world, sr):
+def disk_with_snapshots(world, sr):
+    """A disk and its snapshots, whose blocks are 1, 2; it is 3."""
     x = world.xapi
     vdi = x.vdi_create(sr, GIB)
     x.plug(vdi, world.hosts[0])
-    world.cluster.write(record(world, vdi)['uuid'], 0, 'good')
-    snapshot = x.vdi_snapshot(vdi)
-    world.cluster.write(record(world, vdi)['uuid'], 0, 'bad')
+    snapshots = []
+    for content in (1, 2, 3):
+        world.cluster.write(record(world, vdi)['uuid'], 0, content)
+        if content < 3:
+            snapshots.append(x.vdi_snapshot(vdi))
     x.unplug(vdi, world.hosts[0])
-    reverted = x.vdi_revert(snapshot)
-    assert volume(world, reverted)['blocks'] == {0: 'good'} and vdi not in x.db['VDI']
+    return vdi, snapshots
+
+
+@pytest.mark.parametrize('thick', [False, True])
+def test_revert(world, thick):
+    """In place: the disk stays the one that it is."""
+    x, sr = world.xapi, world.with_sr(thick=thick)
+    vdi, (first, latest) = disk_with_snapshots(world, sr)
+    x.plug(vdi, world.hosts[2])
+    with failed('VDI_IN_USE', 'is open on host'):
+        x.vdi_revert(latest)
+    assert x.durations[-1][0] == 'vdi_revert'    # nobody has tried to destroy it
+    x.unplug(vdi, world.hosts[2])
+    before = record(world, vdi)
+    for _ in range(2):    # repeated, as after an answer that was lost
+        assert x.vdi_revert(latest) == vdi and volume(world, vdi)['blocks'] == {0: 2}
+    assert record(world, vdi) == before
+    assert x.vdi_revert(first) == vdi or thick
     world.consistent(sr)
+
+
+@pytest.mark.parametrize('thick', [False, True])
+@pytest.mark.parametrize('why', ['sm of before', 'daemon of before', 'grown'])
+def test_revert_by_a_clone(world, thick, why):
+    """Where it cannot be done in place xapi destroys the disk and clones the snapshot. Whether or not the disk could go before its snapshots,
+    in the end nothing of it is left."""
+    x, sr = world.xapi, world.with_sr(thick=thick)
+    if why == 'sm of before':
+        x.environment['FAKE_SM_OF_BEFORE'] = '1'
+        x.register_driver(x.master)
+        assert not x.has('VDI_REVERT')
+    elif why == 'daemon of before':
+        world.cluster.without.add('POST /volumes/([^/]+)/snapshots/([^/]+)/revert')
+    vdi, snapshots = disk_with_snapshots(world, sr)
+    old = record(world, vdi)['uuid']
+    if why == 'grown':
+        volume(world, vdi)['size_bytes'] *= 2
+        x.sr_scan(sr)
+    reverted = x.vdi_revert(snapshots[0])
+    assert reverted != vdi and volume(world, reverted)['blocks'] == {0: 1} and vdi not in x.db['VDI']
+    assert [record(world, s)['snapshot_of'] for s in snapshots] == [reverted] * 2
+    assert (old in world.cluster.volumes) == thick
+    x.sr_scan(sr)
+    assert len(x.vdis(sr)) == 3
+    x.sr_call('sr_update', sr)
+    assert x.db['SR'][sr]['virtual_allocation'] == str(3 * GIB)
+    if thick:
+        with failed('VDI_MISSING', 'is not in SR'):
+            x.vdi_introduce(sr, old, old)
+    x.vdi_destroy(snapshots[0])
+    assert (old in world.cluster.volumes) == thick
+    x.vdi_destroy(snapshots[1])
+    assert old not in world.cluster.volumes
+    world.consistent(sr)
+
+
+def test_what_was_deleted_before_its_snapshots_goes_with_the_sr(world):
+    x, sr = world.xapi, world.with_sr(thick=True)
+    vdi, snapshots = disk_with_snapshots(world, sr)
+    x.vdi_destroy(vdi)
+    assert x.vdis(sr) == snapshots
+    for snapshot in list(world.cluster.snapshots):    # an administrator has removed them
+        del world.cluster.snapshots[snapshot]
+    x.sr_scan(sr)
+    assert not world.cluster.volumes and not x.vdis(sr)
+    vdi, snapshots = disk_with_snapshots(world, sr)
+    x.vdi_destroy(vdi)
+    world.cluster.snapshots.clear()
+    x.sr_call('sr_delete', sr)
+    assert not world.cluster.volumes and not world.cluster.groups
 
 
 def test_outgoing_storage_migration(world, sr):

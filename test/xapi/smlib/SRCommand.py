@@ -10,10 +10,12 @@ import blktap2
 import util
 import xs_errors
 
-OF_A_VDI = {'vdi_update', 'vdi_create', 'vdi_delete', 'vdi_snapshot', 'vdi_clone', 'vdi_resize', 'vdi_attach', 'vdi_detach',
+NEEDS_VDI_OBJECT = ['vdi_update', 'vdi_create', 'vdi_delete', 'vdi_snapshot', 'vdi_clone', 'vdi_resize', 'vdi_attach', 'vdi_detach',
             'vdi_activate', 'vdi_deactivate', 'vdi_attach_from_config', 'vdi_detach_from_config', 'vdi_generate_config',
             'vdi_compose', 'vdi_epoch_begin', 'vdi_epoch_end', 'vdi_enable_cbt', 'vdi_disable_cbt', 'vdi_data_destroy',
-            'vdi_list_changed_blocks'}
+            'vdi_list_changed_blocks', 'vdi_revert']
+if 'FAKE_SM_OF_BEFORE' in os.environ:    # xapi knew the command earlier than sm
+    NEEDS_VDI_OBJECT.remove('vdi_revert')
 ERROR_OF = {'sr_scan': 'SRScan', 'vdi_create': 'VDICreate', 'vdi_delete': 'VDIDelete', 'vdi_attach': 'VDIUnavailable',
             'vdi_detach': 'VDIUnavailable', 'vdi_activate': 'VDIUnavailable', 'vdi_deactivate': 'VDIUnavailable',
             'vdi_resize': 'VDIResize', 'vdi_snapshot': 'VDISnapshot', 'vdi_clone': 'VDIClone'}
@@ -36,7 +38,7 @@ class SRCommand(object):
 
     def run(self, sr):
         try:
-            target = sr.vdi(self.vdi_uuid) if self.cmd in OF_A_VDI else None
+            target = sr.vdi(self.vdi_uuid) if self.cmd in NEEDS_VDI_OBJECT else None
             return self.carry_out(sr, target)
         except (util.SMException, XenAPI.Failure) as e:
             util.logException(self.cmd)
@@ -65,6 +67,9 @@ class SRCommand(object):
             if 'VDI_CONFIG_CBT' in util.sr_get_capability(sr_uuid, session=sr.session):
                 return vdi.delete(sr_uuid, uuid, data_only=False)
             return vdi.delete(sr_uuid, uuid)
+        if self.cmd == 'vdi_revert' and vdi:
+            to = args[0]    # xapi has sent a reference first, and a uuid later
+            return vdi.revert(sr_uuid, uuid, sr.session.xenapi.VDI.get_uuid(to) if to.startswith('OpaqueRef:') else to)
         if self.cmd == 'vdi_introduce':
             new = self.params['new_uuid']
             return sr.vdi(new).introduce(sr_uuid, new)
