@@ -332,6 +332,19 @@ Result<json> ApiServer::Impl::snapshot_diff(const httplib::Request &req)
 	return result;
 }
 
+namespace {
+
+bool has_thick_copy(const State &s, uint32_t sid)
+{
+	const Snapshot *x = s.snapshot(sid);
+	return x && std::ranges::any_of(x->copies, [&](const SnapshotCopy &c) {
+		const Pool *pool = s.pool(c.pool, c.host);
+		return pool && pool->kind == PoolKind::thick;
+	});
+}
+
+}    // namespace
+
 // By a snapshot of its own, which goes again; if this host dies in between the leader removes it.
 Result<json> ApiServer::Impl::volume_clone(const httplib::Request &req)
 {
@@ -347,7 +360,9 @@ Result<json> ApiServer::Impl::volume_clone(const httplib::Request &req)
 	const json sid = made->at(0)["sid"];
 	entry["sid"] = sid;
 	Result<json> result = finish_create(backend.propose(entry), entry["new"], uuid);
-	Result<json> removed = delete_snapshot({{"op", "snapshot.delete"}, {"sid", sid}});
+	// That it is to go is agreed; only in a thick pool is the volume in its way until it has.
+	const json gone = {{"op", "snapshot.delete"}, {"sid", sid}};
+	Result<json> removed = has_thick_copy(*backend.state(), sid.get<uint32_t>()) ? delete_snapshot(gone) : backend.propose(gone);
 	if (result && !removed)
 		(*result)["warning"] = removed.error().message;
 	return result;

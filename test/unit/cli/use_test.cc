@@ -349,6 +349,32 @@ TEST_CASE("a snapshot whose hold breaks is tried once more, then the reason is t
 	CHECK(d.state()->snapshots.size() == 1);
 }
 
+TEST_CASE("a clone in a thin pool is answered when it is there; in a thick one its snapshot, which is in the way of much, is gone by then")
+{
+	constexpr unsigned EFFECT_MS = 200;
+	FakeDaemon d(3, EFFECT_MS);
+	for (unsigned host : {1, 2})
+		d.good({{"op", "pool.add"}, {"name", "slow"}, {"host", host}, {"kind", "thick"}, {"vg", "vg2"}, {"size_bytes", 9 * GIB}, {"free_bytes", 9 * GIB}});
+	REQUIRE(d.run({"volume", "create", "thick", "1GiB", "--pool", "slow"}).status == 0);
+	REQUIRE(d.run({"volume", "create", "thin", "1GiB", "--on", "alpha,beta"}).status == 0);
+	d.keep_snapshots = {1, 2};
+	const json made = d.json_of({"snapshot", "clone", "thin", "thin2", "--json"});
+	CHECK(made["hosts"] == json({"alpha", "beta"}));
+	CHECK_FALSE(made.contains("warning"));
+	REQUIRE(d.state()->snapshots.size() == 1);
+	CHECK(d.state()->snapshots.begin()->second.phase == SnapshotPhase::deleting);
+	CHECK(d.run({"snapshot", "clone", "thin2", "thin3"}).status == 0);
+	CHECK(d.run({"volume", "delete", "thin"}).status == 0);
+	const json late = d.json_of({"snapshot", "clone", "thick", "thick2", "--json"});
+	CHECK(has(late.value("warning", ""), "the snapshot is being deleted, but host alpha, beta has not finished yet"));
+	d.keep_snapshots = {};
+	d.wake();
+	REQUIRE(d.state()->snapshots.empty());
+	CHECK(d.run({"snapshot", "clone", "thick", "thick3"}).out == "volume thick3 is there on alpha, beta, device /dev/lockstep/thick3\n");
+	CHECK(d.state()->snapshots.empty());
+	CHECK(d.run({"volume", "delete", "thick"}).status == 0);
+}
+
 TEST_CASE("the API for storage drivers: one volume, labels of a snapshot, a clone with a UUID")
 {
 	FakeDaemon d;
