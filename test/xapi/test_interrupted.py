@@ -236,6 +236,22 @@ class RevertByClone(Revert):
             assert [v['blocks'] for v in self.world.cluster.volumes.values()] == [{1: 'then'}]
 
 
+class DeleteBeforeSnapshots(Case):
+    """In a thick SR: the volume goes with the last of its snapshots."""
+
+    def before(self):
+        Case.before(self)
+        self.snapshots = [self.x.vdi_snapshot(self.vdi) for _ in range(2)]
+
+    def call(self):
+        for vdi in [self.vdi] + self.snapshots:
+            if vdi in self.x.db['VDI']:
+                self.x.vdi_destroy(vdi)
+
+    def after(self, done):
+        assert not self.disks() and not self.world.cluster.volumes and not self.world.cluster.snapshots
+
+
 class Cbt(Case):
     """Enabled, asked for with two snapshots, their data destroyed, disabled."""
 
@@ -342,7 +358,7 @@ class RemoveHost(Case):
 
 QUICK = [Create, Delete, Snapshot]
 SLOW = [CreateStatefile, Resize, SnapshotWithMirror, Clone, CloneOfSnapshot, Scan, Plug, ReadSnapshot, Update, Unplug, Introduce, DeleteSnapshot, Revert,
-        Cbt, UpdateSr, DestroySr, Statefile, AddHost, RemoveHost]
+        RevertByClone, Cbt, UpdateSr, DestroySr, Statefile, AddHost, RemoveHost]
 
 
 def settle(case):
@@ -402,6 +418,12 @@ def test_killed_at_each_step(make_world, case):
     world = make_world()
     killer = Kill(world)
     interrupt(case, world, world.with_sr(), killer)
+
+
+@pytest.mark.slow
+def test_killed_deleting_a_disk_before_its_snapshots(make_world):
+    world = make_world()
+    interrupt(DeleteBeforeSnapshots, world, world.with_sr(thick=True), Kill(world))
 
 
 class Daemon(object):
@@ -492,8 +514,8 @@ class HostLoss(Kill):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('case', [Create, CreateStatefile, Delete, DeleteSnapshot, Snapshot, Clone, CloneOfSnapshot, Resize, Revert, Scan, Update, Cbt,
-                                  UpdateSr, Introduce, DestroySr], ids=lambda c: c.__name__)
+@pytest.mark.parametrize('case', [Create, CreateStatefile, Delete, DeleteSnapshot, Snapshot, Clone, CloneOfSnapshot, Resize, Revert, RevertByClone, Scan, Update,
+                                  Cbt, UpdateSr, Introduce, DestroySr], ids=lambda c: c.__name__)
 def test_the_master_is_lost_at_each_step(make_world, case):
     """Another host becomes master, plugs, scans and repeats what xapi would; then the lost one is back, and all agree."""
     world = make_world()

@@ -101,6 +101,21 @@ json arriving_json(const State &s, const Snapshot &x, const Reports &soft)
 
 }    // namespace
 
+namespace {
+
+// What it takes of a pool where it takes most; null if nobody knows it. Thin: blocks that it shares count.
+json snapshot_bytes(const State &s, const Snapshot &x)
+{
+	uint64_t most = 0;
+	for (const SnapshotCopy &c : x.copies) {
+		const Pool *pool = s.pool(c.pool, c.host);
+		most = std::max(most, pool && pool->kind == PoolKind::thick ? x.reserve_bytes : c.allocated_bytes);
+	}
+	return most ? json(most) : json(nullptr);
+}
+
+}    // namespace
+
 json snapshots_json(const State &s, const Reports &soft)
 {
 	json list = json::array();
@@ -123,6 +138,7 @@ json snapshots_json(const State &s, const Reports &soft)
 				{"group", x.group.empty() ? json(nullptr) : json(x.group)},
 				{"labels", x.labels},
 				{"size_bytes", x.size_bytes},
+				{"allocated_bytes", snapshot_bytes(s, x)},
 				{"created_ms", x.created_ms},
 				{"phase", to_string(x.phase)},
 				{"temporary", x.temporary},

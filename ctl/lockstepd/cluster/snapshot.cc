@@ -217,14 +217,15 @@ json copies_json(const std::vector<SnapshotCopy> &copies)
 {
 	json list = json::array();
 	for (const SnapshotCopy &c : copies)
-		list.push_back({{"host", c.host}, {"pool", c.pool}, {"md_offset", c.md_offset}, {"taken", c.taken}, {"added", c.added}});
+		list.push_back({{"host", c.host}, {"pool", c.pool}, {"md_offset", c.md_offset}, {"taken", c.taken}, {"added", c.added},
+				{"allocated", c.allocated_bytes}});
 	return list;
 }
 
 void copies_from(const json &list, std::vector<SnapshotCopy> &copies)
 {
 	for (const json &c : list)
-		copies.push_back({c.at("host"), c.at("pool"), c.at("md_offset"), c.at("taken"), c.value("added", uint64_t(0))});
+		copies.push_back({c.at("host"), c.at("pool"), c.at("md_offset"), c.at("taken"), c.value("added", uint64_t(0)), c.value("allocated", uint64_t(0))});
 }
 
 json snapshot_json(const Snapshot &s)
@@ -453,6 +454,8 @@ uint32_t level_of(const json &entry)
 	const auto op = entry.is_object() ? entry.find("op") : entry.end();
 	if (!entry.is_object() || op == entry.end() || !op->is_string())
 		return LEVEL_FIRST;
+	if (*op == "snapshot.taken" && entry.contains("allocated"))
+		return LEVEL_ALLOCATED;
 	if (*op == "snapshot.abandon")
 		return LEVEL_ABANDON;
 	if (*op == "snapshot.revert" && entry.contains("in_place"))

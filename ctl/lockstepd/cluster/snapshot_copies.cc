@@ -132,10 +132,14 @@ json snapshot_copied(State &state, const Fields &f)
 		return done(false);
 	if (md_offset % 4096 || md_offset < s.size_bytes || md_offset > 2 * MAX_VOLUME_BYTES)
 		refuse(usage_error(title(s) + ": its metadata cannot be at byte " + std::to_string(md_offset)));
+	uint64_t most = 0;
+	for (const SnapshotCopy &c : s.copies)
+		most = std::max(most, c.allocated_bytes);
 	for (SnapshotCopy &c : s.arriving)
 		if (c.host == host) {
 			c.taken = true;
 			c.md_offset = md_offset;
+			c.allocated_bytes = most;    // of the same content
 		}
 	take_from(s.arriving, host, s.copies);
 	return done();

@@ -23,7 +23,7 @@
 //  snapshot.label     sid | volume name; labels                changed
 //  snapshot.deadline  set at_ms                                the leader's: until when it may take. Idempotent
 //  snapshot.held      sid host attempt hold                    the primary's host
-//  snapshot.taken     sid host attempt
+//  snapshot.taken     sid host attempt allocated(o)            allocated: bytes that it takes of a thin pool
 //  snapshot.resumed   sid host attempt
 //  snapshot.broken    set attempt message final(o)             from anybody; final: no second try. Idempotent
 //  snapshot.abandon   set                                      the leader's: a set that is being discarded where only hosts are left that are offline
@@ -238,6 +238,7 @@ json taken(State &state, const Fields &f)
 		refuse(not_found(title(s) + " has no copy on host " + state.host_name(host)));
 	if (copy->taken)
 		return done(false);
+	copy->allocated_bytes = f.number_or("allocated", 0, 2 * MAX_VOLUME_BYTES);
 	copy->taken = true;
 	auto complete = [](const Snapshot &x) {
 		return std::all_of(x.copies.begin(), x.copies.end(), [](const SnapshotCopy &c) { return c.taken; });

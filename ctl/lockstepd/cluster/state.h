@@ -165,7 +165,8 @@ constexpr uint32_t LEVEL_REVERT = 12;                   // a revert gets by with
 constexpr uint32_t LEVEL_POOL_DELETE = 13;              // pool.delete, pool.deleted
 constexpr uint32_t LEVEL_IN_PLACE = 14;                 // a revert in thick pools: "in_place"
 constexpr uint32_t LEVEL_ABANDON = 15;                  // snapshot.abandon
-constexpr uint32_t LEVEL = LEVEL_ABANDON;               // highest feature level of entries that this program understands
+constexpr uint32_t LEVEL_ALLOCATED = 16;                // "allocated" in snapshot.taken
+constexpr uint32_t LEVEL = LEVEL_ALLOCATED;             // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;
@@ -339,6 +340,7 @@ struct SnapshotCopy {                                   // one host's LV
 	uint64_t md_offset = 0;                         // of the replica when it was taken
 	bool taken = false;
 	uint64_t added = 0;                             // entry that had it copied here; 0: none, it was taken here
+	uint64_t allocated_bytes = 0;                   // of a thin pool, which never changes; 0: not known
 	bool operator==(const SnapshotCopy &) const = default;
 };
 

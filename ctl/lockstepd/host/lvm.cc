@@ -124,7 +124,8 @@ void read_group(const Json &part, LvmReport &report)
 	const std::vector<std::string> tags = split(text_field(row, "vg_tags"));
 	vg.growing = contains(tags, GROWING_TAG);
 	for (const std::string &tag : tags)
-		for (const auto &[mark, uuids] : {std::pair(DEPARTED_TAG, &vg.departed), std::pair(GROWING_AFTER_TAG, &vg.grows_after)})
+		for (const auto &[mark, uuids] : {std::pair(DEPARTED_TAG, &vg.departed), std::pair(GROWING_AFTER_TAG, &vg.grows_after),
+						  std::pair(GROWING_INTO_TAG, &vg.grows_into)})
 			if (tag.starts_with(mark))
 				uuids->push_back(tag.substr(strlen(mark)));
 	for (const Json &pv_row : part.value("pv", Json::array())) {
@@ -138,9 +139,10 @@ void read_group(const Json &part, LvmReport &report)
 		pv.leaving = contains(split(text_field(pv_row, "pv_tags")), LEAVING_TAG);
 		report.disks.push_back(std::move(pv));
 	}
-	for (const std::string &uuid : vg.grows_after)
-		if (std::ranges::none_of(report.disks, [&](const PhysicalVolume &d) { return d.vg == vg.name && d.uuid == uuid; }))
-			vg.growing = true;
+	const auto is_in = [&](const std::string &uuid) {
+		return std::ranges::any_of(report.disks, [&](const PhysicalVolume &d) { return d.vg == vg.name && d.uuid == uuid; });
+	};
+	vg.growing = vg.growing || std::ranges::any_of(vg.grows_into, is_in) || !std::ranges::all_of(vg.grows_after, is_in);
 	for (const Json &lv_row : part.value("lv", Json::array())) {
 		LogicalVolume lv;
 		lv.vg = vg.name;

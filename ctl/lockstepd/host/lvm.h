@@ -32,6 +32,7 @@ struct VolumeGroup {
 	bool incomplete = false;    // a physical volume is missing
 	bool growing = false;       // its thin pool is to take what a new disk brought (lvm_disks.cc)
 	std::vector<std::string> grows_after = {};    // LVM's UUIDs of disks that are to leave it before it is growing
+	std::vector<std::string> grows_into = {};     // ... of disks that are to come into it before it is
 	std::vector<std::string> departed = {};    // LVM's UUIDs of disks that have left it and may carry LVM's label still
 	bool operator==(const VolumeGroup &) const = default;
 };
@@ -119,6 +120,7 @@ std::string replica_lv_path(const std::string &vg, uint32_t vid);
 std::string snapshot_lv_name(const SnapshotLv &lv);
 std::string snapshot_lv_tag(const std::string &uuid);
 std::string snapshot_lv_path(const SnapshotLv &lv);
+uint64_t thin_bytes(std::string_view status);    // that the kernel's status of a thin target says are mapped; 0: it does not
 
 // Runs an LVM command ("lvcreate", ...) that does not look into our own devices. `what` begins the message of an Error. For
 // the files of this interface.
@@ -197,6 +199,8 @@ struct Lvm {
 	std::function<Done(const ReplicaLv &)> extend;
 	// Of the replica's LV, which may be in use. One with our tag is taken as it is.
 	std::function<Done(const SnapshotLv &)> snapshot;
+	// Bytes that a thin LV which is active takes of its pool now; 0: nobody knows. Asks the kernel alone.
+	std::function<uint64_t(const std::string &vg, const std::string &lv)> allocated;
 	std::function<Done(const SnapshotLv &)> remove_snapshot;
 	// The LV of a copy of a snapshot that is made here (snapshot_copy.h), active: an LV snapshot of `base`, or if that has no name a new one
 	// of so many bytes in the thin pool. What has its name and tag already was half made and is removed first. not_found: no such base.
@@ -229,6 +233,7 @@ constexpr uint64_t RECORD_BYTES = 8 << 20;    // of each disk, for LVM's record 
 constexpr const char *LEAVING_TAG = "lockstep.leaving";    // of a physical volume
 constexpr const char *GROWING_TAG = "lockstep.growing";    // of a volume group
 constexpr const char *GROWING_AFTER_TAG = "lockstep.growing-after=";    // ... and the UUID of a disk that is to leave first
+constexpr const char *GROWING_INTO_TAG = "lockstep.growing-into=";    // ... and the UUID of a disk that is to come first
 constexpr const char *DEPARTED_TAG = "lockstep.departed=";    // of a volume group, and the UUID of a disk
 
 }    // namespace lockstep

@@ -5,12 +5,16 @@
 // What is wanted stands where it matters: as tags in LVM's own metadata on the disks themselves. A disk with LEAVING_TAG is emptied by
 // whatever daemon finds it, after a restart of the daemon or of the host as before: LVM moves in the background, keeps its
 // place, and a disk that is empty leaves the group. So there is no list of steps that could be half done. What is left to do on a disk
-// that is out, and so has no tag any more, stands in the group; that a pool is to grow stands there only when the new disk is in.
+// that is out, and so has no tag any more, stands in the group; that a pool is to grow stands there before the new disk is in, with the UUID
+// that this one will have, and counts for nothing until then.
 //
 // LVM is never told --yes where that would mean to wipe: it refuses disks that are in use, partitioned or carry a signature.
 #include "lockstepd/host/lvm.h"
 
+#include <sys/random.h>
+
 #include <algorithm>
+#include <array>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -31,6 +35,44 @@ Done lvm_run(std::vector<std::string> args, const std::string &what)
 
 Result<LvmReport> report_of(const std::string &vg) { return lvm_tools().report(vg); }
 
+// As LVM writes them: 32 letters and digits in seven parts.
+Result<std::string> new_disk_uuid()
+{
+	constexpr std::string_view DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+	std::array<uint8_t, 32> random;
+	if (getrandom(random.data(), random.size(), 0) != ssize_t(random.size()))
+		return failed("the kernel gives no random bytes");
+	std::string uuid;
+	for (size_t i = 0; i < random.size(); i++) {
+		if (i >= 6 && i <= 26 && (i - 6) % 4 == 0)
+			uuid += '-';
+		uuid += DIGITS[random[i] % DIGITS.size()];
+	}
+	return uuid;
+}
+
+// The group's thin pool is told first what it will grow into, so that a daemon that dies in between leaves no disk that nothing uses.
+Done bring_disk(const std::string &vg, const std::string &disk, const VolumeGroup *group, const std::string &what)
+{
+	auto uuid = new_disk_uuid();
+	if (!uuid)
+		return uuid.error();
+	const std::string mark = GROWING_INTO_TAG + *uuid;
+	std::vector<std::string> marking = {"vgchange", "--addtag", mark};
+	for (const std::string &never_came : group ? group->grows_into : std::vector<std::string>())
+		marking.insert(marking.end(), {"--deltag", GROWING_INTO_TAG + never_came});
+	marking.push_back(vg);
+	if (Done marked = lvm_run(marking, what); !marked)
+		return marked;
+	for (const std::vector<std::string> &step : {std::vector<std::string>{"pvcreate", "--metadatasize", fmt::format("{}b", RECORD_BYTES), "--uuid", *uuid,
+									      "--norestorefile", disk}, {"vgextend", vg, disk}})
+		if (Done done = lvm_run(step, what); !done) {
+			(void)lvm_run({"vgchange", "--deltag", mark, vg}, what);    // if that fails, too, nothing comes of it
+			return done;
+		}
+	return Nothing{};
+}
+
 Done add_disk(const std::string &vg, const std::string &disk, bool grow, const std::string &after)
 {
 	auto report = report_of(vg);
@@ -40,20 +82,23 @@ Done add_disk(const std::string &vg, const std::string &disk, bool grow, const s
 	if (there && (!grow || there->used_bytes || there->leaving))
 		return Nothing{};
 	const std::string what = fmt::format("cannot add {} to volume group {}", disk, vg);
+	if (!there && grow && after.empty())
+		return bring_disk(vg, disk, report->group(vg), what);
 	if (!there)
 		if (Done added = lvm_run({"vgextend", "--metadatasize", fmt::format("{}b", RECORD_BYTES), vg, disk}, what); !added)
 			return added;
 	return grow ? lvm_run({"vgchange", "--addtag", after.empty() ? GROWING_TAG : GROWING_AFTER_TAG + after, vg}, what) : Done(Nothing{});
 }
 
-// That the group's thin pool is to grow, at once or later.
-Done forget_growing(const std::string &vg, const VolumeGroup &group, const std::string &what)
+// That the group's thin pool is to grow, at once or later. into: the disks that it has grown into; others come just now, perhaps.
+Done forget_growing(const std::string &vg, const VolumeGroup &group, const std::vector<std::string> &into, const std::string &what)
 {
 	std::vector<std::string> args = {"vgchange"};
 	if (group.growing)
 		args.insert(args.end(), {"--deltag", GROWING_TAG});
-	for (const std::string &uuid : group.grows_after)
-		args.insert(args.end(), {"--deltag", GROWING_AFTER_TAG + uuid});
+	for (const auto &[mark, uuids] : {std::pair(GROWING_AFTER_TAG, &group.grows_after), std::pair(GROWING_INTO_TAG, &into)})
+		for (const std::string &uuid : *uuids)
+			args.insert(args.end(), {"--deltag", mark + uuid});
 	if (args.size() == 1)
 		return Nothing{};
 	args.push_back(vg);
@@ -154,7 +199,13 @@ Done grow_data(const std::string &vg, const std::string &thin_pool, uint64_t byt
 	if (!report)
 		return report.error();
 	const VolumeGroup *group = report->group(vg);
-	return group ? forget_growing(vg, *group, what) : Done(failed(fmt::format("{}: the volume group is gone", what)));
+	if (!group)
+		return failed(fmt::format("{}: the volume group is gone", what));
+	std::vector<std::string> into;
+	for (const std::string &uuid : group->grows_into)
+		if (std::ranges::any_of(report->disks, [&](const PhysicalVolume &d) { return d.vg == vg && d.uuid == uuid; }))
+			into.push_back(uuid);
+	return forget_growing(vg, *group, into, what);
 }
 
 Done let_go(const std::string &vg)
@@ -177,7 +228,7 @@ Done let_go(const std::string &vg)
 	for (const std::string &uuid : group->departed)
 		if (auto cleared = clear_label(vg, uuid); !cleared)
 			return cleared.error();
-	return forget_growing(vg, *group, what);
+	return forget_growing(vg, *group, group->grows_into, what);
 }
 
 }    // namespace

@@ -187,13 +187,23 @@ void Reconciler::take_snapshot(const Snapshot &s, const SnapshotCopy &copy, Snap
 		break_snapshot(s, lv.error().message, true);
 		return;
 	}
-	act_on(s.sid, vg_key(lv->vg), [lvm = world_.lvm, lv = *lv] { return lvm.snapshot(lv); },
-	       [this, sid = s.sid, attempt = s.attempt](const Done &done) {
+	// It takes what its volume takes now, while that stands still, for ever; LVM tells it only of what is in use.
+	auto allocated = std::make_shared<uint64_t>(0);
+	const bool tell = lv->thin && all_understand(world_.state(), LEVEL_ALLOCATED);
+	act_on(s.sid, vg_key(lv->vg),
+	       [lvm = world_.lvm, lv = *lv, allocated, tell] {
+		       *allocated = tell ? lvm.allocated(lv.vg, replica_lv_name(lv.vid)) : 0;
+		       return lvm.snapshot(lv);
+	       },
+	       [this, sid = s.sid, attempt = s.attempt, allocated](const Done &done) {
 		       const Snapshot *s = world_.state().snapshot(sid);
 		       if (!s || s->attempt != attempt)
 			       return;
+		       Json entry = {{"op", "snapshot.taken"}, {"attempt", attempt}};
+		       if (*allocated)
+			       entry["allocated"] = *allocated;
 		       if (done)
-			       ask_on(sid, {{"op", "snapshot.taken"}, {"attempt", attempt}});
+			       ask_on(sid, std::move(entry));
 		       else
 			       break_snapshot(*s, fmt::format("{} could not be taken on host {}: {}", title(*s), world_.state().host_name(self_),
 							      done.error().message));

@@ -86,6 +86,30 @@ TEST_CASE("several volumes are taken at one point: each phase waits for all of t
 	CHECK(w.good({{"op", "snapshot.broken"}, {"set", x}, {"attempt", 1}, {"message", "late"}})["changed"] == false);
 }
 
+TEST_CASE("what a snapshot takes of a thin pool is known from when it is taken, and a copy of it takes the same")
+{
+	World w;
+	for (auto &[id, host] : w.state.hosts)
+		host.level = LEVEL;
+	const uint32_t sid = w.good(w.create_of({w.a}))["sids"][0];
+	w.good(w.of("held", sid, 1));
+	const json taken = with(w.of("taken", sid, 1), {{"allocated", 5 << 20}});
+	CHECK(level_of(taken) == LEVEL_ALLOCATED);
+	CHECK(level_of(w.of("taken", sid, 2)) == LEVEL_FIRST);
+	w.bad(2, with(taken, {{"allocated", -1}}));
+	w.good(taken);
+	w.good(w.of("taken", sid, 2));    // a host of a pool that does not tell
+	w.good(w.of("resumed", sid, 1));
+	CHECK(w.snap(sid).copy(1)->allocated_bytes == 5 << 20);
+	CHECK(w.snap(sid).copy(2)->allocated_bytes == 0);
+	w.good({{"op", "snapshot.copy"}, {"sid", sid}, {"host", 3}, {"pool", "default"}});
+	w.good({{"op", "snapshot.copied"}, {"sid", sid}, {"host", 3}, {"added", w.snap(sid).arriving[0].added}, {"md_offset", w.snap(sid).size_bytes}});
+	CHECK(w.snap(sid).copy(3)->allocated_bytes == 5 << 20);
+	const auto again = restore(json::to_cbor(to_json(w.state)));
+	REQUIRE(again);
+	CHECK(again->snapshots == w.state.snapshots);
+}
+
 TEST_CASE("of a volume without a good copy no snapshot is taken, whatever others are held for it")
 {
 	World w;

@@ -119,3 +119,11 @@ TEST_CASE("device-mapper doubles the dashes in names")
 	CHECK(dm_name("lockstep_group", "thin_device") == "lockstep_group-thin_device");
 	CHECK(dm_name("a-b", "c--d_tmeta") == "a--b-c----d_tmeta");
 }
+
+TEST_CASE("what the kernel says that a thin volume takes")
+{
+	CHECK(thin_bytes("2048 4095") == 1 << 20);
+	CHECK(thin_bytes("0 -") == 0);
+	for (const char *said : {"Fail", "Error", "", "2048", "-", "99999999999999999999 1", "18446744073709551615 1"})
+		CHECK(thin_bytes(said) == 0);
+}

@@ -546,6 +546,9 @@ Lvm FakeWorld::lvm()
 		for (const std::string &uuid : groups[vg].grows_after)
 			if (std::ranges::none_of(disks, [&](const auto &d) { return d.second.vg == vg && d.second.uuid == uuid; }))
 				r.groups.back().growing = true;
+		for (const std::string &uuid : groups[vg].grows_into)
+			if (std::ranges::any_of(disks, [&](const auto &d) { return d.second.vg == vg && d.second.uuid == uuid; }))
+				r.groups.back().growing = true;
 		for (const auto &[path, lv] : lvs)
 			r.volumes.push_back(lv.lv);
 		for (const auto &[path, disk] : disks)
@@ -557,6 +560,13 @@ Lvm FakeWorld::lvm()
 		const auto there = disks.find(disk);
 		if (there != disks.end() && (!grow || there->second.used_bytes || there->second.leaving))
 			return Nothing{};
+		const bool into = there == disks.end() && grow && after.empty();
+		if (into)
+			if (Done marked = effect<Done>("tag_growing " + vg, [=, this]() -> Done {
+				    groups[vg].grows_into = {"uuid" + disk};
+				    return Nothing{};
+			    }); !marked)
+				return marked;
 		if (there == disks.end())
 			if (Done added = effect<Done>("add_disk " + disk, [=, this]() -> Done {
 				    disks[disk] = {.vg = vg, .disk = disk, .size_bytes = 20 * GIB, .uuid = "uuid" + disk};
@@ -565,7 +575,7 @@ Lvm FakeWorld::lvm()
 				    return Nothing{};
 			    }); !added)
 				return added;
-		if (!grow)
+		if (!grow || into)
 			return Nothing{};
 		return effect<Done>("tag_growing " + vg, [=, this]() -> Done {
 			if (after.empty())
@@ -629,7 +639,7 @@ Lvm FakeWorld::lvm()
 	l.let_go = [this](const std::string &vg) {
 		return effect<Done>("let_go " + vg, [=, this]() -> Done {
 			if (groups.contains(vg))
-				groups[vg].growing = false, groups[vg].grows_after.clear();
+				groups[vg].growing = false, groups[vg].grows_after.clear(), groups[vg].grows_into.clear();
 			for (const std::string &uuid : groups.contains(vg) ? std::exchange(groups[vg].departed, {}) : std::vector<std::string>())
 				labels.erase(uuid);
 			for (auto &[path, disk] : disks)
@@ -672,6 +682,9 @@ Lvm FakeWorld::lvm()
 			return effect<Done>("untag_growing " + vg, [=, this]() -> Done {
 				groups[vg].growing = false;
 				groups[vg].grows_after.clear();
+				std::erase_if(groups[vg].grows_into, [&](const std::string &uuid) {
+					return std::ranges::any_of(disks, [&](const auto &d) { return d.second.uuid == uuid; });
+				});
 				return Nothing{};
 			});
 		});
@@ -727,6 +740,10 @@ Lvm FakeWorld::lvm()
 			found.size_bytes = std::max(found.size_bytes, lv.size_bytes);
 			return Nothing{};
 		});
+	};
+	l.allocated = [this](const std::string &vg, const std::string &lv) -> uint64_t {
+		const auto it = lvs.find("/dev/" + vg + "/" + lv);
+		return it == lvs.end() || it->second.lv.data_percent < 0 ? 0 : uint64_t(double(it->second.lv.size_bytes) * it->second.lv.data_percent / 100);
 	};
 	l.snapshot = [this](const SnapshotLv &lv) {
 		return effect<Done>("snapshot " + std::to_string(lv.sid), [=, this]() -> Done {

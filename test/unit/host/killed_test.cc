@@ -225,7 +225,8 @@ static bool has_disks(Cluster &c, const std::set<std::string> &wanted)
 	std::set<std::string> there;
 	for (const auto &[path, disk] : c.at(ALPHA).disks)
 		there.insert(path);
-	return there == wanted && !c.at(ALPHA).groups["vg"].growing && c.at(ALPHA).groups["vg"].grows_after.empty() && c.state.pool("default", ALPHA)->mending.empty();
+	return there == wanted && !c.at(ALPHA).groups["vg"].growing && c.at(ALPHA).groups["vg"].grows_after.empty() &&
+	       c.at(ALPHA).groups["vg"].grows_into.empty() && c.state.pool("default", ALPHA)->mending.empty();
 }
 
 static void replace_dead_disk(Cluster &c)

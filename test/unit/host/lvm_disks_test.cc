@@ -46,6 +46,7 @@ def change():
     verb, disk = args[0], g['disks'].get(args[-1])
     if verb == 'vgchange': tags(g['tags'], args)
     elif verb == 'pvchange': tags(disk['tags'], args)
+    elif verb == 'pvcreate': disk['uuid'] = args[args.index('--uuid') + 1]
     elif verb == 'vgextend': disk['vg'] = 'vg'
     elif verb == 'vgreduce': disk['vg'], disk['tags'] = '', []
     elif verb == 'pvremove' and not disk['vg']: disk['uuid'] = ''
@@ -63,6 +64,8 @@ if args[0] in ('fullreport', 'pvs', 'lvs', 'lvmconfig'):
     sys.exit(0)
 g['commands'] += 1
 dead = g['dies_at'] and g['commands'] >= g['dies_at']
+if args[0] == g.get('refuses'):
+    sys.exit('refused')
 if not dead or (g['commands'] == g['dies_at'] and g['after']):
     change()
     g['done'].append(' '.join(args))
@@ -166,9 +169,9 @@ TEST_CASE("a disk that has left is left alone when it is in use again")
 	CHECK(g.w.daemon().problems().empty());
 }
 
-TEST_CASE("a thin pool grows when its new disk is in, and not when the daemon died before that")
+TEST_CASE("a thin pool grows when its new disk is in, whenever the daemon that was told of it died, and not before")
 {
-	for (unsigned at = 0; at <= 2; at++)
+	for (unsigned at = 0; at <= 3; at++)
 		for (bool after : {false, true}) {
 			LvmGroup g;
 			INFO("command " << at << (after ? " after" : " before"));
@@ -177,16 +180,45 @@ TEST_CASE("a thin pool grows when its new disk is in, and not when the daemon di
 			CHECK(added == !at);
 			g.another_daemon();
 			g.w.run_for(2 * POOL_PERIOD_MS);
-			const bool in = g.get()["disks"]["/dev/n"]["vg"] == "vg", marked = !at || (at == 2 && after);
-			CHECK(in == (at != 1 || after));
-			CHECK(g.tags() == "[]");
-			CHECK((g.get()["thin"] == 4 * GIB) == !marked);
+			const bool in = g.get()["disks"]["/dev/n"]["vg"] == "vg";
+			CHECK(in == (!at || (at == 3 && after)));
+			CHECK((g.get()["thin"] > 40 * GIB) == in);
+			// That of a disk which never came is no harm, and goes with the next one.
+			CHECK((g.tags() == "[]") == (in || (at == 1 && !after)));
 			// The command is given again.
 			REQUIRE(g.w.lvm().add_disk("vg", "/dev/n", true, ""));
 			g.w.run_for(2 * POOL_PERIOD_MS);
 			CHECK(g.tags() == "[]");
 			CHECK(g.get()["thin"] > 40 * GIB);
 		}
+}
+
+TEST_CASE("the mark of a disk that comes just now stays when the pool has grown into another one")
+{
+	LvmGroup g;
+	json group = g.get();
+	const std::string other = std::string(GROWING_INTO_TAG) + "another";
+	group["tags"] = {GROWING_TAG, other};
+	g.put(group);
+	g.w.start_daemon();
+	g.w.run_for(2 * POOL_PERIOD_MS);
+	CHECK(g.tags() == json{other}.dump());
+	REQUIRE(g.w.lvm().let_go("vg"));
+	CHECK(g.tags() == "[]");
+}
+
+TEST_CASE("a disk that LVM refuses leaves no mark, and one that comes has a UUID as LVM's are")
+{
+	LvmGroup g;
+	json group = g.get();
+	group["refuses"] = "vgextend";
+	g.put(group);
+	CHECK(!g.w.lvm().add_disk("vg", "/dev/n", true, ""));
+	CHECK(g.tags() == "[]");
+	const std::string uuid = g.get()["disks"]["/dev/n"]["uuid"];
+	REQUIRE(uuid.size() == 38);
+	for (size_t i = 0; i < uuid.size(); i++)
+		CHECK((uuid[i] == '-') == (i == 6 || i == 11 || i == 16 || i == 21 || i == 26 || i == 31));
 }
 
 TEST_CASE("a thin pool does not take the room of a new disk before the disk that it replaces is out")

@@ -197,6 +197,22 @@ TEST_CASE("a snapshot is taken in the order that makes it one point, and deleted
 	CHECK(quiet(r.w));
 }
 
+TEST_CASE("the log is told what a snapshot takes of a thin pool, as soon as all programs understand that")
+{
+	for (const uint32_t level : {LEVEL_ALLOCATED - 1, LEVEL_ALLOCATED}) {
+		Taking r;
+		r.w.make_thin();
+		LogicalVolume &replica = r.w.lvs.at("/dev/vg/lockstep.1").lv;
+		replica.data_percent = 25;
+		for (auto &[id, host] : r.w.state.hosts)
+			host.level = level;
+		const uint32_t sid = r.take();
+		REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
+		CHECK(r.w.state.snapshot(sid)->copy(1)->allocated_bytes == (level < LEVEL_ALLOCATED ? 0 : replica.size_bytes / 4));
+		CHECK(r.w.state.snapshot(sid)->copy(2)->allocated_bytes == 0);    // beta's host has not told it
+	}
+}
+
 TEST_CASE("a snapshot: killed or failing at any step, there is a whole one or none, and no hold stays")
 {
 	const Fault fault = GENERATE(Fault::fails, Fault::killed_before, Fault::killed_after);
