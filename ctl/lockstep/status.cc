@@ -2,6 +2,7 @@
 //
 // lockstep status and wait-sync. The status tells first whether all is well, then what is not and what is being done about
 // it, replica by replica, with how much is missing and how long it will take.
+#include "lockstep/progress.h"
 #include "lockstep/rules.h"
 
 #include "lib/table.h"
@@ -285,8 +286,30 @@ Result<json> chosen(const json &status, const std::vector<std::string> &names)
 	return volumes;
 }
 
+// How much of all wanted copies is there, how much is to be copied, how fast and for how long.
+void show_sync(Progress &progress, const json &volumes, const std::string &lacking)
+{
+	uint64_t all = 0, dirty = 0, rate = 0, left_s = 0;
+	for (const json &v : volumes)
+		for (const json &r : v["replicas"]) {
+			if (r["wanted"] != true)
+				continue;
+			all += v["size_bytes"].get<uint64_t>();
+			dirty += r["dirty_bytes"].is_number() ? r["dirty_bytes"].get<uint64_t>() : 0;
+			rate += r["rate_bytes_s"].is_number() ? r["rate_bytes_s"].get<uint64_t>() : 0;
+			left_s = std::max(left_s, r["eta_s"].is_number() ? r["eta_s"].get<uint64_t>() : 0);
+		}
+	std::string rest = dirty ? format_bytes(dirty) + " to copy" : lacking;
+	if (rate)
+		rest += ", " + format_bytes(rate) + "/s";
+	if (left_s)
+		rest += ", " + format_seconds(left_s) + " left";
+	progress.show(all ? std::min(double(all - std::min(dirty, all)) / double(all), .999) : 0, rest);    // never 100 % while something is missing
+}
+
 Done wait_sync(Context &context, const std::vector<std::string> &names, double timeout_s)
 {
+	Progress progress(context, "in sync:");
 	const uint64_t begin_ms = context.now_ms(), limit_ms = uint64_t(timeout_s * 1000);
 	// Whoever waits for one volume is told of that one.
 	const std::string one = names.size() == 1 ? names[0] : "";
@@ -299,6 +322,7 @@ Done wait_sync(Context &context, const std::vector<std::string> &names, double t
 			return volumes.error();
 		std::vector<std::string> lacking = missing(*volumes);
 		if (lacking.empty()) {
+			progress.end();
 			json names = json::array();
 			for (const json &v : *volumes)
 				names.push_back(v["name"]);
@@ -311,6 +335,7 @@ Done wait_sync(Context &context, const std::vector<std::string> &names, double t
 				text += "; " + lacking[i];
 			return failed(fmt::format("not in sync after {}: {}", format_seconds(waited_ms / 1000), text));
 		}
+		show_sync(progress, *volumes, lacking[0]);
 		uint64_t poll_ms = limit_ms ? std::min<uint64_t>(POLL_MS, limit_ms - waited_ms) : POLL_MS;
 		status = context.client().get(fmt::format("/v1/wait?index={}&ms={}{}", (*status)["applied"].get<uint64_t>(), poll_ms,
 							  one.empty() ? "" : "&volume=" + url_encode(one)));

@@ -417,13 +417,14 @@ TEST_CASE("wait-sync returns when the last replica is in sync, or says what is m
 	o = d.run({"wait-sync", "vm2", "--timeout", "0.2"});
 	CHECK(o.status == 10);
 	CHECK(has(o.err, "volume vm2: gamma insync (host offline)"));
-	std::thread later([&] {
-		std::this_thread::sleep_for(std::chrono::milliseconds(50));    // the command is to be waiting; it passes either way
-		d.good({{"op", "record.propose"}, {"vid", 1}, {"host", 1}, {"version", 3}, {"term", 2}, {"members", {1, 2}}});
-	});
+	// A bar, drawn over again, and gone at the end.
+	d.server().soft(1, {{"volumes", {{"1", {{"has_device", true}, {"has_replica", true}, {"admitted", true}, {"version", 3},
+		{"peers", {{"2", {{"sync_state", "running"}, {"dirty_blocks", 8192}}}}}}}}}});    // 128 MiB of 1 GiB, and of as much that is there
+	d.terminal = true;
+	d.first_shown = [&] { d.good({{"op", "record.propose"}, {"vid", 1}, {"host", 1}, {"version", 3}, {"term", 2}, {"members", {1, 2}}}); };
 	o = d.run({"wait-sync", "vm1"});
-	later.join();
-	CHECK(o.out == "1 volume in sync\n");
+	CHECK(has(o.out, "\rin sync: [############################..]  93.8 %, 128 MiB to copy\033[K"));
+	CHECK(o.out.ends_with("\r\033[K1 volume in sync\n"));
 }
 
 TEST_CASE("nobody waits for a device on a witness: it has none")

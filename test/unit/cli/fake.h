@@ -62,6 +62,7 @@ public:
 	std::map<HostId, nlohmann::json> mend;       // in answers to disk.change: the disk is dead
 	nlohmann::json orphans_kept = nlohmann::json::array();
 	unsigned rounds = 0;                    // Context::rounds
+	bool terminal = false;                  // Context::terminal
 	std::function<void()> first_shown;      // happens once, when the next command has shown something and goes on
 	unsigned broken_holds = 0;              // so many attempts at a snapshot fail
 	bool repairs = false;                   // the leader adds and removes replicas
@@ -105,6 +106,7 @@ public:
 			return now_ms += 50;
 		}};
 		context.rounds = rounds;
+		context.terminal = terminal;
 		int status = cli::run(args, context);
 		INFO(err.str());
 		std::string line = err.str();
