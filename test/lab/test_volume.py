@@ -100,6 +100,8 @@ def test_volume_snapshots(cluster):
     c.lockstep('snapshot create s two', timeout=150)
     log.wait_for_more(20)
     log.stop()
+    takes = {s['name']: s['allocated_bytes'] for s in c.lockstep('snapshot list --json')}
+    assert 0 < takes['one'] <= takes['two'] < 64 << 20, takes
     c.lockstep('snapshot restore s one back', timeout=120)
     done = b.run(f'/lab/fsynclog check /dev/lockstep/back {log.blocks} {log.seed} {acked}', check=False, timeout=120)
     assert done.status == 0, done

@@ -17,7 +17,7 @@ MANY = 20
 def disks(vm):
     """Volumes and snapshots of the cluster that are not on their way out, and their labels."""
     status = vm.lockstep('status --json')
-    return {v['name']: v['labels'] for v in status['volumes'] + status['snapshots'] if v['phase'] != 'deleting'}
+    return {v['name']: v['labels'] for v in status['volumes'] + status['snapshots'] if v['phase'] != 'deleting' and 'xapi.deleted' not in v['labels']}
 
 
 def assert_agreed(x, sr, vm):

@@ -27,6 +27,9 @@ namespace {
 constexpr uint64_t BLOCKS_PER_EXTENT = LKS_EXTENT_BYTES / COPY_BLOCK_BYTES;
 static_assert(COPY_BLOCK_BYTES == DIFF_BLOCK_BYTES && LKS_EXTENT_BYTES % COPY_BLOCK_BYTES == 0);
 
+constexpr size_t PIECE_BYTES = 4096;    // of a classic snapshot: LVM's unit, in which its reserve is spent
+static_assert(COPY_BLOCK_BYTES % PIECE_BYTES == 0);
+
 using Bits = std::vector<bool>;
 using Sum = std::array<uint8_t, SHA256_DIGEST_LENGTH>;
 
@@ -69,6 +72,23 @@ public:
 		return whole(pread(fd_, buffer(), bytes_of(block), off_t(block * COPY_BLOCK_BYTES)), "read", block);
 	}
 	Done write(uint64_t block) { return whole(pwrite(fd_, buffer(), bytes_of(block), off_t(block * COPY_BLOCK_BYTES)), "write", block); }
+	// Only the pieces that are not there yet.
+	Done write_differing(uint64_t block, const uint8_t *data)
+	{
+		if (Done done = read(block, true); !done)
+			return done;
+		for (size_t at = 0, bytes = bytes_of(block); at < bytes; at += PIECE_BYTES) {
+			const size_t piece = std::min(PIECE_BYTES, bytes - at);
+			if (memcmp(buffer() + at, data + at, piece) == 0)
+				continue;
+			memcpy(buffer() + at, data + at, piece);
+			const ssize_t n = pwrite(fd_, buffer() + at, piece, off_t(block * COPY_BLOCK_BYTES + at));
+			if (n != ssize_t(piece))
+				return failed(fmt::format("cannot write {} bytes of {} at byte {}: {}", piece, path_, block * COPY_BLOCK_BYTES + at,
+							  n < 0 ? strerror(errno) : "the device ends there"));
+		}
+		return Nothing{};
+	}
 	Done flush()
 	{
 		if (fsync(fd_) < 0)
@@ -203,9 +223,15 @@ Done Copying::store(BlockFile &file, const Json &answer, size_t first, size_t co
 		if (!written[b / BLOCKS_PER_EXTENT])
 			if (Done done = zero_extent(file, b / BLOCKS_PER_EXTENT); !done)
 				return done;
-		memcpy(file.buffer(), from, file.bytes_of(b));
-		if (Done done = file.write(b); !done)
-			return done;
+		// In a thick pool each piece costs as much of its reserve, which is no larger than where it was taken.
+		if (task.thin_pool.empty()) {
+			if (Done done = file.write_differing(b, from); !done)
+				return done;
+		} else {
+			memcpy(file.buffer(), from, file.bytes_of(b));
+			if (Done done = file.write(b); !done)
+				return done;
+		}
 		from += file.bytes_of(b);
 	}
 	progress.sent_blocks += which.size();

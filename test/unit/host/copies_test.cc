@@ -6,6 +6,7 @@
 #include <catch2/generators/catch_generators_range.hpp>
 
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include <cstring>
 #include <filesystem>
@@ -168,6 +169,34 @@ TEST_CASE("only what differs is brought over; extents never written read as zero
 	c.base.fill(c.target.raw());
 	REQUIRE(c.run(c.task(true, thin)));
 	CHECK(c.progress.sent_blocks == 0);
+}
+
+TEST_CASE("of a thick copy only the pieces that differ are written: its reserve is spent in these")
+{
+	Copier c;
+	std::string bytes(SIZE, '\0');
+	c.make(c.base, bytes, {true, true, true, true});
+	for (uint64_t block : {3, 17, 40})
+		bytes.replace(block * COPY_BLOCK_BYTES + 2 * 4096, 4096, c.noise(4096));
+	c.make(c.source, bytes, {true, true, true, true});
+	// What nobody writes stays a hole.
+	const auto begin = c.lvm.begin_copy;
+	c.lvm.begin_copy = [&](const SnapshotLv &lv, const OrphanLv &from, const std::string &pool, uint64_t size) {
+		auto begun = begin(lv, from, pool, size);
+		std::filesystem::resize_file(c.target.path, 0);
+		std::filesystem::resize_file(c.target.path, SIZE);
+		std::ofstream(c.target.path, std::ios::binary | std::ios::app) << c.base.raw().substr(SIZE);
+		return begun;
+	};
+	const bool thin = GENERATE(false, true);
+	REQUIRE(c.run(c.task(true, thin)));
+	CHECK(c.target.content() == c.source.content());
+	CHECK(c.progress.sent_blocks == 3);
+	struct stat st;
+	REQUIRE(stat(c.target.path.c_str(), &st) == 0);
+	const uint64_t data = uint64_t(st.st_blocks) * 512;
+	CHECK((data < 3 * COPY_BLOCK_BYTES + METADATA_ROOM + COPY_BLOCK_BYTES) == true);
+	CHECK((data < METADATA_ROOM + COPY_BLOCK_BYTES) == !thin);
 }
 
 TEST_CASE("without anything to begin with, all that was written and is not zeros is brought over")
