@@ -18,7 +18,7 @@ from lablib.cluster import wait
 
 import report
 from measure import fio
-from targets import AL_EXTENTS_LARGE, LARGE_MIB, VG, Drbd, Lockstep, Raw
+from targets import AL_EXTENTS_LARGE, DRBD_MOST, LARGE_MIB, VG, Drbd, Lockstep, Raw
 
 REGION = '--size=512m'
 # name, options, least ratio to DRBD's IOPS that is wanted
@@ -176,50 +176,55 @@ def life_cycle(cluster, rounds=5):
     return {k: statistics.median(v) for k, v in took.items()}
 
 
-def usage(host):
-    """What this host's kernel and daemon take: {threads, daemon_threads, daemon_kib, memory_kib: all that is not available}."""
+def usage(host, threads):
+    """What this host's kernel and daemon take: {threads of this name, daemon_threads, daemon_kib, memory_kib: all that is not available}."""
     host.run('sync; echo 3 >/proc/sys/vm/drop_caches')
     memory = {k: int(v.split()[0]) for k, v in (line.split(':') for line in host.out('cat /proc/meminfo').splitlines())}
     daemon = host.out('pidof lockstepd').strip()
-    return {'threads': int(host.out('cat /proc/[0-9]*/comm 2>/dev/null | grep -c ^lockstep_ || true')),
+    return {'threads': int(host.out(f'cat /proc/[0-9]*/comm 2>/dev/null | grep -c {threads} || true')),
             'daemon_threads': int(host.out(f'ls /proc/{daemon}/task | wc -l')),
             'daemon_kib': int(host.out(f"awk '/^VmRSS/{{print $2}}' /proc/{daemon}/status")),
             'memory_kib': memory['MemTotal'] - memory['MemAvailable']}
 
 
-def many_volumes(cluster, counts, seconds):
-    """[{volumes, iops and p99_us of 4 KiB writes to all of them at depth 32 together, and alpha's usage() afterwards}]"""
-    alpha, made, rows = cluster['alpha'], 0, []
+def many_volumes(cluster, target, counts, seconds):
+    """[{target, volumes, iops and p99_us of 4 KiB writes to all of them at depth 32 together, and alpha's usage() afterwards}]"""
+    alpha, paths, rows = cluster['alpha'], [], []
+    name = 'many{}'.format
     for count in counts:
-        for made in range(made, count):
-            alpha.lockstep(f'volume create many{made} {MANY_MIB}MiB --redundancy 2', timeout=60)
-        made = count
-        paths = [f'/dev/lockstep/many{i}' for i in range(count)]
-        for path in paths:		# the first write to an extent zeroes it
-            alpha.run(f'dd if=/dev/zero of={path} bs=4k count=1 oflag=direct conv=notrunc 2>/dev/null', timeout=60)
-        # fio opens a file when it first writes to it, and an open takes a commit of the cluster: that is not what is measured.
-        # One command holds them all: a host takes 64 at once.
-        held = alpha.start('exec 3<&0; for path in ' + ' '.join(paths) + '; do /lab/blockio hold $path w <&3 & done; wait')
-        wait(lambda: bytes(held.out).count(b'open') == count, 120, 'all volumes to be open')
-        spread = f'--size={MANY_MIB * count}m --filesize={MANY_MIB}m --nrfiles={count} --openfiles={count} --file_service_type=random'
-        sample = fio(alpha, ':'.join(paths), f'{spread} --rw=randwrite --bs=4k --iodepth=32', seconds)
-        held.close_input()
-        held.wait(60)
-        rows.append({'volumes': count, 'iops': sample['iops'], 'p99_us': sample['p99_us'], **usage(alpha)})
+        paths += target.make_many([name(i) for i in range(len(paths), count)], MANY_MIB)
+        sample = write_to_all(alpha, paths, seconds)
+        rows.append({'target': target.name, 'volumes': count, 'iops': sample['iops'], 'p99_us': sample['p99_us'], **usage(alpha, target.threads)})
         say(f'{rows[-1]}')
-    for i in range(made):
-        alpha.lockstep(f'volume delete many{i}', timeout=60)
+    if paths:
+        target.remove_many([name(i) for i in range(len(paths))])
     return rows
+
+
+def write_to_all(host, paths, seconds):
+    """4 KiB writes to these small volumes, depth 32 together."""
+    size = int(host.out(f'blockdev --getsize64 {paths[0]}')) >> 10		# DRBD's metadata are inside
+    for path in paths:		# the first write to an extent zeroes it
+        host.run(f'dd if=/dev/zero of={path} bs=4k count=1 oflag=direct conv=notrunc 2>/dev/null', timeout=60)
+    # fio opens a file when it first writes to it, and an open takes a commit of the cluster: that is not what is measured.
+    # One command holds them all: a host takes 64 at once.
+    held = host.start('exec 3<&0; for path in ' + ' '.join(paths) + '; do /lab/blockio hold $path w <&3 & done; wait')
+    wait(lambda: bytes(held.out).count(b'open') == len(paths), 120, 'all volumes to be open')
+    spread = f'--size={size * len(paths)}k --filesize={size}k --nrfiles={len(paths)} --openfiles={len(paths)} --file_service_type=random'
+    sample = fio(host, ':'.join(paths), f'{spread} --rw=randwrite --bs=4k --iodepth=32', seconds)
+    held.close_input()
+    held.wait(60)
+    return sample
 
 
 def plain_lvs(host, count):
     """KiB of memory, without the daemon's, that each of so many active LVs takes: what a volume's replica would take in any case."""
     names = [f'{VG}/plain{i}' for i in range(count)]
     held = lambda u: u['memory_kib'] - u['daemon_kib']
-    before = held(usage(host))
+    before = held(usage(host, '^lockstep_'))
     for name in names:
         host.run(f'lvcreate -qq --yes -Wn -Zn -L {MANY_MIB}m -n {name}', timeout=60)
-    each = (held(usage(host)) - before) / count
+    each = (held(usage(host, '^lockstep_')) - before) / count
     host.run('lvremove -qq --yes ' + ' '.join(names), timeout=300)
     return each
 
@@ -263,7 +268,8 @@ def measure(args, cluster, save):
     if 'resync' in args.parts:
         save('resync', {'resync': [resync(cluster, targets[n], devices[n]['small'], 'small', args.seconds) for n in ('drbd', 'lockstep')]})
     if 'many' in args.parts:
-        many = many_volumes(cluster, args.volumes, args.seconds)
+        many = many_volumes(cluster, targets['drbd'], [n for n in args.volumes if n <= DRBD_MOST], args.seconds)
+        many += many_volumes(cluster, targets['lockstep'], args.volumes, args.seconds)
         save('many', {'many': many, 'plain_lv_kib': plain_lvs(cluster['alpha'], many[-1]['volumes'])})
     if 'handover' in args.parts:
         save('handover', {'handover': handover(cluster, small)})

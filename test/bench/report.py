@@ -88,17 +88,7 @@ def rest(result):
         lines += [row(r['target'], f'{r["seconds"]:.1f} s', f'{r["idle_p99_us"] / 1e3:.1f} ms', f'{r["busy_p99_us"] / 1e3:.1f} ms',
                       f'{r["busy_p99_us"] / r["idle_p99_us"]:.2f}', f'{100 * r["busy_iops"] / r["idle_iops"]:.0f} %') for r in result['resync']]
     if 'many' in result:
-        lines += [*title(result, 'many', 'Many volumes of two replicas, on their primary: 4 KiB writes to all at once, depth 32 together'),
-                  row('volumes', 'IOPS', 'p99', "module's threads", "daemon's threads", "daemon's memory", 'all memory in use'), row(*['---:'] * 7)]
-        lines += [row(m['volumes'], f'{m["iops"]:,.0f}' if 'iops' in m else '-', f'{m["p99_us"] / 1e3:.1f} ms' if 'iops' in m else '-', m['threads'], m['daemon_threads'],
-                      f'{m["daemon_kib"] / 1024:.1f} MiB', f'{m["memory_kib"] / 1024:.1f} MiB') for m in result['many']]
-        if len(result['many']) > 1:
-            first, last = result['many'][-2:]		# in the first one there may be what the jobs before it left
-            kernel = [m['memory_kib'] - m['daemon_kib'] for m in (first, last)]
-            each = (kernel[1] - kernel[0]) / (last['volumes'] - first['volumes'])
-            plain = result.get('plain_lv_kib')
-            alone = f', {plain:.0f} of them for its logical volume alone: {each - plain:.0f} KiB are ours (wanted: 100)' if plain is not None else ''
-            lines += ['', f'Memory in use without the daemon\'s, for each more volume: {each:.0f} KiB{alone}.']
+        lines += [*title(result, 'many', 'Many volumes of two replicas, on their primary: 4 KiB writes to all at once, depth 32 together'), *many(result)]
     if 'handover' in result:
         ms = lambda us: f'{middle(us) / 1e3:.0f} ms ({min(us) / 1e3:.0f} to {max(us) / 1e3:.0f})'
         found = result['handover']
@@ -110,6 +100,30 @@ def rest(result):
     if 'life' in result:
         lines += [*title(result, 'life', 'A volume of 64 MiB, two replicas, medians of 5'), *[f'- {k}: {v:.2f} s' for k, v in result['life'].items()]]
     return lines
+
+
+def many(result):
+    rows = {t: [m for m in result['many'] if m['target'] == t] for t in ('drbd', 'lockstep')}
+    beside = {d['volumes']: d for d in rows['drbd']}
+    lines = [row('volumes', 'DRBD, IOPS', 'Lockstep, IOPS', 'to DRBD', 'p99 to DRBD', "DRBD's threads", "module's threads", "daemon's threads",
+                 "daemon's memory"), row(*['---:'] * 9)]
+    for m in rows['lockstep']:
+        d = beside.get(m['volumes'])
+        ratio = lambda key: f'{m[key] / d[key]:.2f}' if d else '-'
+        lines.append(row(f'{m["volumes"]:,}', f'{d["iops"]:,.0f}' if d else '-', f'{m["iops"]:,.0f}', ratio('iops'), ratio('p99_us'), d['threads'] if d else '-',
+                         m['threads'], m['daemon_threads'], f'{m["daemon_kib"] / 1024:.1f} MiB'))
+    # not from the first row: in that there may be what the jobs before it left
+    each = {t: grown(*r[-2:]) for t, r in rows.items() if len(r) > 1}
+    if 'lockstep' not in each:
+        return lines
+    plain = result['plain_lv_kib']
+    return lines + ['', f'Memory in use without the daemon\'s, for each more volume: {each["lockstep"]:.0f} KiB, {plain:.0f} of them for its logical '
+                    f'volume alone: {each["lockstep"] - plain:.0f} KiB are ours (wanted: 100).' + (f' DRBD: {each["drbd"]:.0f} KiB.' if 'drbd' in each else '')]
+
+
+def grown(first, last):
+    kernel = [m['memory_kib'] - m['daemon_kib'] for m in (first, last)]
+    return (kernel[1] - kernel[0]) / (last['volumes'] - first['volumes'])
 
 
 def plot(result, folder):

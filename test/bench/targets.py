@@ -6,12 +6,13 @@ resync, disk flushes on (as Lockstep's). A second pair of devices is for writes 
 activity log covers; it has the smallest log DRBD allows, so that the region fits on the disk.
 """
 from lablib import LabError
-from lablib.cluster import wait
+from lablib.cluster import together, wait
 
 VG = 'lockstep_group'
 SIZE_MIB, LARGE_MIB = 640, 5440
 AL_EXTENTS, AL_EXTENTS_LARGE = 6007, 67		# of 4 MiB each; 67 is DRBD's minimum
 DRBD_PORT = 7799
+DRBD_MOST = 100		# volumes at once: the module has 255 minors, and each takes seconds to set up
 
 GLOBAL = '''global { usage-count no; }
 common {
@@ -43,6 +44,7 @@ class Raw:
 class Drbd:
     """alpha is primary."""
     name = 'drbd'
+    threads = '^drbd'
 
     def __init__(self, cluster):
         self.hosts = [cluster['alpha'], cluster['beta']]
@@ -51,18 +53,33 @@ class Drbd:
             h.put(GLOBAL, '/etc/drbd.conf')
             h.run('mkdir -p /var/lib/drbd /run/drbd /var/lock; modprobe drbd minor_count=255 usermode_helper=disabled')
 
-    def make(self, name, size_mib, al_extents=AL_EXTENTS, lv=None):
-        lv, minor = f'drbd-{name}', len(self.minors)
-        self.minors[name] = minor
-        text = RESOURCE % {'name': lv, 'al': al_extents, 'minor': minor, 'vg': VG, 'alpha': self.hosts[0].address,
-                           'beta': self.hosts[1].address, 'port': DRBD_PORT + minor}
-        for h in self.hosts:
-            h.run(f'lvcreate -qq --yes -Wn -L {size_mib}m -n {lv} {VG}; cat >>/etc/drbd.conf', input=text)
-            h.run(f'drbdadm --force create-md {lv} && drbdadm up {lv}', timeout=120)
-        wait(lambda: '/Secondary' in self.state(minor) and 'cs:Connected' in self.state(minor), 60, f'DRBD {lv} to connect')
-        self.hosts[0].run(f'drbdadm -- --clear-bitmap new-current-uuid {lv} && drbdadm primary {lv}')
-        self.wait_sync(name)
-        return f'/dev/drbd{minor}'
+    def make(self, name, size_mib, al_extents=AL_EXTENTS):
+        return self.make_many([name], size_mib, al_extents)[0]
+
+    def make_many(self, names, size_mib, al_extents=AL_EXTENTS):
+        minors = list(range(len(self.minors), len(self.minors) + len(names)))
+        self.minors.update(zip(names, minors))
+        conf = ''.join(RESOURCE % {'name': f'drbd-{name}', 'al': al_extents, 'minor': minor, 'vg': VG, 'alpha': self.hosts[0].address,
+                                   'beta': self.hosts[1].address, 'port': DRBD_PORT + minor} for name, minor in zip(names, minors))
+        each = f'set -e; for lv in {self.lvs(names)}; do '
+        make = (f'cat >>/etc/drbd.conf; {each} lvcreate -qq --yes -Wn -L {size_mib}m -n $lv {VG}; drbdadm --force create-md $lv; '
+                'drbdadm up $lv; done')
+        together(lambda h: h.run(make, input=conf, timeout=60 + 15 * len(names)), self.hosts)
+        connected = lambda minor: all(w in self.state(minor) for w in ('/Secondary', 'cs:Connected'))
+        for name, minor in zip(names, minors):
+            wait(lambda: connected(minor), 60, f'DRBD {name} to connect')
+        self.hosts[0].run(f'{each} drbdadm -- --clear-bitmap new-current-uuid $lv; drbdadm primary $lv; done', timeout=60 + 15 * len(names))
+        for name in names:
+            self.wait_sync(name)
+        return [f'/dev/drbd{minor}' for minor in minors]
+
+    @staticmethod
+    def lvs(names):
+        return ' '.join(f'drbd-{name}' for name in names)
+
+    def remove_many(self, names):
+        remove = f'set -e; for lv in {self.lvs(names)}; do drbdadm down $lv; lvremove -qq --yes {VG}/$lv; done'
+        together(lambda h: h.run(remove, timeout=60 + 15 * len(names)), self.hosts)
 
     def state(self, minor, host=0):
         """The device's line of /proc/drbd."""
@@ -84,6 +101,7 @@ class Drbd:
 class Lockstep:
     """Replicas on alpha and beta. gamma votes, and uses volumes of which it has no replica."""
     name = 'lockstep'
+    threads = '^lockstep_'
 
     def __init__(self, cluster):
         self.cluster = cluster
@@ -92,6 +110,15 @@ class Lockstep:
         device = self.cluster.create_volume(name, f'{size_mib}MiB', '--redundancy 2')
         self.wait_sync(name)
         return device
+
+    def make_many(self, names, size_mib):
+        for name in names:
+            self.cluster['alpha'].lockstep(f'volume create {name} {size_mib}MiB --redundancy 2', timeout=60)
+        return [f'/dev/lockstep/{name}' for name in names]
+
+    def remove_many(self, names):
+        for name in names:
+            self.cluster['alpha'].lockstep(f'volume delete {name}', timeout=60)
 
     def states(self, name):
         return {r['host']: r['state'] for r in self.cluster.volume(name, self.cluster['gamma'])['replicas']}
