@@ -41,6 +41,7 @@ GAMMA = 'write 4k, depth 32'		# also from a host without a replica
 TOUCH = f'--size=100% --rw=write:4092k --bs=4k --iodepth=8 --number_ios={LARGE_MIB // 4}'		# 4 KiB in each 4 MiB
 MANY_MIB = 4		# one extent: of each of the many volumes
 MANY = (1, 10, 100)
+NOT_KERNEL = ('MemFree', 'Buffers', 'Cached', 'AnonPages', 'PageTables', 'KernelStack')		# in /proc/meminfo
 HANDOVERS = 8
 FILL = '--size=100% --rw=write --bs=1m --iodepth=2'
 
@@ -177,14 +178,15 @@ def life_cycle(cluster, rounds=5):
 
 
 def usage(host, threads):
-    """What this host's kernel and daemon take: {threads of this name, daemon_threads, daemon_kib, memory_kib: all that is not available}."""
+    """What this host's kernel and daemon take: {threads of this name, daemon_threads, daemon_kib, kernel_kib: all that is neither free, nor
+    cached, nor there for processes, of which udev has more and fewer}."""
     host.run('sync; echo 3 >/proc/sys/vm/drop_caches')
     memory = {k: int(v.split()[0]) for k, v in (line.split(':') for line in host.out('cat /proc/meminfo').splitlines())}
     daemon = host.out('pidof lockstepd').strip()
     return {'threads': int(host.out(f'cat /proc/[0-9]*/comm 2>/dev/null | grep -c {threads} || true')),
             'daemon_threads': int(host.out(f'ls /proc/{daemon}/task | wc -l')),
             'daemon_kib': int(host.out(f"awk '/^VmRSS/{{print $2}}' /proc/{daemon}/status")),
-            'memory_kib': memory['MemTotal'] - memory['MemAvailable']}
+            'kernel_kib': memory['MemTotal'] - sum(memory[k] for k in NOT_KERNEL)}
 
 
 def many_volumes(cluster, target, counts, seconds):
@@ -218,13 +220,13 @@ def write_to_all(host, paths, seconds):
 
 
 def plain_lvs(host, count):
-    """KiB of memory, without the daemon's, that each of so many active LVs takes: what a volume's replica would take in any case."""
+    """KiB of the kernel's memory that each of so many active LVs takes: what a volume's replica would take in any case."""
     names = [f'{VG}/plain{i}' for i in range(count)]
-    held = lambda u: u['memory_kib'] - u['daemon_kib']
-    before = held(usage(host, '^lockstep_'))
+    held = lambda: usage(host, '^lockstep_')['kernel_kib']
+    before = held()
     for name in names:
         host.run(f'lvcreate -qq --yes -Wn -Zn -L {MANY_MIB}m -n {name}', timeout=60)
-    each = (held(usage(host, '^lockstep_')) - before) / count
+    each = (held() - before) / count
     host.run('lvremove -qq --yes ' + ' '.join(names), timeout=300)
     return each
 

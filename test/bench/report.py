@@ -117,13 +117,12 @@ def many(result):
     if 'lockstep' not in each:
         return lines
     plain = result['plain_lv_kib']
-    return lines + ['', f'Memory in use without the daemon\'s, for each more volume: {each["lockstep"]:.0f} KiB, {plain:.0f} of them for its logical '
+    return lines + ['', f'Memory of the kernel for each more volume: {each["lockstep"]:.0f} KiB, {plain:.0f} of them for its logical '
                     f'volume alone: {each["lockstep"] - plain:.0f} KiB are ours (wanted: 100).' + (f' DRBD: {each["drbd"]:.0f} KiB.' if 'drbd' in each else '')]
 
 
 def grown(first, last):
-    kernel = [m['memory_kib'] - m['daemon_kib'] for m in (first, last)]
-    return (kernel[1] - kernel[0]) / (last['volumes'] - first['volumes'])
+    return (last['kernel_kib'] - first['kernel_kib']) / (last['volumes'] - first['volumes'])
 
 
 def plot(result, folder):
