@@ -222,6 +222,7 @@ enum lks_attr {
 	LKS_A_ROLE,		/* u8: enum lks_role */
 	LKS_A_VERSION,		/* u64: the version this replica has adopted (its session's), 0 if none */
 	LKS_A_TERM,		/* u64 */
+	/* in a dump absent while a REPLICA_ATTACH runs, as is ROLE and all else that only the core knows: */
 	LKS_A_NOTED_VERSION,	/* u64: the newest version CONFIG_SET brought */
 	LKS_A_SESSION_WITH,	/* u8: host id of the primary whose data this replica takes, 0 if none (T1) */
 	LKS_A_PENDING,		/* u32: requests of local openers not completed */

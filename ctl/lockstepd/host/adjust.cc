@@ -66,7 +66,7 @@ std::string Reconciler::difference(const Volume &v) const
 		return "its replica is not attached";
 	if (!r && k->replica)
 		return "its former replica is still attached";
-	if (k->noted_version < v.version)
+	if (k->whole && k->noted_version < v.version)
 		return fmt::format("the kernel has version {} of its record, the log version {}", k->noted_version, v.version);
 	if (r && !k->replica->admitted)
 		return "its replica is not admitted";

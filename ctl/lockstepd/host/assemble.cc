@@ -38,7 +38,7 @@ void Reconciler::assemble(const State &state, const Volume &v)
 	}
 	// What knows a record was there before this daemon: if it has no replica, there was a reason.
 	const Replica &r = *v.replica(self_);
-	if (k->replica || k->noted_version || k->uuid != v.uuid || !may(w.replica) || !may(w.config))
+	if (k->replica || !k->whole || k->noted_version || k->uuid != v.uuid || !may(w.replica) || !may(w.config))
 		return;
 	auto lv = lv_in(state, v, r.pool, r.md_offset);
 	if (!lv)

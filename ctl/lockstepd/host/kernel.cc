@@ -110,6 +110,7 @@ KernelVolume read_volume(Attributes a)
 	v.verify_total = number(a[LKS_A_VERIFY_TOTAL]);
 	v.verify_done = number(a[LKS_A_VERIFY_DONE]);
 	v.verify_differ = number(a[LKS_A_VERIFY_DIFFER]);
+	v.whole = a[LKS_A_ROLE] != nullptr;
 	v.role = number(a[LKS_A_ROLE]);
 	v.version = number(a[LKS_A_VERSION]);
 	v.term = number(a[LKS_A_TERM]);

@@ -60,6 +60,7 @@ struct KernelVolume {
 	uint32_t openers = 0, writers = 0, open_waiters = 0;
 	uint64_t session_ended = 0;    // sessions up to this one were closed here
 	std::optional<KernelReplica> replica;
+	bool whole = true;         // false: a replica is being attached, and of what follows the kernel says nothing until that is over
 	uint8_t role = LKS_IDLE;   // enum lks_role
 	uint64_t version = 0, term = 0, noted_version = 0;
 	uint8_t session_with = 0;

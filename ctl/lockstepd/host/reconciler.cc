@@ -525,7 +525,8 @@ void Reconciler::look_at_volume(uint32_t vid)
 
 void Reconciler::look_config(const Volume &v, const KernelVolume *k, VolumeWork &w)
 {
-	if (!may(w.config))
+	// While a replica is being attached its kernel does not say what it knows. That is not to know nothing.
+	if (!may(w.config) || (k && !k->whole))
 		return;
 	// This kernel knows nothing of any session: whatever the log lists for this host is over.
 	if (const Opener *mine = v.opener(self_); mine && (!k || !k->noted_version))

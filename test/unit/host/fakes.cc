@@ -526,6 +526,13 @@ Kernel FakeWorld::kernel()
 		KernelDump d;
 		d.seq = seq;
 		d.volumes = volumes;
+		for (uint32_t vid : attaching) {
+			KernelVolume &v = d.volumes.at(vid);
+			v.whole = false;
+			v.replica.reset();
+			v.role = LKS_IDLE;
+			v.version = v.term = v.noted_version = 0;
+		}
 		for (uint8_t host : peers)
 			d.peers[host] = {host, 0, 0, false};
 		return d;

@@ -109,6 +109,7 @@ public:
 	uint8_t kernel_host = 0;
 	std::map<uint32_t, KernelVolume> volumes;
 	std::set<uint8_t> peers;
+	std::set<uint32_t> attaching;                   // a REPLICA_ATTACH of this volume takes its time: dumps leave out the core's part
 	std::map<uint32_t, uint64_t> attached_at;       // barriers begun then
 	std::map<uint32_t, uint64_t> attached_version;  // of the record then
 	std::map<uint32_t, int> refused;                // vid -> error of OPEN_REFUSE

@@ -359,6 +359,32 @@ TEST_CASE("an open waits for a holder that is just closing")
 	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }, 2000));
 }
 
+TEST_CASE("O1: a session lasts while a replica of the opener's host is being attached")
+{
+	Ready r({2, 3});
+	r.kernel().open_waiters = 1;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_OPEN, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.kernel().writers == 1; }));
+	const Opener mine = *r.volume().opener(1);
+	r.w.calls.clear();
+	// Its disk is slow: several dumps are made meanwhile, and the log goes on.
+	r.w.attaching.insert(r.vid);
+	for (int i = 0; i < 3; i++) {
+		r.w.daemon().kernel_resync();
+		r.w.run_for(500);
+		REQUIRE(!r.w.daemon().dump()->volume(r.vid)->whole);
+		tell(r.w, {{"op", "record.suspect"}, {"vid", r.vid}, {"host", 3}});
+	}
+	REQUIRE(r.volume().opener(1));
+	CHECK(*r.volume().opener(1) == mine);
+	CHECK(r.w.count("config_set") == 0);
+	r.w.attaching.clear();
+	r.w.daemon().kernel_resync();
+	REQUIRE(r.w.run_until([&] { return r.kernel().noted_version == r.volume().version; }));
+	CHECK(*r.volume().opener(1) == mine);
+	CHECK(r.w.violations.empty());
+}
+
 TEST_CASE("whether a volume is in use is said by the kernel as it is after the question")
 {
 	Ready r;
