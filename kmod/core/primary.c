@@ -360,6 +360,16 @@ bool lks_held_by_queue(struct lks_vol *v, struct lks_work *w)
 	return false;
 }
 
+/*
+ * An extent that was never written here reads as zeros on every member: R1 writes here what it finds elsewhere. To discard or zero
+ * some of it is to write what is there already, and is done, under the leases as a read: nobody else has written meanwhile (L3). A
+ * file system that is made discards its whole disk; that writes nothing, and a new replica need not copy it.
+ */
+static bool zeros_everywhere(struct lks_vol *v, u64 extent)
+{
+	return !(lks_extent_bits(v, extent) & LKS_EXTENT_WRITTEN) && lks_may_read(v);
+}
+
 static void begin_write(struct lks_vol *v, struct lks_work *w)
 {
 	u64 index = w->offset / LKS_EXTENT_BYTES;
@@ -367,6 +377,11 @@ static void begin_write(struct lks_vol *v, struct lks_work *w)
 
 	if (v->hold || lks_held_by_queue(v, w) || lks_blocks_busy(lks_extent_find(v, index), w->first, w->last))
 		return;
+	if (w->op != LKS_OP_WRITE && zeros_everywhere(v, index)) {
+		reply(v, w, 0);
+		lks_work_free(v, w);
+		return;
+	}
 	e = lks_extent_get(v, index);
 	if (!e)
 		return;		/* tick tries again */

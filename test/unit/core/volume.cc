@@ -703,6 +703,48 @@ TEST_CASE("a version of the same term that names another primary or none deposes
 	d.detach();
 }
 
+TEST_CASE("to zero what was never written is done at once, if nobody else can have written there")
+{
+	Live d;
+	d.serve();
+	lks_vol_open(d.volume, d.now);
+	d.run();
+	REQUIRE(d.count(LKS_EV_OPENED) == 1);
+	size_t carried = 0;
+	d.carry_out = [&](const lks_io &) { carried++; return 0; };
+	std::deque<lks_req> reqs;
+	auto zero = [&](uint8_t op) {
+		lks_req &req = reqs.emplace_back();
+		req.op = op;
+		req.length = LKS_EXTENT_BYTES;
+		lks_vol_submit(d.volume, &req, d.now);
+		d.run();
+	};
+	d.promise();
+	d.sent.clear();
+	zero(LKS_OP_DISCARD);
+	zero(LKS_OP_ZEROES);
+	CHECK(d.ended == std::vector<int>{0, 0});
+	CHECK(carried == 0);
+	CHECK(d.sent.empty());
+	CHECK(d.status().written_extents == 0);
+	d.now += LKS_LEASE_MS + 1;    // without a promise, another primary may have (L3)
+	zero(LKS_OP_DISCARD);
+	CHECK(d.ended.size() == 2);
+	CHECK(carried > 0);
+	CHECK(d.status().written_extents == 1);
+	for (uint8_t peer : {1, 2})
+		d.ack(peer);
+	CHECK(d.ended.size() == 3);
+	d.promise();
+	zero(LKS_OP_DISCARD);         // written now: it goes to all
+	CHECK(d.ended.size() == 3);
+	for (uint8_t peer : {1, 2})
+		d.ack(peer);
+	CHECK(d.ended.size() == 4);
+	d.detach();
+}
+
 TEST_CASE("a verify that repairs stands still during a hold")
 {
 	Live d;
