@@ -78,7 +78,7 @@ static void submit_later(struct lks_volume *v, struct lks_io *io)
 
 	spin_lock_irqsave(&v->queue_lock, flags);
 	lks_list_add_tail(&io->link, &v->busy_ios);
-	queue_work(lks_wq, &v->submit_work);
+	queue_work(lks_disk_wq, &v->submit_work);
 	spin_unlock_irqrestore(&v->queue_lock, flags);
 }
 
@@ -103,7 +103,7 @@ void lks_backing_full_work(struct work_struct *work)
 	spin_lock_irq(&v->queue_lock);
 	if (!lks_list_empty(&v->full_ios)) {
 		lks_list_splice_tail(&v->full_ios, &v->busy_ios);
-		queue_work(lks_wq, &v->submit_work);
+		queue_work(lks_disk_wq, &v->submit_work);
 	}
 	spin_unlock_irq(&v->queue_lock);
 }

@@ -320,7 +320,7 @@ void lks_device_submit(struct bio *bio)
 	if (r->accounted)
 		r->start = bio_start_io_acct(bio);
 	if (op_of(bio) == LKS_OP_READ && !(bio->bi_opf & REQ_RAHEAD) && !v->record.primary)
-		queue_work(lks_slow_wq, &v->wake_work);
+		queue_work(lks_open_wq, &v->wake_work);
 	lks_device_start(r);
 	lks_volume_unlock_plugged(v, !nowait, bytes);
 }

@@ -53,7 +53,7 @@ void lks_host_break(u8 host, u64 number, const char *reason, bool silent)
 		link->state = LKS_LINK_CLOSING;
 		link->reason = reason;
 		link->silent = silent;
-		queue_work(lks_slow_wq, &link->close_work);
+		queue_work(lks_link_wq, &link->close_work);
 	}
 	spin_unlock_bh(&peer->lock);
 }

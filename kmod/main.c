@@ -3,7 +3,7 @@
  * Lockstep's kernel module: replicated block devices.
  *
  * What is where: netlink.c takes the daemon's commands and event.c tells it what happens; volume.c surrounds the core
- * (core/, which decides everything) with a lock and carries out its actions; disk.c, open.c and device.c
+ * (core/, which decides everything) with a lock and carries out its actions, memory.c has its memory; disk.c, open.c and device.c
  * are its block device, backing.c does its I/O, buf.c holds its data; host.c, lane.c, send.c, receive.c and early.c
  * carry its frames; notify.c takes what it tells; debugfs.c and trace.h show what is going on. compat/ is for older kernels.
  */
@@ -17,24 +17,60 @@
 #include "host.h"
 #include "volume.h"
 
-struct workqueue_struct *lks_wq, *lks_slow_wq;
+struct workqueue_struct *lks_wq, *lks_disk_wq, *lks_slow_wq, *lks_link_wq, *lks_open_wq;
 u8 lks_self;
 u32 lks_lease_ms = LKS_LEASE_MS;
 
+/*
+ * A workqueue runs some hundred works at once. With as many volumes, those that wait for one disk or for the cluster must not keep the
+ * others from their ticks, or links from ending; so each kind of wait has its own.
+ */
+static const struct {
+	struct workqueue_struct **wq;
+	const char *name;
+	unsigned int flags;
+} queues[] = {
+	{ &lks_wq, "lockstep", WQ_HIGHPRI },
+	{ &lks_disk_wq, "lockstep_disk", WQ_HIGHPRI },
+	{ &lks_slow_wq, "lockstep_slow", WQ_UNBOUND },
+	{ &lks_link_wq, "lockstep_link", WQ_UNBOUND },
+	{ &lks_open_wq, "lockstep_open", WQ_UNBOUND },
+};
+
+static void destroy_queues(void)
+{
+	unsigned int i = ARRAY_SIZE(queues);
+
+	while (i--)
+		if (*queues[i].wq)
+			destroy_workqueue(*queues[i].wq);
+}
+
+static int create_queues(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(queues); i++) {
+		*queues[i].wq = alloc_workqueue("%s", queues[i].flags | WQ_MEM_RECLAIM, 0, queues[i].name);
+		if (*queues[i].wq)
+			continue;
+		destroy_queues();
+		return -ENOMEM;
+	}
+	return 0;
+}
+
 static int __init lks_init(void)
 {
-	int err = -ENOMEM;
+	int err;
 
 	lks_host_init();
-	lks_wq = alloc_workqueue("lockstep", WQ_MEM_RECLAIM | WQ_HIGHPRI, 0);
-	if (!lks_wq)
+	err = create_queues();
+	if (err)
 		return err;
-	lks_slow_wq = alloc_workqueue("lockstep_slow", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
-	if (!lks_slow_wq)
-		goto err_wq;
 	err = lks_buf_init();
 	if (err)
-		goto err_slow_wq;
+		goto err_queues;
 	err = lks_backing_init();
 	if (err)
 		goto err_buf;
@@ -59,10 +95,8 @@ err_backing:
 	lks_backing_exit();
 err_buf:
 	lks_buf_exit();
-err_slow_wq:
-	destroy_workqueue(lks_slow_wq);
-err_wq:
-	destroy_workqueue(lks_wq);
+err_queues:
+	destroy_queues();
 	return err;
 }
 
@@ -71,8 +105,7 @@ static void __exit lks_exit(void)
 {
 	lks_netlink_exit();
 	lks_host_exit();
-	destroy_workqueue(lks_slow_wq);
-	destroy_workqueue(lks_wq);
+	destroy_queues();
 	lks_volume_exit();
 	lks_debugfs_exit();
 	lks_disk_exit();

@@ -124,7 +124,7 @@ void lks_notify(struct lks_volume *v, const struct lks_event_info *info)
 		add_news(v, info);
 		break;
 	}
-	queue_work(lks_slow_wq, &v->news_work);
+	queue_work(lks_link_wq, &v->news_work);
 }
 
 static void send(struct lks_volume *v, const struct lks_event_info *info)

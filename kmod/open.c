@@ -206,6 +206,8 @@ void lks_close(struct lks_volume *v, struct gendisk *disk, enum lks_close who)
 		v->writers--;
 	else if (!v->openers)
 		v->writers = 0;
+	if (!v->openers)
+		lks_vol_abort(v->core, 0, v->now_ms);	/* ABORT was meant for those who have closed it now */
 	if (who == LKS_CLOSE_READER)
 		lks_volume_unlock(v, true);
 	else
@@ -226,7 +228,7 @@ void lks_open_wake_work(struct work_struct *work)
 	state = get_session(v, NULL);
 	unlock_and_end(v);
 	if (state == -ETIMEDOUT && !READ_ONCE(v->record.primary))
-		queue_work(lks_slow_wq, work);
+		queue_work(lks_open_wq, work);
 }
 
 /* ---- being told no ---- */

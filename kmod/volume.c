@@ -7,7 +7,6 @@
  * then (a receiver) finds it dead.
  */
 #include <linux/idr.h>
-#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/netlink.h>
 #include <linux/slab.h>
@@ -130,6 +129,11 @@ static void set_time(struct lks_volume *v)
 static bool never(void *arg)
 {
 	return false;
+}
+
+static bool always(void *arg)
+{
+	return true;
 }
 
 bool lks_volume_lock_unless(struct lks_volume *v, bool (*stop)(void *arg), void *arg)
@@ -279,7 +283,7 @@ static void tell_core(struct lks_volume *v, bool quick)
 	lks_list_splice_tail(&v->completed, &completed);
 	lks_list_splice_tail(&completed, &v->completed);
 	spin_unlock_irq(&v->queue_lock);
-	queue_work(lks_wq, &v->complete_work);
+	queue_work(lks_disk_wq, &v->complete_work);
 }
 
 static void complete_work(struct work_struct *work)
@@ -316,7 +320,7 @@ static void complete_softly(struct tasklet_struct *tasklet)
 		if (!lks_device_goes_on(r))
 			list_move_tail(&r->link, &done);
 	if (!list_empty(&v->done) || !lks_list_empty(&v->ios))
-		queue_work(lks_wq, &v->submit_work);
+		queue_work(lks_disk_wq, &v->submit_work);
 
 	spin_lock_irq(&v->queue_lock);
 	v->owned = false;
@@ -332,49 +336,6 @@ static void complete_softly(struct tasklet_struct *tasklet)
 }
 
 /* ---- the core's actions: the lock is held ---- */
-
-/*
- * What the core needs for a request is little, and the request may be the one that frees memory: a page being swapped out. It
- * is worth the emergency reserve.
- */
-static void *alloc_in_need(size_t bytes)
-{
-	gfp_t gfp = GFP_NOWAIT | __GFP_MEMALLOC | __GFP_NOWARN;
-
-	return bytes == LKS_META_UNIT ? (void *)get_zeroed_page(gfp) : kzalloc(bytes, gfp);
-}
-
-static void *op_alloc(void *ctx, size_t bytes)
-{
-	struct lks_volume *v = ctx;
-	gfp_t gfp = lks_gfp();
-	void *p;
-
-	if (bytes == LKS_META_UNIT)
-		p = (void *)get_zeroed_page(gfp);
-	else if (bytes <= PAGE_SIZE || in_serving_softirq())
-		p = kzalloc(bytes, gfp);
-	else
-		p = kvzalloc(bytes, gfp);
-	if (!p && bytes <= PAGE_SIZE)
-		p = alloc_in_need(bytes);
-	if (p)
-		v->allocated += bytes;
-	return p;
-}
-
-static void op_free(void *ctx, void *p, size_t bytes)
-{
-	struct lks_volume *v = ctx;
-
-	if (!p)
-		return;
-	if (bytes == LKS_META_UNIT)
-		free_page((unsigned long)p);
-	else
-		kvfree(p);
-	v->allocated -= bytes;
-}
 
 static struct lks_buf *op_buf_alloc(void *ctx, u32 bytes)
 {
@@ -422,8 +383,8 @@ static u32 op_syncing(void *ctx, bool on)
 }
 
 static const struct lks_ops ops = {
-	.alloc = op_alloc,
-	.free = op_free,
+	.alloc = lks_core_alloc,
+	.free = lks_core_free,
 	.buf_alloc = op_buf_alloc,
 	.buf_get = lks_buf_get,
 	.buf_put = lks_buf_put,
@@ -522,15 +483,14 @@ static void tick(struct work_struct *work)
 	struct lks_volume *v = container_of(to_delayed_work(work), struct lks_volume, tick);
 	u64 unused = 0;
 
-	if (!READ_ONCE(v->attaching)) {
-		lks_volume_lock(v);
+	if (lks_volume_lock_unless(v, always, NULL)) {
 		if (!v->dead) {
 			lks_vol_tick(v->core, v->now_ms);
 			trace_freeze(v);
 			tell_full(v);
 			unused = give_back_unused(v);
 		}
-		lks_volume_unlock(v, true);
+		lks_volume_unlock(v, false);
 	}
 	if (unused)
 		lks_event_close(v->vid, unused);
@@ -570,11 +530,10 @@ void lks_volume_sync_all_links(void)
 	smp_mb();
 	while ((v = lks_volume_next(vid))) {
 		vid = v->vid + 1;
-		if (!READ_ONCE(v->attaching)) {
-			lks_volume_lock(v);
+		if (lks_volume_lock_unless(v, always, NULL)) {
 			if (!v->dead)
 				lks_volume_sync_links(v);
-			lks_volume_unlock(v, true);
+			lks_volume_unlock(v, false);	/* one volume's disk does not hold up the others */
 		}
 		lks_volume_put(v);
 		if (!vid)
@@ -977,8 +936,11 @@ void lks_volume_abort(struct lks_volume *v)
 {
 	pr_warn("lockstep: volume %s: waiting requests are failed on demand\n", v->name);
 	lks_volume_lock(v);
-	if (!v->dead)
+	if (!v->dead) {
 		lks_vol_abort(v->core, -EIO, v->now_ms);
+		if (!v->openers)
+			lks_vol_abort(v->core, 0, v->now_ms);	/* whoever comes later is not meant */
+	}
 	lks_volume_unlock(v, true);
 	lks_open_refuse(v, -EIO);
 }

@@ -210,6 +210,10 @@ void lks_notify(struct lks_volume *v, const struct lks_event_info *info);
 void lks_notify_work(struct work_struct *work);
 void lks_notify_purge(struct lks_volume *v);
 
+/* memory.c; ctx: the struct lks_volume */
+void *lks_core_alloc(void *ctx, size_t bytes);
+void lks_core_free(void *ctx, void *p, size_t bytes);
+
 /* For small things that the core needs, wherever it was called from. */
 static inline gfp_t lks_gfp(void)
 {
@@ -217,8 +221,11 @@ static inline gfp_t lks_gfp(void)
 }
 
 /* main.c */
-extern struct workqueue_struct *lks_wq;		/* short work on the way of I/O */
-extern struct workqueue_struct *lks_slow_wq;	/* work that waits: for a disk, for threads, for a listener */
+extern struct workqueue_struct *lks_wq;		/* short work that waits for nobody: ticks */
+extern struct workqueue_struct *lks_disk_wq;	/* short work on the way of I/O; a busy disk may block it */
+extern struct workqueue_struct *lks_slow_wq;	/* waits for transfers of a disk */
+extern struct workqueue_struct *lks_link_wq;	/* ends of links, events: waits for our own threads, for a listener */
+extern struct workqueue_struct *lks_open_wq;	/* waits for the cluster */
 extern u8 lks_self;				/* HOST_SET */
 extern u32 lks_lease_ms;			/* TUNE */
 

@@ -70,7 +70,9 @@
  *                                                                    ceiling, floor, and how long applications' requests
  *                                                                    may take before it slows down
  *  ABORT           VID                                               all requests that wait for a primary fail with EIO now,
- *                                                                    and whoever waits in open() too
+ *                                                                    and whoever waits in open() too; and what comes from
+ *                                                                    those who have the device open, until it is closed by all
+ *                                                                    or opened for writing
  *  TRAIL_BEGIN     VID                                               remember from now on which sectors are written, zeroed
  *                                                                    or discarded through the device here. Answer: TRAIL, its
  *                                                                    number; the same as before while it is empty. It is gone

@@ -167,6 +167,13 @@ def test_module_pair(lab):
     a.run(f'{FIO} --rw=randwrite --bs=4k --iodepth=1 --fsync=1 --io_size=1M --refill_buffers', timeout=120)
     assert spared(a) > 200, 'one after each write is not, and the writes go to the disk at once (F2)'
     assert digest(a) == digest(b)
+    tracing = '/sys/kernel/tracing'
+    trace = lambda on: a.run(f'for e in replicate ack; do echo {on} >{tracing}/events/lockstep/lockstep_$e/enable; done')
+    trace(1)
+    a.run('dd if=/dev/zero of=/dev/lockstep/v1 bs=4096 count=4 oflag=direct conv=notrunc')
+    trace(0)
+    for what in ('replicate', 'ack'):
+        assert int(a.out(f'grep -c "lockstep_{what}: vid=1 host=2 " {tracing}/trace')) >= 4, a.out(f'cat {tracing}/trace')
     kdrive(b, 'config 1 2 1 1 1 1:insync,2:insync -')
     assert b.out('sha256sum </dev/lockstep/v1') == digest(a), 'a client without the session reads through the primary'
 
@@ -529,8 +536,25 @@ def test_module_frozen(lab):
     kdrive(a, 'volume-tune 1 0')
 
     # The primary moves to a host that never comes.
+    a.run('echo 1 >/sys/kernel/tracing/events/lockstep/lockstep_freeze/enable')
+    traced = lambda: re.findall(r'lockstep_freeze: vid=1 (\w+) ', a.out('cat /sys/kernel/tracing/trace'))
     decider = auto(a, '1:insync')
     a.run('dd if=/dev/zero of=/dev/lockstep/v1 bs=1M count=4 oflag=direct')
+
+    # ABORT is for those who have the device open: whoever comes after them reads, though nobody writes.
+    part = 'dd if=/dev/lockstep/v1 of=/dev/null bs=4096 count=1 iflag=direct'
+    wait(lambda: volume(a)['openers'] == '0', 20, 'the device to be closed')
+    kdrive(a, 'abort 1')
+    a.run(part)
+    reader = a.start('/lab/blockio hold /dev/lockstep/v1 r')
+    wait(lambda: b'open' in bytes(reader.out), 10, 'the reader to come in')
+    kdrive(a, 'abort 1')
+    assert a.run(part, check=False).status, 'somebody has it open still'
+    reader.close_input()
+    reader.wait(10)
+    wait(lambda: volume(a)['openers'] == '0', 20, 'the device to be closed')
+    a.run(part)
+
     holding = a.start('/lab/blockio hold /dev/lockstep/v1 w')
     wait(lambda: b'open' in bytes(holding.out), 20, 'the device to be open')
     state = volume(a)
@@ -540,8 +564,11 @@ def test_module_frozen(lab):
     kdrive(a, f'config 1 {version + 1} {term + 1} 2 {session} 1:insync,2:insync 1:{session}')
     writing = a.start('dd if=/dev/zero of=/dev/lockstep/v1 bs=4096 count=1 oflag=direct conv=notrunc')
     wait(lambda: 'write offset=0 length=4096' in requests() or volume(a)['waiters'] != '0', 20, 'the write or its open to wait')
+    wait(lambda: traced() == ['frozen'], 20, 'the trace to say so')
     kdrive(a, 'abort 1')
     assert 'Input/output error' in writing.wait(20).err
+    wait(lambda: traced() == ['frozen', 'thawed'], 20, 'the trace to say that it is over')
+    a.run('echo 0 >/sys/kernel/tracing/events/lockstep/lockstep_freeze/enable')
 
     # What is written through the page cache: closing would wait for ever.
     a.allow('Buffer I/O error on dev lockstep0')
@@ -553,6 +580,30 @@ def test_module_frozen(lab):
     dirty.wait(60)
     wait(lambda: volume(a)['openers'] == '0', 60, 'the device to be closed')
     stop(a)
+
+
+@pytest.mark.slow
+def test_module_many(lab):
+    """Somebody reads each of three hundred volumes that have no primary. So many waits for the cluster keep no link from ending."""
+    a, b = lab.boot(2)
+    all_of = lambda text: a.run(f'for n in $(seq 300); do {text}; done', timeout=300)
+    for host, number in ((a, 1), (b, 2)):
+        host.run('modprobe lockstep')
+        kdrive(host, f'host-set {number}')
+        kdrive(host, f'peer-set {3 - number}')
+    all_of(f'/lab/kdrive volume-add $n v$n $n {SIZE} && /lab/kdrive device-add $n')
+    connect(a, b, 1)
+    readers = a.start('for n in $(seq 300); do dd if=/dev/lockstep/v$n of=/dev/null count=1 iflag=direct 2>/dev/null & done; wait')
+    wait(lambda: len(re.findall(r' pending=[1-9]', kdrive(a, 'get'))) == 300, 120, 'all to be read')
+    kdrive(b, 'peer-del 1')
+    wait(lambda: 'link=1 ' not in kdrive(a, 'get'), 5, 'the link to end')
+    # Neither does it keep anything from being taken down.
+    all_of('/lab/kdrive abort $n')
+    readers.wait(60)
+    wait(lambda: not re.findall(r' openers=[1-9]', kdrive(a, 'get')), 120, 'all to be closed')
+    all_of('/lab/kdrive device-del $n && /lab/kdrive volume-del $n')
+    for host in (a, b):
+        host.run('rmmod lockstep', timeout=30)
 
 
 @pytest.mark.slow
