@@ -35,14 +35,14 @@ JOBS = [
     ('70 % read 4k, depth 16', f'{REGION} --rw=randrw --rwmixread=70 --bs=4k --iodepth=16', 1.0),
     ('write 4k over 20 x the log', f'--size={LARGE_MIB - 64}m --rw=randwrite --bs=4k --iodepth=32', 1.5),
 ]
-PARTS = ('jobs', 'encryption', 'resync', 'many', 'handover', 'life', 'failover')
+PARTS = ('jobs', 'encryption', 'resync', 'many', 'handover', 'snapshots', 'life', 'failover')
 ENCRYPTED = ('write 4k, depth 32', 'write 1M, sequential')		# also with lanes encrypted
 GAMMA = 'write 4k, depth 32'		# also from a host without a replica
 TOUCH = f'--size=100% --rw=write:4092k --bs=4k --iodepth=8 --number_ios={LARGE_MIB // 4}'		# 4 KiB in each 4 MiB
 MANY_MIB = 4		# one extent: of each of the many volumes
 MANY = (1, 10, 100)
 NOT_KERNEL = ('MemFree', 'Buffers', 'Cached', 'AnonPages', 'PageTables', 'KernelStack')		# in /proc/meminfo
-HANDOVERS = 8
+HANDOVERS = SNAPSHOTS = 8
 FILL = '--size=100% --rw=write --bs=1m --iodepth=2'
 
 
@@ -143,21 +143,45 @@ def failover(cluster, device, leads):
     return seconds
 
 
+def longest_write(host, device, act=None):
+    """The longest that a 4 KiB write of this host took in some seconds in which act() is called, in us."""
+    running = host.start(f'exec fio --name=job --filename={device} --direct=1 --ioengine=libaio --size=100% --rw=randwrite --bs=4k '
+                         '--iodepth=1 --time_based --ramp_time=1 --runtime=4 --output-format=json --status-interval=1')
+    wait(lambda: len(running.out) > 200, 30, 'fio to write')
+    if act:
+        act()
+    text = running.wait(60).out
+    return json.loads(text[text.rindex('\n{') + 1:])['jobs'][0]['write']['clat_ns']['max'] / 1e3
+
+
 def handover(cluster, device, count=HANDOVERS):
     """While gamma writes, the primary is moved: {still, moved}: lists of the longest that a write took, in us, without and with it."""
     alpha, beta, gamma = cluster.hosts
     longest = {'still': [], 'moved': []}
     for i in range(count):
-        for kind, result in longest.items():
-            heir = beta if cluster.volume('small', gamma)['primary'] == 'alpha' else alpha
-            running = gamma.start(f'exec fio --name=job --filename={device} --direct=1 --ioengine=libaio --size=512m --rw=randwrite --bs=4k '
-                                  '--iodepth=1 --time_based --ramp_time=1 --runtime=4 --output-format=json --status-interval=1')
-            wait(lambda: len(running.out) > 200, 30, 'fio to write')
-            if kind == 'moved':
-                alpha.lockstep(f'primary small {heir.name}')
-            text = running.wait(60).out
-            result.append(json.loads(text[text.rindex('\n{') + 1:])['jobs'][0]['write']['clat_ns']['max'] / 1e3)
+        heir = beta if cluster.volume('small', gamma)['primary'] == 'alpha' else alpha
+        longest['still'].append(longest_write(gamma, device))
+        longest['moved'].append(longest_write(gamma, device, lambda: alpha.lockstep(f'primary small {heir.name}')))
     return longest
+
+
+def snapshots(cluster, count=SNAPSHOTS):
+    """While alpha writes, its volume gets a snapshot: {thin, thick: {still, taken}}: as handover() does."""
+    alpha, beta, gamma = cluster.hosts
+    for h in (alpha, beta):
+        h.run(f'lvcreate -qq --yes -L 2g --poolmetadatasize 8m --thinpool thin_device {VG}', timeout=60)
+        alpha.lockstep(f'pool create thin --vg {VG} --thin thin_device --host {h.name}', timeout=60)
+    found = {}
+    for kind, pool in (('thin', 'thin'), ('thick', 'default')):
+        device = cluster.create_volume(f'snapped-{kind}', '128MiB', f'--redundancy 2 --pool {pool}')
+        fio(alpha, device, FILL, 0)
+        longest = found[kind] = {'still': [], 'taken': []}
+        for i in range(count):
+            longest['still'].append(longest_write(alpha, device))
+            longest['taken'].append(longest_write(alpha, device, lambda: gamma.lockstep(f'snapshot create snapped-{kind} s{i}', timeout=60)))
+            alpha.lockstep(f'snapshot delete snapped-{kind} s{i}', timeout=60)
+        alpha.lockstep(f'volume delete snapped-{kind}', timeout=60)
+    return found
 
 
 def life_cycle(cluster, rounds=5):
@@ -275,6 +299,8 @@ def measure(args, cluster, save):
         save('many', {'many': many, 'plain_lv_kib': plain_lvs(cluster['alpha'], many[-1]['volumes'])})
     if 'handover' in args.parts:
         save('handover', {'handover': handover(cluster, small)})
+    if 'snapshots' in args.parts:
+        save('snapshots', {'snapshots': snapshots(cluster)})
     if 'life' in args.parts:
         save('life', {'life': life_cycle(cluster)})
     if 'failover' in args.parts:

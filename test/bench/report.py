@@ -89,11 +89,14 @@ def rest(result):
                       f'{r["busy_p99_us"] / r["idle_p99_us"]:.2f}', f'{100 * r["busy_iops"] / r["idle_iops"]:.0f} %') for r in result['resync']]
     if 'many' in result:
         lines += [*title(result, 'many', 'Many volumes of two replicas, on their primary: 4 KiB writes to all at once, depth 32 together'), *many(result)]
+    ms = lambda us: f'{middle(us) / 1e3:.0f} ms ({min(us) / 1e3:.0f} to {max(us) / 1e3:.0f})'
     if 'handover' in result:
-        ms = lambda us: f'{middle(us) / 1e3:.0f} ms ({min(us) / 1e3:.0f} to {max(us) / 1e3:.0f})'
         found = result['handover']
         lines += [*title(result, 'handover', 'Planned handover (wanted: under 100 ms): the longest that a write of a third host took in 4 s, at depth 1'),
                   f'- with one, {len(found["moved"])} times: {ms(found["moved"])}', f'- without: {ms(found["still"])}']
+    if 'snapshots' in result:
+        lines += [*title(result, 'snapshots', 'A snapshot of two replicas (wanted: under 200 ms): the longest that a write of the primary\'s host took in 4 s, at depth 1'),
+                  *[f'- {kind} pools, {len(found["taken"])} times: {ms(found["taken"])}, without {ms(found["still"])}' for kind, found in result['snapshots'].items()]]
     if 'failover' in result:
         lines += [*title(result, 'failover', "Death of the primary's host, silent: the longest that a write of another host took"),
                   *[f'- it {"led" if k == "leader" else "did not lead"} the consensus group: {v:.2f} s' for k, v in result['failover'].items()]]
