@@ -596,7 +596,7 @@ static int put_replica(struct sk_buff *skb, struct lks_volume *v, const struct l
 	if (nla_put_flag(skb, LKS_A_HAS_REPLICA) || nla_put_string(skb, LKS_A_PATH, b->path) ||
 	    put_u64(skb, LKS_A_OFFSET, s ? lks_volume_meta_offset(v, s) : b->offset) || put_flag(skb, LKS_A_THIN, b->thin) ||
 	    nla_put_u8(skb, LKS_A_SUSPECT, suspect) || put_u64(skb, LKS_A_DISK_VERSION, v->disk_version) ||
-	    put_u64(skb, LKS_A_DISK_TERM, v->disk_term) || put_flag(skb, LKS_A_FULL, v->full))
+	    put_u64(skb, LKS_A_DISK_TERM, v->disk_term) || put_flag(skb, LKS_A_FULL, v->full) || put_flag(skb, LKS_A_STUCK, v->stuck))
 		return -EMSGSIZE;
 	if (!s)
 		return 0;

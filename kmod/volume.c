@@ -28,6 +28,10 @@
 #define FULL_TOLD_MS 5000		/* what waits for room is tried again each second */
 #define FROZEN_MS 1000		/* a request older than this is worth a trace */
 
+static unsigned int stuck_ms = 30000;
+module_param(stuck_ms, uint, 0644);
+MODULE_PARM_DESC(stuck_ms, "a disk that has something to do and answers nothing for so long is stuck (milliseconds)");
+
 static atomic_t syncing = ATOMIC_INIT(0);	/* volumes that resync, from here */
 static DEFINE_IDR(volumes);		/* vid -> struct lks_volume; read under RCU */
 static DEFINE_MUTEX(lks_volumes_lock);
@@ -346,6 +350,8 @@ static void op_submit(void *ctx, struct lks_io *io)
 {
 	struct lks_volume *v = ctx;
 
+	if (atomic_inc_return(&v->disk_ios) == 1)
+		WRITE_ONCE(v->disk_moved, jiffies);
 	lks_list_add_tail(&io->link, &v->ios);
 }
 
@@ -478,6 +484,26 @@ static void tell_full(struct lks_volume *v)
 	lks_notify(v, &info);
 }
 
+/*
+ * A disk may neither answer nor fail, for minutes or for ever. The daemon is told, and has this replica left out if others can go on
+ * without it. What the disk has, it keeps: its buffers are not used again before it answers.
+ */
+static void tell_stuck(struct lks_volume *v)
+{
+	struct lks_event_info info = { .event = LKS_EV_STATE };
+	unsigned int ms = READ_ONCE(stuck_ms);
+	bool stuck = atomic_read(&v->disk_ios) && time_after(jiffies, READ_ONCE(v->disk_moved) + msecs_to_jiffies(ms));
+
+	if (stuck == v->stuck)
+		return;
+	v->stuck = stuck;
+	if (stuck)
+		pr_warn("lockstep: volume %s: the disk of its replica has answered nothing for %u s\n", v->name, ms / 1000);
+	else
+		pr_info("lockstep: volume %s: the disk of its replica answers again\n", v->name);
+	lks_notify(v, &info);
+}
+
 static void tick(struct work_struct *work)
 {
 	struct lks_volume *v = container_of(to_delayed_work(work), struct lks_volume, tick);
@@ -488,6 +514,7 @@ static void tick(struct work_struct *work)
 			lks_vol_tick(v->core, v->now_ms);
 			trace_freeze(v);
 			tell_full(v);
+			tell_stuck(v);
 			unused = give_back_unused(v);
 		}
 		lks_volume_unlock(v, false);

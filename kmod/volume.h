@@ -73,6 +73,7 @@ struct lks_volume {
 	struct list_head done;		/* struct lks_bio: ended */
 	bool frozen;			/* as last traced */
 	bool full;			/* as last told: the pool has no room */
+	bool stuck;			/* as last told: the disk answers nothing */
 	struct list_head early;		/* frames that came during an attach; early.c */
 	size_t early_bytes;
 	bool fenced;			/* O1: whoever writes now does so no more, until the last one has closed */
@@ -101,6 +102,9 @@ struct lks_volume {
 
 	atomic_long_t request_bytes;	/* room that the requests under way have taken; device.c */
 	wait_queue_head_t room;
+
+	atomic_t disk_ios;		/* lks_io that the core has submitted and not got back */
+	unsigned long disk_moved;	/* in jiffies: when the disk last answered, or was given something while it had nothing */
 
 	/* under queue_lock */
 	spinlock_t queue_lock;

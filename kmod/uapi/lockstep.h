@@ -261,6 +261,7 @@ enum lks_attr {
 	LKS_A_FULL,		/* flag: the replica's pool has no room; what it did not take waits, and is tried again */
 	LKS_A_TRAIL,		/* u64: number of a trail, not 0 */
 	LKS_A_BITMAP,		/* binary, LKS_TRAIL_BITMAP: a bit a sector of 512 bytes, bit 0 of byte 0 is the first one's */
+	LKS_A_STUCK,		/* flag, with HAS_REPLICA: the disk has something to do, and has answered nothing for long */
 	LKS_A_COUNT,
 };
 #define LKS_A_MAX (LKS_A_COUNT - 1)

@@ -242,7 +242,8 @@ static const struct { uint8_t attr; char kind; const char *name; } fields[] = {
 	{ LKS_A_MOVE_OFFSET, 'n', "move" }, { LKS_A_MOVE_CURRENT, 'f', "move-current" },
 	{ LKS_A_VERIFY_TOTAL, 'n', "verify-total" }, { LKS_A_VERIFY_DONE, 'n', "verify-done" },
 	{ LKS_A_VERIFY_DIFFER, 'n', "verify-differ" }, { LKS_A_HANDOVER_TO, 'n', "heir" },
-	{ LKS_A_FULL, 'f', "full" }, { LKS_A_SYNC_FLOOR, 'n', "sync-floor" }, { LKS_A_SYNC_TARGET_MS, 'n', "sync-target-ms" },
+	{ LKS_A_FULL, 'f', "full" }, { LKS_A_STUCK, 'f', "stuck" },
+	{ LKS_A_SYNC_FLOOR, 'n', "sync-floor" }, { LKS_A_SYNC_TARGET_MS, 'n', "sync-target-ms" },
 };
 
 static void show_attrs(const struct attrs *a)

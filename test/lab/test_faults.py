@@ -236,6 +236,32 @@ def test_faults_flaky_disks(lab):
 
 
 @pytest.mark.slow
+def test_faults_disk_that_answers_nothing(cluster):
+    """A disk neither answers nor fails, first the secondary's, then the primary's: others go on without it after a while, without an error
+    for the writer; when it answers again its replica is made good."""
+    a, b, c = cluster.hosts
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    for h in (a, b):
+        h.run('echo 4000 >/sys/module/lockstep/parameters/stuck_ms')
+    log = SyncLog(c, device)
+    log.wait_for_more(50)
+    first = cluster.volume('v1')['primary']
+    for host in sorted((a, b), key=lambda h: h.name == first):
+        was = cluster.volume('v1', c)['primary']
+        path = replica_path(cluster, 'v1', host)
+        host.run(f'dmsetup suspend --noflush --nolockfs {path}')
+        wait(lambda: members(cluster, c)[host.name] == 'failed', 60, f'the replica of {host} to be left out')
+        log.wait_for_more(100, STALL_SECONDS)
+        assert (cluster.volume('v1', c)['primary'] == was) == (host.name != was)
+        assert 'answers nothing' in host.lockstep('status').out
+        host.run(f'dmsetup resume {path}')
+        healthy(c, 'v1', 120)
+        log.wait_for_more(50, STALL_SECONDS)
+    finish(cluster, log)
+    assert 'answers nothing' not in a.lockstep('status').out + b.lockstep('status').out
+
+
+@pytest.mark.slow
 def test_faults_last_disk(cluster):
     """The disk of the last good copy fails while the other replica's host is off: what is read and written waits. The disk comes back,
     and all goes on: without an error, or with one that the writer is told once if a cache of the disk's may have been lost."""

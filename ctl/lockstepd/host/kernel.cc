@@ -102,7 +102,8 @@ KernelVolume read_volume(Attributes a)
 	if (a[LKS_A_HAS_REPLICA])
 		v.replica = KernelReplica{text(a[LKS_A_PATH]), number(a[LKS_A_OFFSET]), number(a[LKS_A_SUSPECT]) != 0,
 					  a[LKS_A_ADMITTED] != nullptr, a[LKS_A_FAILED] != nullptr,
-					  number(a[LKS_A_CAPACITY]), number(a[LKS_A_MOVE_OFFSET]), a[LKS_A_MOVE_CURRENT] != nullptr, a[LKS_A_FULL] != nullptr};
+					  number(a[LKS_A_CAPACITY]), number(a[LKS_A_MOVE_OFFSET]), a[LKS_A_MOVE_CURRENT] != nullptr, a[LKS_A_FULL] != nullptr,
+					  a[LKS_A_STUCK] != nullptr};
 	v.hold = number(a[LKS_A_HOLD]);
 	v.handover_to = uint8_t(number(a[LKS_A_HANDOVER_TO]));
 	v.tune = {uint32_t(number(a[LKS_A_FREEZE_MS])), uint32_t(number(a[LKS_A_SYNC_RATE])), uint32_t(number(a[LKS_A_SYNC_FLOOR])),

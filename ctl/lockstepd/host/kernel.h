@@ -38,6 +38,7 @@ struct KernelReplica {
 	uint64_t move_offset = 0;  // of a META_MOVE that stands; 0: none
 	bool move_current = false; // ... and both places are current
 	bool full = false;         // its pool has no room: writes wait
+	bool stuck = false;        // its disk has answered nothing for long
 	bool operator==(const KernelReplica &) const = default;
 };
 

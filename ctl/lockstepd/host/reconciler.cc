@@ -660,7 +660,7 @@ void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork
 		act(v.vid, &VolumeWork::replica, replica_key(v.vid), [kernel = world_.kernel, vid = v.vid] { return kernel.replica_detach(vid); });
 	};
 	if (!r || !r->created) {
-		if (k.replica)
+		if (k.replica && !k.replica->stuck)    // its kernel would wait for that disk
 			detach();
 		return;
 	}
@@ -668,7 +668,11 @@ void Reconciler::look_replica(const Volume &v, const KernelVolume &k, VolumeWork
 		attach(v, *r, w);
 		return;
 	}
-	if (k.replica->failed || (k.replica->full && r->state == ReplicaState::failed)) {
+	if (k.replica->stuck && !k.replica->failed)
+		return look_stuck(v, *r, w);
+	// Left out while it was full or stuck, it was admitted before: it is attached anew, and then made good.
+	const bool left_out = r->state == ReplicaState::failed && (k.replica->full || k.replica->admitted);
+	if (k.replica->failed || left_out) {
 		w.disk_retry_ms = world_.now_ms() + DISK_RETRY_MS;
 		if (r->state == ReplicaState::failed) {
 			detach();
@@ -723,6 +727,18 @@ bool Reconciler::look_full(const Volume &v, const KernelVolume &k, const Replica
 		       failed(fmt::format("pool {} on this host is full{}: extend it, then all goes on by itself", r.pool,
 					  r.clean() ? ", and no other host has a good copy: what is written waits" : "")));
 	return false;
+}
+
+// A disk that answers nothing: others go on without it. It stays attached: what it has been given it may yet read or write.
+void Reconciler::look_stuck(const Volume &v, const Replica &r, VolumeWork &w)
+{
+	const bool others = others_can_serve(v);
+	if (!w.full.failures)
+		finish(w.full, object_name(v.vid),
+		       failed(fmt::format("its disk on this host answers nothing{}: see to that disk; when it answers again all goes on by itself",
+					  others || !r.in_sync() ? ", others go on without it" : ", and no other host has a good copy: what is read and written waits")));
+	if (r.state != ReplicaState::failed && (others || !r.in_sync()))
+		ask(v.vid, &VolumeWork::replica, {{"op", "record.failed"}});
 }
 
 void Reconciler::attach(const Volume &v, const Replica &r, VolumeWork &w)

@@ -158,7 +158,7 @@ private:
 		Task replica;                          // LV, metadata, attachment, admission
 		Task ready, open, close, change, gone, lost; // proposals
 		Task serve;                            // handover, holds, tuning
-		Task full;                             // nothing is done, but said: its pool has no room
+		Task full;                             // nothing is done, but said: its pool has no room, or its disk answers nothing
 		Task alone;                            // likewise: its disk failed, and no other host can go on
 		template <class W> static auto tasks_of(W &w)
 		{
@@ -280,6 +280,7 @@ private:
 
 	// growth.cc
 	bool others_can_serve(const Volume &v) const;    // an online one has a good copy, and its host's disk may be given up
+	void look_stuck(const Volume &v, const Replica &r, VolumeWork &w);
 	bool look_full(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);      // likewise
 	bool look_growth(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);    // true: it has something to do
 	bool look_size(const Volume &v, const KernelVolume &k, VolumeWork &w);

@@ -622,6 +622,41 @@ TEST_CASE("the failed disk of the last good copy is not given up, but attached a
 	CHECK((r.volume().replica(1)->in_sync() && r.w.violations.empty()));
 }
 
+TEST_CASE("a disk that answers nothing is left out, and attached anew when it answers again")
+{
+	Ready r;
+	r.kernel().replica->stuck = true;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_STATE, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.volume().replica(1)->state == ReplicaState::failed; }, 5000));
+	REQUIRE(!r.w.daemon().problems().empty());
+	CHECK(r.w.daemon().problems()[0].message.find("answers nothing, others go on without it") != std::string::npos);
+	r.w.run_for(3 * DISK_RETRY_MS);
+	CHECK(r.w.count("replica_detach") == 0);    // what it was given it may yet write
+	CHECK(std::count(r.w.proposals.begin(), r.w.proposals.end(), "record.failed") == 1);
+	r.kernel().replica->stuck = false;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_STATE, r.vid));
+	REQUIRE(r.w.run_until([&] { return r.w.count("replica_detach") == 1 && serving(r.w, r.vid); }));
+	CHECK(r.volume().replica(1)->state == ReplicaState::stale);
+	CHECK((r.w.daemon().problems().empty() && r.w.violations.empty()));
+}
+
+TEST_CASE("a disk that answers nothing stays the last good copy, and nobody waits to detach it")
+{
+	Ready r;
+	tell(r.w, {{"op", "host.status"}, {"host", 2}, {"online", false}, {"now_ms", 9}});
+	r.kernel().replica->stuck = true;
+	r.w.daemon().kernel_event(event(LKS_CMD_EV_STATE, r.vid));
+	r.w.run_for(3 * DISK_RETRY_MS);
+	CHECK(r.volume().replica(1)->in_sync());
+	CHECK(r.w.count("replica_detach") == 0);
+	REQUIRE(!r.w.daemon().problems().empty());
+	CHECK(r.w.daemon().problems()[0].message.find("no other host has a good copy") != std::string::npos);
+	// The others are back: they go on without it.
+	tell(r.w, {{"op", "host.status"}, {"host", 2}, {"online", true}, {"now_ms", 99}});
+	REQUIRE(r.w.run_until([&] { return r.volume().replica(1)->state == ReplicaState::failed; }, 5000));
+	CHECK(r.w.count("replica_detach") == 0);
+}
+
 TEST_CASE("a replica whose LV is gone counts as failed, and the device serves on")
 {
 	Ready r;
