@@ -34,7 +34,7 @@ static void finish(struct lks_volume *v, struct lks_io *io, int err)
 
 	io->priv = (void *)(long)err;
 	spin_lock_irqsave(&v->queue_lock, flags);
-	WRITE_ONCE(v->disk_moved, jiffies);
+	WRITE_ONCE(v->disk_moved, true);
 	atomic_dec(&v->disk_ios);
 	lks_list_add_tail(&io->link, &v->completed);
 	if (!v->owned)		/* or the owner does it */
@@ -54,7 +54,7 @@ static bool wait_for_room(struct lks_volume *v, struct lks_io *io)
 
 	spin_lock_irqsave(&v->queue_lock, flags);
 	waits = !v->full_over;
-	WRITE_ONCE(v->disk_moved, jiffies);
+	WRITE_ONCE(v->disk_moved, true);
 	if (waits) {
 		lks_list_add_tail(&io->link, &v->full_ios);
 		v->full_ms = ktime_to_ms(ktime_get_boottime());

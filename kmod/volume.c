@@ -350,8 +350,7 @@ static void op_submit(void *ctx, struct lks_io *io)
 {
 	struct lks_volume *v = ctx;
 
-	if (atomic_inc_return(&v->disk_ios) == 1)
-		WRITE_ONCE(v->disk_moved, jiffies);
+	atomic_inc(&v->disk_ios);
 	lks_list_add_tail(&io->link, &v->ios);
 }
 
@@ -486,14 +485,20 @@ static void tell_full(struct lks_volume *v)
 
 /*
  * A disk may neither answer nor fail, for minutes or for ever. The daemon is told, and has this replica left out if others can go on
- * without it. What the disk has, it keeps: its buffers are not used again before it answers.
+ * without it. What the disk has, it keeps: its buffers are not used again before it answers. Time is counted in ticks: those of a host
+ * that was frozen do not pass, and its disk may answer when it goes on.
  */
 static void tell_stuck(struct lks_volume *v)
 {
 	struct lks_event_info info = { .event = LKS_EV_STATE };
 	unsigned int ms = READ_ONCE(stuck_ms);
-	bool stuck = atomic_read(&v->disk_ios) && time_after(jiffies, READ_ONCE(v->disk_moved) + msecs_to_jiffies(ms));
+	bool stuck;
 
+	if (xchg(&v->disk_moved, false) || !atomic_read(&v->disk_ios))
+		v->still_ticks = 0;
+	else
+		v->still_ticks++;
+	stuck = v->still_ticks > ms / LKS_TICK_MS;
 	if (stuck == v->stuck)
 		return;
 	v->stuck = stuck;
@@ -831,7 +836,8 @@ int lks_volume_attach(struct lks_volume *v, const char *path, u64 offset, bool t
 	/* from here on the core is ours, though its lock is free: nobody shall wait for our disk without an end */
 	lks_volume_lock(v);
 	WRITE_ONCE(v->attaching, true);
-	v->full = false;
+	v->full = v->stuck = false;
+	v->still_ticks = 0;
 	lks_volume_release(v);
 	err = lks_vol_attach(v->core, offset, !thin, lks_backing_read, b, v->now_ms, &v->suspect, &v->disk_version,
 			     &v->disk_term);

@@ -74,6 +74,7 @@ struct lks_volume {
 	bool frozen;			/* as last traced */
 	bool full;			/* as last told: the pool has no room */
 	bool stuck;			/* as last told: the disk answers nothing */
+	u32 still_ticks;		/* for so many ticks it has had something to do and answered nothing */
 	struct list_head early;		/* frames that came during an attach; early.c */
 	size_t early_bytes;
 	bool fenced;			/* O1: whoever writes now does so no more, until the last one has closed */
@@ -104,7 +105,7 @@ struct lks_volume {
 	wait_queue_head_t room;
 
 	atomic_t disk_ios;		/* lks_io that the core has submitted and not got back */
-	unsigned long disk_moved;	/* in jiffies: when the disk last answered, or was given something while it had nothing */
+	bool disk_moved;		/* it has answered since the last tick */
 
 	/* under queue_lock */
 	spinlock_t queue_lock;

@@ -732,12 +732,12 @@ bool Reconciler::look_full(const Volume &v, const KernelVolume &k, const Replica
 // A disk that answers nothing: others go on without it. It stays attached: what it has been given it may yet read or write.
 void Reconciler::look_stuck(const Volume &v, const Replica &r, VolumeWork &w)
 {
-	const bool others = others_can_serve(v);
-	if (!w.full.failures)
-		finish(w.full, object_name(v.vid),
-		       failed(fmt::format("its disk on this host answers nothing{}: see to that disk; when it answers again all goes on by itself",
-					  others || !r.in_sync() ? ", others go on without it" : ", and no other host has a good copy: what is read and written waits")));
-	if (r.state != ReplicaState::failed && (others || !r.in_sync()))
+	const bool spared = others_can_serve(v) || !r.in_sync();
+	const std::string text = fmt::format("its disk on this host answers nothing{}: see to that disk; when it answers again all goes on by itself",
+					     spared ? ", others go on without it" : ", and no other host has a good copy: what is read and written waits");
+	if (w.full.error != text)
+		finish(w.full, object_name(v.vid), failed(text));
+	if (r.state != ReplicaState::failed && spared)
 		ask(v.vid, &VolumeWork::replica, {{"op", "record.failed"}});
 }
 

@@ -280,8 +280,8 @@ private:
 
 	// growth.cc
 	bool others_can_serve(const Volume &v) const;    // an online one has a good copy, and its host's disk may be given up
-	void look_stuck(const Volume &v, const Replica &r, VolumeWork &w);
 	bool look_full(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);      // likewise
+	void look_stuck(const Volume &v, const Replica &r, VolumeWork &w);
 	bool look_growth(const Volume &v, const KernelVolume &k, const Replica &r, VolumeWork &w);    // true: it has something to do
 	bool look_size(const Volume &v, const KernelVolume &k, VolumeWork &w);
 

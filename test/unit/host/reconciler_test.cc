@@ -654,6 +654,7 @@ TEST_CASE("a disk that answers nothing stays the last good copy, and nobody wait
 	// The others are back: they go on without it.
 	tell(r.w, {{"op", "host.status"}, {"host", 2}, {"online", true}, {"now_ms", 99}});
 	REQUIRE(r.w.run_until([&] { return r.volume().replica(1)->state == ReplicaState::failed; }, 5000));
+	CHECK(r.w.daemon().problems()[0].message.find("others go on without it") != std::string::npos);
 	CHECK(r.w.count("replica_detach") == 0);
 }
 
