@@ -928,13 +928,11 @@ class LockstepVDI(VDI.VDI):
         except lockstep.ApiError as e:
             util.SMlog('lockstep: %s stays until the next scan: %s' % (name, e))
 
-    # ---- changed blocks: a thin pool can always tell them between two snapshots; the label only says that xapi may ask ----
+    # ---- changed blocks: the pools can always tell them between two snapshots; the label only says that xapi may ask ----
 
     def configure_blocktracking(self, sr_uuid, vdi_uuid, enable):
         if self.session.xenapi.VDI.get_is_a_snapshot(self.sr.srcmd.params['vdi_ref']):
             raise xs_errors.XenError('VDIType', opterr='VDI %s is a snapshot' % vdi_uuid)
-        if enable and not self.sr.is_thin():
-            raise xs_errors.XenError('CBTActivateFailed', opterr='the SR is thick: only thin pools can tell which blocks have changed')
         with api_errors('CBTActivateFailed' if enable else 'CBTDeactivateFailed', 'vdi'):
             self.api.volume_label(vdi_uuid, {CBT: '1' if enable else None})
 

@@ -41,7 +41,7 @@ void add_volume_diff(CLI::App &volume, Context &context, Action &action)
 		bool as_json = false;
 	};
 	auto o = std::make_shared<Options>();
-	CLI::App *diff = volume.add_subcommand("diff", "What has changed since a snapshot, told without reading the data (thin pools)");
+	CLI::App *diff = volume.add_subcommand("diff", "What has changed since a snapshot, told without reading the data");
 	diff->add_option("VOLUME", o->volume, "Name of the volume")->required();
 	diff->add_option("FROM", o->from, "Name of the older snapshot")->required();
 	diff->add_option("TO", o->to, "Name of the newer snapshot, or \"live\" for the volume as it is")->capture_default_str();

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What an administrator sees and does: what has happened and why something is as it is, metrics; snapshots in thick pools."""
-import json, re, time
+import base64, json, re, time
 
 import pytest
 
 from lablib import Cluster, Lab, SyncLog, assert_same, differing_chunks, wait
 from test_faults import members, replica_path
 from test_failover import healthy
+from test_snapshots import copies
 
 
 def test_operate_invalidate(cluster):
@@ -187,6 +188,92 @@ def test_operate_thick_snapshots(thick):
     thick.delete_volumes()
     for h in (a, b):
         wait(lambda: 'lockstep.' not in h.out('lvs --noheadings -o lv_name lockstep_group'), 30, f'no logical volume to be left on {h}')
+
+
+@pytest.mark.slow
+def test_operate_thick_diff(thick):
+    """What was written between snapshots in thick pools is told to the block of 64 KiB. Never too little is told by a host that was dead
+    meanwhile, after a fail-over, after a revert, by one that the snapshots were copied to; and nothing by those whose copies are lost."""
+    a, b, c = thick.hosts
+    device = thick.create_volume('d', '64MiB', '--on alpha,beta')
+    extent = lambda n: set(range(n * 64, n * 64 + 64))
+
+    def write(host, *blocks):
+        """4 KiB in each of these blocks of 64 KiB."""
+        for n in blocks:
+            host.run(f'dd if=/dev/urandom of={device} bs=4096 count=1 seek={n * 16 + n % 16} oflag=direct conv=notrunc,fsync', timeout=30)
+        return set(blocks)
+
+    def closed():
+        wait(lambda: not any(v['openers'] for v in thick.status()['volumes']), 30, 'the volume to be closed')
+
+    def changed(at, *points):
+        """As this host tells it, which is asked first as the primary."""
+        if thick.volume('d', at)['primary'] != at.name:
+            closed()
+            at.lockstep(f'primary d {at.name}', timeout=60)
+        assert thick.volume('d', at)['primary'] == at.name
+        answer = c.lockstep(f'volume diff d {" ".join(points)} --json', timeout=90)
+        bits = ''.join(f'{byte:08b}' for byte in base64.b64decode(answer['bitmap']))
+        blocks = {n for n, bit in enumerate(bits) if bit == '1'}
+        assert len(blocks) == answer['changed_blocks'] and answer['blocks'] == 1024, answer
+        return blocks
+    write(a, 0, 100, 300, 1023)
+    closed()
+    c.lockstep('snapshot create d s1', timeout=150)
+    assert changed(a, 's1') == changed(b, 's1') == set()
+    first = write(a, 1, 101, 1022) | write(b, 64, 1023)
+    assert changed(a, 's1') == changed(b, 's1', 'live') == first
+    # What was never written is zeroed extent by extent.
+    first |= write(a, 200) | extent(3)
+    assert changed(a, 's1') == changed(b, 's1') == first
+    closed()
+    c.lockstep('snapshot create d s2', timeout=150)
+    second = write(a, 2, 101)
+    assert changed(a, 's2') == changed(b, 's2') == second
+    # What was overwritten after the second snapshot may have been between the two as well.
+    assert changed(a, 's1', 's2') == changed(b, 's1', 's2') == first | second
+
+    # A host dies and what it was in the middle of is copied to it again, and what it has missed.
+    b.kill()
+    second |= write(a, 3, 300)
+    a.kill()
+    b.power_on()
+    a.power_on()
+    healthy(c, 'd')
+    second |= write(b, 4)
+    for host in (a, b):
+        assert changed(host, 's2') >= second and changed(host, 's1', 's2') >= first
+        assert changed(host, 's2') <= extent(0) | extent(1) | extent(3) | extent(4) | extent(15)
+    a.kill()
+    second |= write(b, 5)
+    assert changed(b, 's2') >= second
+    a.power_on()
+    healthy(c, 'd')
+    assert changed(a, 's2') >= second
+    closed()
+    c.lockstep('snapshot revert d s2', timeout=240)
+    third = write(a, 6)
+    for host in (a, b):
+        assert changed(host, 's2') >= third and changed(host, 's1') >= first | third
+
+    closed()
+    c.lockstep('volume replica move d alpha gamma', timeout=120)
+    wait(lambda: copies(c, 'd') == {'s1': ['beta', 'gamma'], 's2': ['beta', 'gamma']}, 240, 'the snapshots to be on gamma')
+    # Only what differs was written into its copies.
+    first &= {1, 64, 101, 200, 1022, 1023}
+    assert changed(c, 's2') >= third and changed(c, 's1') >= first | third and changed(c, 's1', 's2') >= first
+    # Their reserve is 16 MiB.
+    for host in (b, c):
+        host.allow('Buffer I/O error on dev dm-')		# udev looks at what is lost, too
+    b.run(f'dd if=/dev/urandom of={device} bs=1M seek=40 count=20 oflag=direct conv=notrunc,fsync', timeout=120)
+    for name in ('s1', 's2'):
+        refused = c.lockstep(f'volume diff d {name}', check=False, timeout=90)
+        assert refused.status == 10 and 'it is lost: its reserve was too small' in refused.err, refused
+        c.lockstep(f'snapshot delete d {name}', timeout=90)
+    thick.lab.nothing_more_allowed()
+    closed()
+    thick.delete_volumes()
 
 
 @pytest.mark.slow

@@ -552,6 +552,8 @@ class Cluster(object):
         return self.derive(dict(v, bytes=self.read_all(v)), body)
 
     def diff(self, host, volume, name, query):
+        if self.snapshot_of(volume, name).get('lost'):
+            raise Refused(10, 'snapshot %s of volume %s cannot be compared: it is lost: its reserve was too small for what was written since' % (name, volume))
         old = self.snapshot_of(volume, name)['blocks']
         to = self.snapshot_of(volume, query['to']) if 'to' in query else self.volume_of(volume)
         new, blocks = to['blocks'], -(-to['size_bytes'] // BLOCK)

@@ -271,20 +271,17 @@ Result<json> ApiServer::Impl::finish_revert(const Result<json> &begun, const std
 
 namespace {
 
-// The hosts that can tell, the primary's first. why: what is wrong, if there is none.
-std::vector<HostId> who_can_compare(const State &s, const Snapshot &from, const Snapshot *to, std::string &why)
+// The hosts that can tell, the primary's first.
+std::vector<HostId> who_can_compare(const State &s, const Snapshot &from, const Snapshot *to)
 {
 	std::vector<HostId> hosts;
 	const Volume *v = s.volume(from.vid);
-	why = "no host that has both is online";
 	for (const SnapshotCopy &c : from.copies) {
 		const Pool *pool = s.pool(c.pool, c.host);
 		const SnapshotCopy *other = to ? to->copy(c.host) : nullptr;
 		const Replica *r = !to && v ? v->replica(c.host) : nullptr;
 		const bool comparable = to ? other && other->pool == c.pool : r && r->clean() && r->pool == c.pool;
-		if (pool && pool->kind == PoolKind::thick)
-			why = "it is in a thick pool, only thin ones tell what has changed";
-		else if (pool && comparable && s.online(c.host))
+		if (pool && comparable && s.online(c.host))
 			hosts.insert(v && v->primary == c.host ? hosts.begin() : hosts.end(), c.host);
 	}
 	return hosts;
@@ -314,10 +311,9 @@ Result<json> ApiServer::Impl::snapshot_diff(const httplib::Request &req)
 		return forbidden("snapshots " + name + " and " + other + " are of two volumes that had the name " + volume);
 	if (std::max(from->size_bytes, to ? to->size_bytes : v->size_bytes) > DIFF_MAX_BYTES)
 		return forbidden("volume " + volume + " is larger than " + format_bytes(DIFF_MAX_BYTES) + ": its changes cannot be told");
-	std::string why;
-	const std::vector<HostId> hosts = who_can_compare(*s, *from, to, why);
+	const std::vector<HostId> hosts = who_can_compare(*s, *from, to);
 	if (hosts.empty())
-		return forbidden("snapshot " + name + " of volume " + volume + " cannot be compared: " + why);
+		return forbidden("snapshot " + name + " of volume " + volume + " cannot be compared: no host that has both is online");
 	Result<json> answer = failed("nobody was asked");
 	for (HostId host : hosts) {
 		answer = backend.ask_host(host, "volume.diff", {{"from", from->sid}, {"to", to ? to->sid : 0}});

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "lockstepd/host/command.h"
+#include "lockstepd/host/cow.h"
 #include "lockstepd/host/daemon.h"
 
 namespace lockstep {
@@ -35,11 +36,20 @@ std::optional<uint64_t> attribute(std::string_view tag, std::string_view name)
 
 }    // namespace
 
-DeltaReader::DeltaReader(uint64_t size_bytes) : size_bytes_(size_bytes)
+ChangedBlocks::ChangedBlocks(uint64_t size_bytes) : blocks((size_bytes + DIFF_BLOCK_BYTES - 1) / DIFF_BLOCK_BYTES), bitmap((blocks + 7) / 8) {}
+
+void ChangedBlocks::mark(uint64_t from_bytes, uint64_t to_bytes)
 {
-	result_.blocks = (size_bytes + DIFF_BLOCK_BYTES - 1) / DIFF_BLOCK_BYTES;
-	result_.bitmap.resize((result_.blocks + 7) / 8);
+	const uint64_t end = std::min((to_bytes + DIFF_BLOCK_BYTES - 1) / DIFF_BLOCK_BYTES, blocks);
+	for (uint64_t b = from_bytes / DIFF_BLOCK_BYTES; b < end; b++) {
+		uint8_t &byte = bitmap[b / 8];
+		const uint8_t bit = uint8_t(0x80 >> (b % 8));
+		changed += !(byte & bit);
+		byte |= bit;
+	}
 }
+
+DeltaReader::DeltaReader(uint64_t size_bytes) : result_(size_bytes) {}
 
 void DeltaReader::feed(std::string_view text)
 {
@@ -74,14 +84,7 @@ void DeltaReader::line(std::string_view text)
 		error_ = std::string(tag);
 		return;
 	}
-	const uint64_t first = *begin * chunk_bytes_ / DIFF_BLOCK_BYTES;
-	const uint64_t end = std::min(((*begin + *length) * chunk_bytes_ + DIFF_BLOCK_BYTES - 1) / DIFF_BLOCK_BYTES, result_.blocks);
-	for (uint64_t b = first; b < end; b++) {
-		uint8_t &byte = result_.bitmap[b / 8];
-		const uint8_t bit = uint8_t(0x80 >> (b % 8));
-		result_.changed += !(byte & bit);
-		byte |= bit;
-	}
+	result_.mark(*begin * chunk_bytes_, (*begin + *length) * chunk_bytes_);
 }
 
 Result<ChangedBlocks> DeltaReader::finish()
@@ -141,41 +144,46 @@ std::string base64(const std::vector<uint8_t> &bytes)
 
 namespace {
 
-struct DiffPlace {
-	std::string vg, from_lv, from_tag, to_lv, to_tag;
-	uint64_t size_bytes = 0;
+// A snapshot's LV, or the volume's.
+struct DiffSide {
+	std::string lv, tag;
+	uint64_t md_offset = 0, size_bytes = 0;
+	bool is_snapshot = true;
 };
 
-std::string snapshot_place(const Snapshot &s, const std::string &vg)
+struct DiffPlace {
+	std::string vg, origin;    // origin: the volume's LV
+	bool thin = true;
+	DiffSide from, to;
+};
+
+DiffSide side_of(const Snapshot &s, const SnapshotCopy &copy, const std::string &vg)
 {
-	return snapshot_lv_name({vg, true, s.vid, s.sid, s.attempt, s.uuid, 0});
+	return {snapshot_lv_name({vg, true, s.vid, s.sid, s.attempt, s.uuid, 0}), snapshot_lv_tag(s.uuid), copy.md_offset, s.size_bytes};
 }
 
 // to: a snapshot, or 0 for the volume as it is.
 Result<DiffPlace> diff_place(const State &state, HostId self, uint32_t from_sid, uint32_t to_sid)
 {
 	const Snapshot *from = state.snapshot(from_sid), *to = to_sid ? state.snapshot(to_sid) : nullptr;
-	const SnapshotCopy *copy = from ? from->copy(self) : nullptr;
+	const SnapshotCopy *copy = from ? from->copy(self) : nullptr, *other = to ? to->copy(self) : nullptr;
 	const Pool *pool = copy ? state.pool(copy->pool, self) : nullptr;
-	if (!pool || pool->kind != PoolKind::thin || (to_sid && (!to || !to->copy(self) || to->copy(self)->pool != copy->pool)))
-		return not_found("host " + state.host_name(self) + " has no thin copy of that snapshot any more");
+	if (!pool || (to_sid && (!other || other->pool != copy->pool || to->vid != from->vid)))
+		return not_found("host " + state.host_name(self) + " has no copy of that snapshot any more");
 	DiffPlace p;
 	p.vg = pool->vg;
-	p.from_lv = snapshot_place(*from, pool->vg);
-	p.from_tag = snapshot_lv_tag(from->uuid);
+	p.origin = replica_lv_name(from->vid);
+	p.thin = pool->kind == PoolKind::thin;
+	p.from = side_of(*from, *copy, pool->vg);
 	if (to) {
-		p.to_lv = snapshot_place(*to, pool->vg);
-		p.to_tag = snapshot_lv_tag(to->uuid);
-		p.size_bytes = to->size_bytes;
+		p.to = side_of(*to, *other, pool->vg);
 		return p;
 	}
 	const Volume *v = state.volume(from->vid);
 	const Replica *r = v && v->phase == Phase::ready ? v->replica(self) : nullptr;
 	if (!r || !r->clean() || r->pool != copy->pool)
 		return not_found("host " + state.host_name(self) + " has no good replica of that volume any more");
-	p.to_lv = replica_lv_name(v->vid);
-	p.to_tag = replica_lv_tag(v->uuid);
-	p.size_bytes = v->size_bytes;
+	p.to = {p.origin, replica_lv_tag(v->uuid), r->md_offset, v->size_bytes, false};
 	return p;
 }
 
@@ -193,33 +201,80 @@ Result<uint64_t> thin_id(const std::string &vg, const std::string &lv)
 	return id;
 }
 
+Result<const LogicalVolume *> find_side(const LvmReport &report, const DiffPlace &p, const DiffSide &side)
+{
+	const LogicalVolume *lv = report.volume(p.vg, side.lv);
+	if (!lv || !std::count(lv->tags.begin(), lv->tags.end(), side.tag))
+		return not_found(fmt::format("logical volume {}/{} is not there", p.vg, side.lv));
+	return lv;
+}
+
 Result<ThinPair> thin_pair(const Lvm &lvm, const DiffPlace &p)
 {
 	auto report = lvm.report(p.vg);
 	if (!report)
 		return report.error();
-	auto find = [&](const std::string &name, const std::string &tag) -> const LogicalVolume * {
-		const LogicalVolume *lv = report->volume(p.vg, name);
-		return lv && std::count(lv->tags.begin(), lv->tags.end(), tag) ? lv : nullptr;
-	};
-	const LogicalVolume *from = find(p.from_lv, p.from_tag), *to = find(p.to_lv, p.to_tag);
-	if (!from || !to)
-		return not_found(fmt::format("logical volume {}/{} is not there", p.vg, from ? p.to_lv : p.from_lv));
+	auto found_from = find_side(*report, p, p.from), found_to = find_side(*report, p, p.to);
+	if (!found_from || !found_to)
+		return found_from ? found_to.error() : found_from.error();
+	const LogicalVolume *from = *found_from, *to = *found_to;
 	if (from->pool.empty() || from->pool != to->pool)
-		return failed(fmt::format("logical volumes {} and {} are not in one thin pool", p.from_lv, p.to_lv));
-	auto from_id = thin_id(p.vg, p.from_lv), to_id = thin_id(p.vg, p.to_lv);
+		return failed(fmt::format("logical volumes {} and {} are not in one thin pool", p.from.lv, p.to.lv));
+	auto from_id = thin_id(p.vg, p.from.lv), to_id = thin_id(p.vg, p.to.lv);
 	if (!from_id || !to_id)
 		return from_id ? to_id.error() : from_id.error();
 	return ThinPair{"/dev/mapper/" + dm_name(p.vg, from->pool + "_tmeta"), dm_name(p.vg, from->pool) + "-tpool", *from_id, *to_id};
 }
 
+// An extent that was never written reads as zeros, whatever stands there. That it was written is never forgotten by the kernel, but by a revert.
+Done mark_extents(const DiffPlace &p, ChangedBlocks &changed)
+{
+	auto path = [&](const DiffSide &side) { return fmt::format("/dev/{}/{}", p.vg, side.lv); };
+	auto from = written_extents(path(p.from), p.from.md_offset), to = written_extents(path(p.to), p.to.md_offset);
+	if (!from || !to)
+		return from ? to.error() : from.error();
+	for (uint64_t e = 0; e < std::min(from->size(), to->size()); e++)
+		if ((*from)[e] != (*to)[e])
+			changed.mark(e * LKS_EXTENT_BYTES, (e + 1) * LKS_EXTENT_BYTES);
+	return Nothing{};
+}
+
+// Wherever neither has anything of its own both read what the volume's LV holds. The lists are read one after the other: what is overwritten in
+// between, of something that the first one does not name, the second one does.
+Result<ChangedBlocks> thick_changes(const Lvm &lvm, const DiffPlace &p)
+{
+	auto report = lvm.report(p.vg);
+	if (!report)
+		return report.error();
+	ChangedBlocks changed(p.to.size_bytes);
+	changed.mark(std::min(p.from.size_bytes, p.to.size_bytes), p.to.size_bytes);
+	for (const DiffSide &side : {p.from, p.to}) {
+		auto found = find_side(*report, p, side);
+		if (!found)
+			return found.error();
+		if (!side.is_snapshot)
+			continue;
+		const LogicalVolume *origin = report->volume(p.vg, (*found)->origin);
+		if (!origin || origin->name != p.origin)
+			return failed(fmt::format("logical volume {}/{} is no snapshot of {}", p.vg, side.lv, p.origin));
+		const std::string name = dm_name(p.vg, side.lv);
+		if (Done done = mark_own_chunks({"/dev/mapper/" + name + "-cow", name, origin->size_bytes}, changed); !done)
+			return done.error();
+	}
+	if (Done done = mark_extents(p, changed); !done)
+		return done.error();
+	return changed;
+}
+
 // The ids are looked up again: one that was deleted meanwhile might have been given out anew.
 Result<ChangedBlocks> changed_between(const Lvm &lvm, const DiffPlace &p)
 {
+	if (!p.thin)
+		return thick_changes(lvm, p);
 	auto before = thin_pair(lvm, p);
 	if (!before)
 		return before.error();
-	auto changed = thin_changes(*before, p.size_bytes);
+	auto changed = thin_changes(*before, p.to.size_bytes);
 	if (!changed)
 		return changed.error();
 	auto after = thin_pair(lvm, p);
@@ -263,7 +318,7 @@ Result<SourcePlace> source_place(const State &state, HostId self, uint32_t sid, 
 	p.lv = {pool->vg, pool->kind == PoolKind::thin, s->vid, s->sid, s->attempt, s->uuid, 0};
 	p.source = {snapshot_lv_path(p.lv), copy->md_offset, s->size_bytes, s->block_size};
 	if (const Snapshot *b = state.snapshot(base); base && b && b->phase == SnapshotPhase::ready && std::max(s->size_bytes, b->size_bytes) <= DIFF_MAX_BYTES)
-		if (auto diff = diff_place(state, self, base, sid))
+		if (auto diff = diff_place(state, self, base, sid); diff && diff->thin)
 			p.diff = *diff;
 	return p;
 }

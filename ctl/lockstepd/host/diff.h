@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// Which parts of a volume differ between two points of time, without reading its data: two thin LVs of one pool share the blocks that
-// neither has written since the one was made of the other, and the pool's metadata tell which (thin_delta).
+// Which parts of a volume differ between two points of time, without reading its data.
+//
+// Thin: two LVs of one pool share the blocks that neither has written since the one was made of the other, and the pool's metadata tell
+// which (thin_delta). Thick: cow.h. There what the one or the other snapshot has of its own counts, and extents of which only one was ever
+// written: such a one reads as zeros, whatever the LV holds.
 //
 // thin_delta reads a snapshot of the metadata that the kernel holds for it; there is one a pool, so there is one question at a time. It
 // is given back in whatever way the question ends; one that was left all the same (SIGKILL) is given back by the next question.
@@ -26,6 +29,9 @@ struct ChangedBlocks {
 	uint64_t blocks = 0;                // of DIFF_BLOCK_BYTES, the last perhaps partial
 	uint64_t changed = 0;
 	std::vector<uint8_t> bitmap;        // one bit each, the first block's is the highest of the first byte
+
+	explicit ChangedBlocks(uint64_t size_bytes);    // of the volume
+	void mark(uint64_t from_bytes, uint64_t to_bytes);    // what lies behind the volume is its metadata, and is left out
 };
 
 // Takes thin_delta's output as it comes.
@@ -37,7 +43,7 @@ public:
 
 private:
 	void line(std::string_view text);
-	uint64_t size_bytes_, chunk_bytes_ = 0;
+	uint64_t chunk_bytes_ = 0;
 	std::string rest_, error_;
 	bool whole_ = false;
 	ChangedBlocks result_;
