@@ -398,7 +398,7 @@ def found_here(api, place):
 
 def is_there(volume_or_snapshot):
     """A phase that this driver has not heard of does not make it one that is not there: its record would be forgotten."""
-    return volume_or_snapshot['phase'] not in ('creating', 'quiescing', 'taking', 'resuming', 'discarding', 'deleting')
+    return volume_or_snapshot['phase'] not in ('creating', 'preparing', 'quiescing', 'taking', 'resuming', 'discarding', 'deleting')
 
 
 def openers(volume):

@@ -9,7 +9,7 @@ alike; the ratios are taken within a round. Machines that emulate their hosts' p
 processor time per I/O and ratios are what carries over. Writes results.json, and at the end RESULTS.md and the plots, into --results
 (default: build/bench). Each part's figures are written as soon as they are there, and stay when others are measured again.
 """
-import argparse, json, platform, re, statistics, sys, time
+import argparse, json, platform, re, signal, statistics, sys, time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'lab'))
@@ -144,12 +144,15 @@ def failover(cluster, device, leads):
 
 
 def longest_write(host, device, act=None):
-    """The longest that a 4 KiB write of this host took in some seconds in which act() is called, in us."""
+    """The longest that a 4 KiB write of this host took in some seconds, in us; with act() from before that until a second after it."""
     running = host.start(f'exec fio --name=job --filename={device} --direct=1 --ioengine=libaio --size=100% --rw=randwrite --bs=4k '
-                         '--iodepth=1 --time_based --ramp_time=1 --runtime=4 --output-format=json --status-interval=1')
+                         f'--iodepth=1 --time_based --ramp_time=1 --runtime={60 if act else 4} --output-format=json --status-interval=1')
     wait(lambda: len(running.out) > 200, 30, 'fio to write')
     if act:
         act()
+        reports = running.out.count(b'\n{')
+        wait(lambda: running.out.count(b'\n{') > reports + 1, 30, 'fio to write for another second')
+        running.signal(signal.SIGINT)
     text = running.wait(60).out
     return json.loads(text[text.rindex('\n{') + 1:])['jobs'][0]['write']['clat_ns']['max'] / 1e3
 

@@ -5,6 +5,7 @@ import pytest
 from lablib import SyncLog, wait
 
 MIB = 1 << 20
+LVM_LOCK = 'flock /run/lock/lvm/V_lockstep_group cat'    # LVM's own: as long as this runs, LVM changes nothing
 
 
 def copies(host, volume):
@@ -22,19 +23,37 @@ def changed(host, *names):
     return host.lockstep(f'volume diff s {" ".join(names)} --json')['changed_blocks']
 
 
+def phase(host, name):
+    return [s['phase'] for s in host.lockstep('snapshot list --json') if s['name'] == name]
+
+
 def test_snapshots_follow_their_volume(cluster):
-    """Two snapshots are taken under load; then both replicas move away, one after the other, to hosts that never saw them taken, whose daemons
-    die meanwhile. The snapshots are on the new hosts alone in the end, and hold what they held, block for block; only what differs was written
-    there."""
+    """Two snapshots are taken under load. The first has what was written after alpha had prepared its copy and before beta had, on both hosts.
+    Then both replicas move away, one after the other, to hosts that never saw them taken, whose daemons die meanwhile. The snapshots are on
+    the new hosts alone in the end, and hold what they held, block for block; only what differs was written there."""
     a, b, c = cluster.hosts
     device = cluster.create_volume('s', '32MiB', '--on alpha,beta')
     log = SyncLog(a, device, pause_ms=50)
     log.wait_for_more(50)
+    lock = b.start(LVM_LOCK)
+    taking = c.start('lockstep snapshot create s one')
+    wait(lambda: phase(c, 'one') == ['preparing'] and ours(a), 60, 'alpha to have prepared its copy, and beta not')
+    log.wait_for_more(50)    # nobody waits meanwhile
     acked = log.acked
-    c.lockstep('snapshot create s one', timeout=150)
+    lock.close_input()
+    lock.wait()
+    assert taking.wait(150).status == 0
+    # As if alpha's daemon had died when it had suspended the replica: the next one lets it go on.
+    replica = f"lockstep_group-lockstep.{cluster.volume('s')['vid']}"
+    a.run(f'mkdir -p /run/lockstep/suspended && touch /run/lockstep/suspended/{replica} && dmsetup suspend --noflush --nolockfs {replica}')
+    a.daemon('kill')
     log.wait_for_more(20)
+    assert a.out('ls /run/lockstep/suspended') == ''
     c.lockstep('snapshot create s two', timeout=150)
     c.lockstep('snapshot restore s one then', timeout=150)
+    c.lockstep('primary then alpha')
+    wait(lambda: cluster.volume('then')['primary'] == 'alpha', 60, 'alpha to serve it')
+    assert ' 0 differed' in c.lockstep('verify then', timeout=180).out    # each host has it from its own copy
     digest = c.out(f'/lab/digest /dev/lockstep/then {32 * MIB}', timeout=120)
     c.lockstep('volume delete then', timeout=90)
     log.stop()
@@ -71,10 +90,9 @@ def test_snapshots_wait_for_no_dead_host(cluster):
     log = SyncLog(a, device)
     log.wait_for_more(50)
     log.stop()
-    b.start('flock /run/lock/lvm/V_lockstep_group cat')	# LVM's own lock, until the host dies: the copy is not taken
+    b.start(LVM_LOCK)    # until the host dies
     taking = c.start('lockstep snapshot create g lost')
-    phase = lambda: [s['phase'] for s in c.lockstep('snapshot list --json') if s['name'] == 'lost']
-    wait(lambda: phase() == ['taking'] and ours(a), 30, 'alpha to have its copy, and beta not')
+    wait(lambda: phase(c, 'lost') == ['preparing'] and ours(a), 30, 'alpha to have prepared its copy, and beta not')
     b.kill()
     refused = taking.wait(90)
     assert refused.status and 'snapshot lost of volume g' in refused.err, refused

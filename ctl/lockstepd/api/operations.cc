@@ -227,10 +227,11 @@ void add_snapshots(const State &s, std::vector<Operation> &list)
 	for (const auto &[sid, x] : s.snapshots) {
 		if (x.phase == SnapshotPhase::ready)
 			continue;
-		const auto taken = size_t(std::count_if(x.copies.begin(), x.copies.end(), [](const SnapshotCopy &c) { return c.taken; }));
+		const bool prepares = x.phase == SnapshotPhase::preparing;
+		const auto done = std::ranges::count_if(x.copies, prepares ? &SnapshotCopy::prepared : &SnapshotCopy::taken);
 		Operation o = {"snapshot:" + x.volume + "/" + x.name, "snapshot", to_string(x.phase)};
-		if (x.phase == SnapshotPhase::taking)
-			o.what += fmt::format(", {} of {} copies", taken, x.copies.size());
+		if (prepares || x.phase == SnapshotPhase::taking)
+			o.what += fmt::format(", {} of {} copies", done, x.copies.size());
 		o.volume = x.volume;
 		for (const SnapshotCopy &c : x.copies)
 			if (o.waits_for.empty())

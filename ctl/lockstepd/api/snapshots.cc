@@ -56,6 +56,8 @@ Result<json> ApiServer::Impl::take_snapshots(json entry, const std::vector<std::
 	entry["now_ms"] = api_now_ms();
 	if (all_understand(*backend.state(), 5))
 		entry["keep"] = true;
+	if (all_understand(*backend.state(), LEVEL_PREPARE))
+		entry["prepare"] = true;
 	Result<json> begun = backend.propose(entry);
 	if (!begun)
 		return begun;

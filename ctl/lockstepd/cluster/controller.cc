@@ -88,12 +88,20 @@ json decide_snapshot(const State &s, const Snapshot &x, uint64_t now_ms)
 	if (!x.deadline_ms)
 		return {{"op", "snapshot.deadline"}, {"set", x.set}, {"at_ms", now_ms + SNAPSHOT_LIMIT_MS}};
 	if (now_ms > x.deadline_ms) {
-		const char *what = x.phase == SnapshotPhase::quiescing ? "its primary could not hold still" : "not all hosts could take it";
+		const char *what = x.phase == SnapshotPhase::preparing	 ? "not all hosts could prepare it"
+				   : x.phase == SnapshotPhase::quiescing ? "its primary could not hold still"
+									 : "not all hosts could take it";
 		entry["message"] = "snapshot " + x.name + " of volume " + x.volume + " was given up: " + what + " within " +
 				   std::to_string(SNAPSHOT_LIMIT_MS / 1000) + " s: see `lockstep status " + x.volume + "`";
 		entry["final"] = true;
 		return entry;
 	}
+	for (const SnapshotCopy &c : x.copies)
+		if (x.phase == SnapshotPhase::preparing && !c.prepared && !s.online(c.host)) {
+			entry["message"] = "snapshot " + x.name + " of volume " + x.volume + " was given up: host " + s.host_name(c.host) +
+					   " went offline meanwhile: try again";
+			return entry;
+		}
 	if (x.holder && v && v->primary != x.holder) {
 		entry["message"] = "snapshot " + x.name + " of volume " + x.volume + " was given up: its primary changed from " +
 				   s.host_name(x.holder) + " to " + s.host_name(v->primary) + " meanwhile: try again";

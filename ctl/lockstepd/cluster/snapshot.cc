@@ -218,14 +218,14 @@ json copies_json(const std::vector<SnapshotCopy> &copies)
 	json list = json::array();
 	for (const SnapshotCopy &c : copies)
 		list.push_back({{"host", c.host}, {"pool", c.pool}, {"md_offset", c.md_offset}, {"taken", c.taken}, {"added", c.added},
-				{"allocated", c.allocated_bytes}});
+				{"allocated", c.allocated_bytes}, {"prepared", c.prepared}});
 	return list;
 }
 
 void copies_from(const json &list, std::vector<SnapshotCopy> &copies)
 {
 	for (const json &c : list)
-		copies.push_back({c.at("host"), c.at("pool"), c.at("md_offset"), c.at("taken"), c.value("added", uint64_t(0)), c.value("allocated", uint64_t(0))});
+		copies.push_back({c.at("host"), c.at("pool"), c.at("md_offset"), c.at("taken"), c.value("added", uint64_t(0)), c.value("allocated", uint64_t(0)), c.value("prepared", false)});
 }
 
 json snapshot_json(const Snapshot &s)
@@ -245,6 +245,7 @@ json snapshot_json(const Snapshot &s)
 		{"created_ms", s.created_ms},
 		{"reserve_bytes", s.reserve_bytes},
 		{"phase", to_string(s.phase)},
+		{"prepare", s.prepare},
 		{"attempt", s.attempt},
 		{"holder", s.holder},
 		{"hold", s.hold},
@@ -276,6 +277,7 @@ Snapshot snapshot_from(const json &j)
 	j.at("created_ms").get_to(s.created_ms);
 	j.at("reserve_bytes").get_to(s.reserve_bytes);
 	s.phase = snapshot_phase_from(j.at("phase"));
+	s.prepare = j.value("prepare", false);
 	j.at("attempt").get_to(s.attempt);
 	j.at("holder").get_to(s.holder);
 	j.at("hold").get_to(s.hold);
@@ -454,6 +456,8 @@ uint32_t level_of(const json &entry)
 	const auto op = entry.is_object() ? entry.find("op") : entry.end();
 	if (!entry.is_object() || op == entry.end() || !op->is_string())
 		return LEVEL_FIRST;
+	if (*op == "snapshot.prepared" || (*op == "snapshot.create" && entry.contains("prepare")))
+		return LEVEL_PREPARE;
 	if (*op == "snapshot.taken" && entry.contains("allocated"))
 		return LEVEL_ALLOCATED;
 	if (*op == "snapshot.abandon")

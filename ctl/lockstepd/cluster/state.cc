@@ -58,6 +58,7 @@ const char *to_string(NoQuorum policy) { return policy == NoQuorum::error ? "err
 const char *to_string(SnapshotPhase phase)
 {
 	switch (phase) {
+	case SnapshotPhase::preparing: return "preparing";
 	case SnapshotPhase::quiescing: return "quiescing";
 	case SnapshotPhase::taking: return "taking";
 	case SnapshotPhase::resuming: return "resuming";

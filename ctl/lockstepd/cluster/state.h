@@ -166,7 +166,8 @@ constexpr uint32_t LEVEL_POOL_DELETE = 13;              // pool.delete, pool.del
 constexpr uint32_t LEVEL_IN_PLACE = 14;                 // a revert in thick pools: "in_place"
 constexpr uint32_t LEVEL_ABANDON = 15;                  // snapshot.abandon
 constexpr uint32_t LEVEL_ALLOCATED = 16;                // "allocated" in snapshot.taken
-constexpr uint32_t LEVEL = LEVEL_ALLOCATED;             // highest feature level of entries that this program understands
+constexpr uint32_t LEVEL_PREPARE = 17;                  // snapshot.prepared; "prepare" in snapshot.create
+constexpr uint32_t LEVEL = LEVEL_PREPARE;               // highest feature level of entries that this program understands
 constexpr unsigned MAX_PORT = 65535;
 constexpr unsigned DEFAULT_PORT = 7788;
 constexpr unsigned DEFAULT_REDUNDANCY = 2;
@@ -332,7 +333,7 @@ struct Volume {
 
 // ---- snapshots (snapshots.cc) ----
 
-enum class SnapshotPhase : uint8_t { quiescing, taking, resuming, ready, discarding, deleting };
+enum class SnapshotPhase : uint8_t { preparing, quiescing, taking, resuming, ready, discarding, deleting };
 
 struct SnapshotCopy {                                   // one host's LV
 	HostId host = 0;
@@ -341,6 +342,7 @@ struct SnapshotCopy {                                   // one host's LV
 	bool taken = false;
 	uint64_t added = 0;                             // entry that had it copied here; 0: none, it was taken here
 	uint64_t allocated_bytes = 0;                   // of a thin pool, which never changes; 0: not known
+	bool prepared = false;                          // its host has done what can be done while writes go on
 	bool operator==(const SnapshotCopy &) const = default;
 };
 
@@ -357,6 +359,7 @@ struct Snapshot {
 	uint64_t created_ms = 0;                        // Unix time
 	uint64_t reserve_bytes = 0;                     // of each copy in a thick pool
 	SnapshotPhase phase = SnapshotPhase::quiescing;
+	bool prepare = false;                           // it begins with preparing, each attempt anew
 	unsigned attempt = 1;
 	HostId holder = 0;                              // host whose primary holds still, 0: none yet
 	uint64_t hold = 0;                              // number of its quiesce

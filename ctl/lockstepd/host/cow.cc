@@ -5,12 +5,9 @@
 
 #include <endian.h>
 #include <fcntl.h>
-#include <linux/dm-ioctl.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <charconv>
 #include <chrono>
@@ -21,6 +18,7 @@
 
 #include <fmt/format.h>
 
+#include "lockstepd/host/device_mapper.h"
 #include "lockstepd/host/diff.h"
 
 namespace lockstep {
@@ -178,43 +176,9 @@ Done CowReader::areas(uint64_t least_full)
 	}
 }
 
-struct DmStatus {
-	std::string uuid;    // of the device, made of LVM's UUIDs
-	std::string type;    // of its only target
-	std::string text;    // what that says of itself
-};
-
-Result<DmStatus> dm_status(const std::string &name)
+Result<DmTarget> status_of(const CowStore &store)
 {
-	alignas(dm_ioctl) std::array<char, 4096> buffer = {};
-	dm_ioctl *const io = reinterpret_cast<dm_ioctl *>(buffer.data());
-	const std::string what = fmt::format("cannot ask device-mapper about {}: ", name);
-	if (name.size() >= sizeof io->name)
-		return failed(what + "its name is too long");
-	io->version[0] = DM_VERSION_MAJOR;
-	io->data_size = buffer.size();
-	io->data_start = sizeof *io;
-	io->flags = DM_NOFLUSH_FLAG;
-	memcpy(io->name, name.data(), name.size());
-	const int fd = open("/dev/mapper/control", O_RDWR | O_CLOEXEC);
-	if (fd < 0)
-		return failed(what + strerror(errno));
-	const int error = ioctl(fd, DM_TABLE_STATUS, io) == 0 ? 0 : errno;
-	close(fd);
-	if (error)
-		return error == ENXIO ? not_found(what + "it is not active") : failed(what + strerror(error));
-	if (io->flags & DM_BUFFER_FULL_FLAG || io->target_count != 1 || io->data_start + sizeof(dm_target_spec) >= buffer.size())
-		return failed(what + "its answer is not understood");
-	const auto *target = reinterpret_cast<const dm_target_spec *>(buffer.data() + io->data_start);
-	const char *text = buffer.data() + io->data_start + sizeof *target;
-	return DmStatus{{io->uuid, strnlen(io->uuid, sizeof io->uuid)},
-			{target->target_type, strnlen(target->target_type, sizeof target->target_type)},
-			{text, strnlen(text, size_t(&buffer.back() - text))}};
-}
-
-Result<DmStatus> status_of(const CowStore &store)
-{
-	auto status = dm_status(store.snapshot);
+	auto status = dm_status(dm_kernel(), store.snapshot);
 	if (status && status->type != "snapshot")
 		return failed(fmt::format("{} is no snapshot", store.snapshot));
 	return status;

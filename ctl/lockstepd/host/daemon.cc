@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 
 #include "lockstepd/cluster/option.h"
+#include "lockstepd/host/device_mapper.h"
 #include "lockstepd/host/disks.h"
 #include "lockstepd/host/journal.h"
 #include "lockstepd/host/openers.h"
@@ -94,6 +95,8 @@ Daemon::~Daemon()
 Done Daemon::start()
 {
 	loop_.log(fmt::format("lockstepd on host {} starts", config_.name));
+	for (const std::string &line : resume_suspended(dm_kernel(), SUSPENDED_FOLDER))    // before anything: a guest may be waiting
+		loop_.log(line);
 	facts_.host_name = config_.name;
 	auto file = load_host_file(config_.state_dir);
 	if (!file)

@@ -14,6 +14,7 @@
 #include "lockstepd/host/command.h"
 #include "lockstepd/host/cow.h"
 #include "lockstepd/host/daemon.h"
+#include "lockstepd/host/device_mapper.h"
 
 namespace lockstep {
 
@@ -120,17 +121,6 @@ Result<ChangedBlocks> thin_changes(const ThinPair &pair, uint64_t size_bytes)
 	if (output->exit_status != 0)
 		return failed(fmt::format("thin_delta failed on {}: {}", pair.metadata, output->err.substr(0, output->err.find('\n'))));
 	return reader.finish();
-}
-
-std::string dm_name(const std::string &vg, const std::string &lv)
-{
-	std::string name;
-	for (const std::string &part : {vg, lv}) {
-		name += name.empty() ? "" : "-";
-		for (char c : part)
-			name += c == '-' ? "--" : std::string(1, c);
-	}
-	return name;
 }
 
 std::string base64(const std::vector<uint8_t> &bytes)

@@ -58,9 +58,6 @@ struct ThinPair {
 // Blocks.
 Result<ChangedBlocks> thin_changes(const ThinPair &pair, uint64_t size_bytes);
 
-// device-mapper's name of an LV: "-" within a name is doubled.
-std::string dm_name(const std::string &vg, const std::string &lv);
-
 std::string base64(const std::vector<uint8_t> &bytes);
 
 }    // namespace lockstep

@@ -120,7 +120,6 @@ std::string replica_lv_path(const std::string &vg, uint32_t vid);
 std::string snapshot_lv_name(const SnapshotLv &lv);
 std::string snapshot_lv_tag(const std::string &uuid);
 std::string snapshot_lv_path(const SnapshotLv &lv);
-uint64_t thin_bytes(std::string_view status);    // that the kernel's status of a thin target says are mapped; 0: it does not
 
 // Runs an LVM command ("lvcreate", ...) that does not look into our own devices. `what` begins the message of an Error. For
 // the files of this interface.
@@ -199,6 +198,11 @@ struct Lvm {
 	std::function<Done(const ReplicaLv &)> extend;
 	// Of the replica's LV, which may be in use. One with our tag is taken as it is.
 	std::function<Done(const SnapshotLv &)> snapshot;
+	// The same in two steps. prepare: all that takes time; the LV is there, with nothing in it. Gives what `take` is to be told, 0 if it does not
+	// matter. take: quick, and then it is what the replica is at that moment; taken already: left as it is. In a thick pool there is nothing to
+	// prepare. Both idempotent.
+	std::function<Result<uint64_t>(const SnapshotLv &)> prepare;
+	std::function<Done(const SnapshotLv &, uint64_t prepared)> take;
 	// Bytes that a thin LV which is active takes of its pool now; 0: nobody knows. Asks the kernel alone.
 	std::function<uint64_t(const std::string &vg, const std::string &lv)> allocated;
 	std::function<Done(const SnapshotLv &)> remove_snapshot;
@@ -224,7 +228,7 @@ struct Lvm {
 };
 
 Lvm lvm_tools();
-void add_snapshot_tools(Lvm &lvm);    // lvm_snapshots.cc: extend, snapshot, remove_snapshot, clone
+void add_snapshot_tools(Lvm &lvm);    // lvm_snapshots.cc: extend, snapshot, prepare, take, remove_snapshot, clone
 void add_orphan_tools(Lvm &lvm);      // lvm_orphans.cc: purge, show, take_over
 void add_disk_tools(Lvm &lvm);        // lvm_disks.cc: add_disk, leave_disk, drain_disk, clear_label, grow_data, let_go
 void add_mend_tools(Lvm &lvm);        // lvm_mend.cc: mend

@@ -5,20 +5,15 @@
 // a thick one it is a classic snapshot that keeps what the replica overwrites, in space reserved for it, and goes with it.
 //
 // A command is tried first and LVM is asked only when it has failed: it is slow to start, and while a snapshot is taken a guest
-// waits.
-#include <fcntl.h>
-#include <linux/dm-ioctl.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
-
+// waits. So in a thin pool LVM makes the LV before, an empty thin volume, whose number in the pool is then given up again and, when
+// all writes stand still, given to a snapshot of the replica by the kernel alone. In between LVM has an LV that cannot be activated,
+// only removed: that its volume is not in the pool LVM does not mind.
 #include <algorithm>
-#include <array>
 #include <charconv>
-#include <cstring>
 
 #include <fmt/format.h>
 
-#include "lockstepd/host/diff.h"
+#include "lockstepd/host/device_mapper.h"
 #include "lockstepd/host/lvm.h"
 
 namespace lockstep {
@@ -26,14 +21,6 @@ namespace lockstep {
 std::string snapshot_lv_name(const SnapshotLv &lv) { return fmt::format("{}.s{}.{}", replica_lv_name(lv.vid), lv.sid, lv.attempt); }
 std::string snapshot_lv_tag(const std::string &uuid) { return "lockstep.snapshot=" + uuid; }
 std::string snapshot_lv_path(const SnapshotLv &lv) { return fmt::format("/dev/{}/{}", lv.vg, snapshot_lv_name(lv)); }
-
-// "mapped highest", in sectors; "Fail" or "Error" of one that is broken.
-uint64_t thin_bytes(std::string_view status)
-{
-	uint64_t sectors = 0;
-	const auto [end, error] = std::from_chars(status.data(), status.data() + status.size(), sectors);
-	return error == std::errc() && end != status.data() + status.size() && *end == ' ' && sectors < UINT64_MAX / 512 ? sectors * 512 : 0;
-}
 
 namespace {
 
@@ -74,28 +61,67 @@ Done snapshot(const Lvm &lvm, const SnapshotLv &lv)
 	return made.error();
 }
 
+// Of the snapshot's LV, in its thin pool; 0: there is no LV of that name and tag.
+Result<uint64_t> thin_number(const SnapshotLv &lv)
+{
+	auto out = run_lvm({"lvs", "--noheadings", "-o", "thin_id", "--select", fmt::format("lv_tags={{\"{}\"}}", snapshot_lv_tag(lv.uuid)), full_name(lv)},
+			   fmt::format("cannot inspect logical volume {}", full_name(lv)));
+	if (!out)
+		return out.error();
+	uint64_t id = 0;
+	const size_t first = out->find_first_of("0123456789");
+	if (first != std::string::npos)
+		std::from_chars(out->data() + first, out->data() + out->size(), id);
+	return id;
+}
+
+std::string replica_device(const SnapshotLv &lv) { return dm_name(lv.vg, replica_lv_name(lv.vid)); }
+
+Result<uint64_t> prepare(const Lvm &lvm, const SnapshotLv &lv)
+{
+	if (!lv.thin)
+		return 0;
+	const std::string what = fmt::format("cannot create logical volume {}", full_name(lv));
+	auto report = lvm.report(lv.vg);
+	if (!report)
+		return report.error();
+	const LogicalVolume *replica = report->volume(lv.vg, replica_lv_name(lv.vid));
+	if (!replica || replica->pool.empty())
+		return not_found(fmt::format("{}: there is no thin logical volume {}/{}", what, lv.vg, replica_lv_name(lv.vid)));
+	if (const LogicalVolume *found = report->volume(lv.vg, snapshot_lv_name(lv)); !found || !has_tag(*found, snapshot_lv_tag(lv.uuid))) {
+		auto made = run_lvm({"lvcreate", "--yes", "--activate", "n", "--setactivationskip", "y", "--wipesignatures", "n", "--name", snapshot_lv_name(lv),
+				     "--addtag", snapshot_lv_tag(lv.uuid), "--thin", "--virtualsize", fmt::format("{}b", replica->size_bytes),
+				     lv.vg + "/" + replica->pool}, what);
+		if (!made)
+			return made.error();
+	}
+	auto id = thin_number(lv);
+	if (!id || !*id)
+		return id ? failed(fmt::format("{}: LVM does not tell its number in the thin pool", what)) : id;
+	if (Done done = thin_delete(dm_kernel(), replica_device(lv), *id); !done)
+		return done.error();
+	return id;
+}
+
+Done take(const Lvm &lvm, const SnapshotLv &lv, uint64_t prepared)
+{
+	if (!lv.thin)
+		return lvm.snapshot(lv);
+	if (!prepared) {    // by a daemon before this one
+		auto id = thin_number(lv);
+		if (!id)
+			return id.error();
+		if (!*id)
+			return not_found(fmt::format("logical volume {}, which had been prepared, is not there", full_name(lv)));
+		prepared = *id;
+	}
+	return thin_snapshot(dm_kernel(), SUSPENDED_FOLDER, replica_device(lv), prepared);
+}
+
 uint64_t allocated(const std::string &vg, const std::string &lv)
 {
-	alignas(dm_ioctl) std::array<char, 4096> buffer = {};
-	dm_ioctl *const io = reinterpret_cast<dm_ioctl *>(buffer.data());
-	const std::string name = dm_name(vg, lv);
-	if (name.size() >= sizeof io->name)
-		return 0;
-	io->version[0] = DM_VERSION_MAJOR;
-	io->data_size = buffer.size();
-	io->data_start = sizeof *io;
-	io->flags = DM_NOFLUSH_FLAG;
-	memcpy(io->name, name.data(), name.size());
-	const int fd = open("/dev/mapper/control", O_RDWR | O_CLOEXEC);
-	if (fd < 0)
-		return 0;
-	const int done = ioctl(fd, DM_TABLE_STATUS, io);
-	close(fd);
-	if (done != 0 || io->flags & DM_BUFFER_FULL_FLAG || io->target_count != 1 || io->data_start + sizeof(dm_target_spec) >= buffer.size())
-		return 0;
-	const auto *target = reinterpret_cast<const dm_target_spec *>(buffer.data() + io->data_start);
-	const char *text = buffer.data() + io->data_start + sizeof *target;
-	return strncmp(target->target_type, "thin", sizeof target->target_type) == 0 ? thin_bytes({text, strnlen(text, size_t(&buffer.back() - text))}) : 0;
+	const auto status = dm_status(dm_kernel(), dm_name(vg, lv));
+	return status && status->type == "thin" ? thin_bytes(status->text) : 0;
 }
 
 Done remove_snapshot(const Lvm &lvm, const SnapshotLv &lv)
@@ -218,6 +244,8 @@ void add_snapshot_tools(Lvm &lvm)
 	const Lvm basic = lvm;
 	lvm.extend = [basic](const ReplicaLv &lv) { return extend(basic, lv); };
 	lvm.snapshot = [basic](const SnapshotLv &lv) { return snapshot(basic, lv); };
+	lvm.prepare = [basic](const SnapshotLv &lv) { return prepare(basic, lv); };
+	lvm.take = [with = lvm](const SnapshotLv &lv, uint64_t prepared) { return take(with, lv, prepared); };
 	lvm.allocated = allocated;
 	lvm.remove_snapshot = [basic](const SnapshotLv &lv) { return remove_snapshot(basic, lv); };
 	lvm.begin_copy = [basic](const SnapshotLv &lv, const OrphanLv &base, const std::string &thin_pool, uint64_t bytes) {

@@ -189,6 +189,7 @@ private:
 		bool quiesced = false;                 // ... and nothing is in flight
 		bool over = false;                     // ... and it has ended
 		uint64_t begun_ms = 0, renewed_ms = 0; // of the hold
+		uint64_t prepared = 0;                 // Lvm::prepare has said so; 0: it has not, or to a daemon before this one
 		std::shared_ptr<CopyProgress> copy;    // of the one that is made here
 		uint64_t added = 0, md_offset = 0;     // the one of this entry is there, with metadata there; 0: it is not
 	};
@@ -290,6 +291,7 @@ private:
 	void look_at_snapshot(const Snapshot &s);
 	void hold_still(const Snapshot &s, SnapshotWork &w);
 	void renew_hold(const Snapshot &s, SnapshotWork &w);
+	void prepare_snapshot(const Snapshot &s, const SnapshotCopy &copy);
 	void take_snapshot(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &w);
 	void let_go(const Snapshot &s, SnapshotWork &w);
 	void look_at_copy(const Snapshot &s);

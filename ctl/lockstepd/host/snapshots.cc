@@ -91,6 +91,10 @@ void Reconciler::look_at_snapshot(const Snapshot &s)
 	}
 	const SnapshotCopy *copy = s.copy(self_);
 	switch (s.phase) {
+	case SnapshotPhase::preparing:
+		if (copy && !copy->prepared)
+			prepare_snapshot(s, *copy);
+		break;
 	case SnapshotPhase::quiescing:
 		if (!s.hold)
 			hold_still(s, w);
@@ -180,7 +184,36 @@ void Reconciler::snapshot_event(const KernelEvent &event)
 		}
 }
 
-void Reconciler::take_snapshot(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &)
+void Reconciler::prepare_snapshot(const Snapshot &s, const SnapshotCopy &copy)
+{
+	auto lv = snapshot_lv(s, copy);
+	if (!lv) {
+		break_snapshot(s, lv.error().message, true);
+		return;
+	}
+	auto number = std::make_shared<uint64_t>(0);
+	act_on(s.sid, vg_key(lv->vg),
+	       [lvm = world_.lvm, lv = *lv, number]() -> Done {
+		       auto prepared = lvm.prepare(lv);
+		       if (!prepared)
+			       return prepared.error();
+		       *number = *prepared;
+		       return Nothing{};
+	       },
+	       [this, sid = s.sid, attempt = s.attempt, number](const Done &done) {
+		       const Snapshot *s = world_.state().snapshot(sid);
+		       if (!s || s->attempt != attempt)
+			       return;
+		       snapshot_works_[sid].prepared = *number;
+		       if (done)
+			       ask_on(sid, {{"op", "snapshot.prepared"}, {"attempt", attempt}});
+		       else
+			       break_snapshot(*s, fmt::format("{} could not be prepared on host {}: {}", title(*s), world_.state().host_name(self_),
+							      done.error().message));
+	       });
+}
+
+void Reconciler::take_snapshot(const Snapshot &s, const SnapshotCopy &copy, SnapshotWork &w)
 {
 	auto lv = snapshot_lv(s, copy);
 	if (!lv) {
@@ -190,10 +223,12 @@ void Reconciler::take_snapshot(const Snapshot &s, const SnapshotCopy &copy, Snap
 	// It takes what its volume takes now, while that stands still, for ever; LVM tells it only of what is in use.
 	auto allocated = std::make_shared<uint64_t>(0);
 	const bool tell = lv->thin && all_understand(world_.state(), LEVEL_ALLOCATED);
-	act_on(s.sid, vg_key(lv->vg),
-	       [lvm = world_.lvm, lv = *lv, allocated, tell] {
+	// What has been prepared does not wait for what LVM does meanwhile for others.
+	const bool prepared = s.prepare && lv->thin;
+	act_on(s.sid, prepared ? fmt::format("take:{}", s.sid) : vg_key(lv->vg),
+	       [lvm = world_.lvm, lv = *lv, allocated, tell, prepared, number = w.prepared] {
 		       *allocated = tell ? lvm.allocated(lv.vg, replica_lv_name(lv.vid)) : 0;
-		       return lvm.snapshot(lv);
+		       return prepared ? lvm.take(lv, number) : lvm.snapshot(lv);
 	       },
 	       [this, sid = s.sid, attempt = s.attempt, allocated](const Done &done) {
 		       const Snapshot *s = world_.state().snapshot(sid);

@@ -283,6 +283,10 @@ private:
 			if (!entry.is_null())
 				list.push_back(entry);
 			for (const SnapshotCopy &c : s.copies) {
+				if (s.phase == SnapshotPhase::preparing && !c.prepared && state_.online(c.host))
+					list.push_back({{"op", "snapshot.prepared"}, {"sid", sid}, {"host", c.host}, {"attempt", s.attempt}});
+				if (s.phase == SnapshotPhase::preparing || s.phase == SnapshotPhase::quiescing)
+					continue;
 				if (!state_.online(c.host) || s.phase == SnapshotPhase::ready || s.phase == SnapshotPhase::resuming || c.taken == s.in_progress())
 					if (!(s.phase == SnapshotPhase::discarding && state_.online(c.host)))
 						continue;

@@ -241,7 +241,9 @@ struct History {
 		HostId h = v && v->primary && chance(60) ? v->primary : host();
 		json entry = {{"sid", sid}, {"host", h}, {"attempt", s ? s->attempt : 1}};
 		const char *op = "removed";
-		if (s && s->phase == SnapshotPhase::quiescing)
+		if (s && s->phase == SnapshotPhase::preparing)
+			op = "prepared";
+		else if (s && s->phase == SnapshotPhase::quiescing)
 			op = "held";
 		else if (s && s->phase == SnapshotPhase::taking)
 			op = "taken";
@@ -249,7 +251,8 @@ struct History {
 			op = "resumed";
 		if (s && s->phase != SnapshotPhase::quiescing)
 			for (const SnapshotCopy &copy : s->copies)
-				if (s->phase != SnapshotPhase::resuming && !(s->in_progress() && copy.taken) && chance(70))
+				if (s->phase != SnapshotPhase::resuming && !(s->in_progress() && (copy.taken || (copy.prepared && s->phase == SnapshotPhase::preparing))) &&
+				    chance(70))
 					entry["host"] = copy.host;
 		if (s && s->phase == SnapshotPhase::ready && chance(40))
 			return copies(*s);
@@ -262,7 +265,10 @@ struct History {
 			json uuids = json::array();
 			for (size_t i = 0; i < vids.size(); i++)
 				uuids.push_back(uuid(5000 + ++c.serial));
-			return {{"op", "snapshot.create"}, {"name", "s" + std::to_string(pick(4))}, {"vids", vids}, {"uuids", uuids}, {"now_ms", 1}};
+			json create = {{"op", "snapshot.create"}, {"name", "s" + std::to_string(pick(4))}, {"vids", vids}, {"uuids", uuids}, {"now_ms", 1}};
+			if (chance(50))
+				create["prepare"] = true;
+			return create;
 		}
 		case 2:
 			if (chance(30))
@@ -764,7 +770,7 @@ TEST_CASE("random histories give identical states that keep every invariant")
 	for (const char *op : {"volume.create", "replica.created", "replica.failed", "replica.deleted", "volume.delete", "volume.abort",
 			       "device.ready", "host.status", "host.add", "pool.report", "record.propose", "record.suspect", "record.resign",
 			       "volume.primary", "volume.set", "volume.resize", "replica.moved", "replica.grown", "volume.grown", "snapshot.create",
-			       "snapshot.held", "snapshot.taken", "snapshot.resumed", "snapshot.broken", "snapshot.removed", "snapshot.delete",
+			       "snapshot.prepared", "snapshot.held", "snapshot.taken", "snapshot.resumed", "snapshot.broken", "snapshot.removed", "snapshot.delete",
 			       "snapshot.restore", "snapshot.revert", "revert thick", "snapshot.copy", "snapshot.copied", "snapshot.drop", "record.failed", "record.repaired", "record.failover", "record.open", "record.close",
 			       "replica.add", "replica.invalidate", "replica.move", "replica.leave", "replica.remove", "replica.purged", "replica.stay", "volume.redundancy",
 			       "host.evacuate", "host.restore", "host.evict", "host.lost", "life.elapsed", "option.set", "group.create",

@@ -110,6 +110,132 @@ TEST_CASE("what a snapshot takes of a thin pool is known from when it is taken, 
 	CHECK(again->snapshots == w.state.snapshots);
 }
 
+TEST_CASE("what takes time is done before the hold: all hosts prepare, then all hold, then they take")
+{
+	World w;
+	const json entry = with(w.create_of({w.a, w.b}), {{"prepare", true}});
+	CHECK(level_of(entry) == LEVEL_PREPARE);
+	const uint32_t x = w.good(entry)["sids"][0], y = x + 1;
+	CHECK(level_of(w.of("prepared", x, 1)) == LEVEL_PREPARE);
+	CHECK(w.snap(x).phase == SnapshotPhase::preparing);
+	CHECK(w.snap(x).copies.size() == 2);
+	CHECK(w.good(w.of("held", x, 1))["changed"] == false);    // too early: it counts for nothing
+	CHECK(w.good(w.of("taken", x, 1))["changed"] == false);
+	CHECK(has(w.bad(5, {{"op", "snapshot.delete"}, {"sid", x}}), "still being taken"));
+	CHECK(w.good(w.of("prepared", x, 1))["changed"] == true);
+	CHECK(w.good(w.of("prepared", x, 1))["changed"] == false);
+	w.bad(3, w.of("prepared", x, 3));
+	w.good(w.of("prepared", x, 2));
+	w.good(w.of("prepared", y, 2));
+	CHECK(w.snap(x).phase == SnapshotPhase::preparing);    // as long as one of the set is not
+	CHECK(restore(snapshot(w.state)).operator*() == w.state);
+	w.good(w.of("prepared", y, 3));
+	CHECK(w.snap(x).phase == SnapshotPhase::quiescing);
+	w.good(w.of("held", x, 1));
+	w.good(w.of("held", y, 3));
+	CHECK(w.snap(x).phase == SnapshotPhase::taking);
+	CHECK(w.snap(x).copies.size() == 2);
+	CHECK(w.good(w.of("prepared", x, 1))["changed"] == false);
+	for (auto [sid, host] : std::vector<std::pair<uint32_t, int>>{{x, 1}, {x, 2}, {y, 2}, {y, 3}})
+		w.good(w.of("taken", sid, HostId(host)));
+	w.good(w.of("resumed", x, 1));
+	w.good(w.of("resumed", y, 3));
+	CHECK(w.snap(y).phase == SnapshotPhase::ready);
+	CHECK(restore(snapshot(w.state)).operator*() == w.state);
+}
+
+TEST_CASE("what happens to hosts while a snapshot is prepared")
+{
+	World w;
+	for (auto &[id, host] : w.state.hosts)
+		host.level = LEVEL;
+	const uint32_t sid = w.good(with(w.create_of({w.a}), {{"prepare", true}}))["sids"][0];
+	w.good({{"op", "snapshot.deadline"}, {"set", sid}, {"at_ms", 60'000}});
+	const auto fail_beta = [&] { w.good({{"op", "record.failed"}, {"vid", w.a}, {"host", 2}}); };
+	const auto removed = [&](HostId host) { w.good({{"op", "snapshot.removed"}, {"sid", sid}, {"host", host}}); };
+	SECTION("one goes offline: nobody waits for it")
+	{
+		w.good(w.of("prepared", sid, 1));
+		CHECK(decide(w.state, {}, 3).empty());
+		w.good({{"op", "host.status"}, {"host", 2}, {"online", false}, {"now_ms", 2}});
+		json told;
+		for (const json &d : decide(w.state, {}, 3))
+			if (d["op"] == "snapshot.broken")
+				told = d;
+		REQUIRE(told.is_object());
+		CHECK(told["message"] == "snapshot s of volume a was given up: host beta went offline meanwhile: try again");
+		w.good(told);
+		CHECK(w.snap(sid).phase == SnapshotPhase::discarding);
+	}
+	SECTION("one that has prepared goes offline: the hold will show")
+	{
+		w.good(w.of("prepared", sid, 2));
+		w.good({{"op", "host.status"}, {"host", 2}, {"online", false}, {"now_ms", 2}});
+		for (const json &d : decide(w.state, {}, 3))
+			CHECK(d["op"] != "snapshot.broken");
+	}
+	SECTION("one takes too long")
+	{
+		const auto late = decide(w.state, {}, 60'001);
+		REQUIRE(late.size() == 1);
+		CHECK(has(late[0]["message"], "not all hosts could prepare it within 60 s"));
+	}
+	SECTION("the replica of one fails: its copy would be of another point; the second try is without it")
+	{
+		for (HostId host : {1, 2})
+			w.good(w.of("prepared", sid, host));
+		fail_beta();
+		w.good(w.of("held", sid, 1));
+		CHECK(w.snap(sid).phase == SnapshotPhase::discarding);
+		CHECK(has(w.snap(sid).failure, "the replica on host beta went out of sync"));
+		removed(1);
+		removed(2);
+		CHECK(w.snap(sid).phase == SnapshotPhase::preparing);
+		CHECK(w.snap(sid).attempt == 2);
+		CHECK(w.snap(sid).copies.size() == 1);
+		CHECK_FALSE(w.snap(sid).copies[0].prepared);
+		w.good(w.of("prepared", sid, 1));
+		w.good(w.of("held", sid, 1));
+		w.good(w.of("taken", sid, 1));
+		w.good(w.of("resumed", sid, 1));
+		CHECK(w.snap(sid).phase == SnapshotPhase::ready);
+	}
+	SECTION("a replica comes into sync: it gets no copy now")
+	{
+		w.good({{"op", "snapshot.broken"}, {"set", sid}, {"attempt", 1}, {"message", "x"}, {"final", true}});
+		removed(1);
+		removed(2);
+		fail_beta();
+		const uint32_t next = w.good(with(w.create_of({w.a}), {{"prepare", true}}))["sids"][0];
+		w.good({{"op", "record.repaired"}, {"vid", w.a}, {"host", 2}});
+		const Volume &v = w.vol(w.a);
+		w.good({{"op", "record.propose"}, {"vid", w.a}, {"host", v.primary}, {"version", v.version}, {"term", v.term}, {"members", {1, 2}}});
+		REQUIRE(w.vol(w.a).replica(2)->clean());
+		w.good(w.of("prepared", next, 1));
+		w.good(w.of("held", next, 1));
+		CHECK(w.snap(next).phase == SnapshotPhase::taking);
+		CHECK(w.snap(next).copies.size() == 1);
+	}
+	SECTION("none is left for a second try")
+	{
+		w.good({{"op", "snapshot.broken"}, {"set", sid}, {"attempt", 1}, {"message", "the last words"}});
+		removed(1);
+		w.good({{"op", "host.status"}, {"host", 1}, {"online", false}, {"now_ms", 2}});
+		w.good({{"op", "host.status"}, {"host", 2}, {"online", false}, {"now_ms", 2}});
+		removed(2);
+		CHECK(w.state.snapshots.empty());
+		CHECK(w.state.snapshot_failures.at(sid).message == "the last words");
+	}
+	SECTION("one is lost for ever")
+	{
+		w.good({{"op", "host.status"}, {"host", 2}, {"online", false}, {"now_ms", 2}});
+		w.good({{"op", "host.lost"}, {"host", 2}, {"force", true}});
+		CHECK(w.snap(sid).phase == SnapshotPhase::discarding);
+		removed(1);
+		CHECK(has(w.state.snapshot_failures.at(sid).message, "beta is lost"));
+	}
+}
+
 TEST_CASE("of a volume without a good copy no snapshot is taken, whatever others are held for it")
 {
 	World w;

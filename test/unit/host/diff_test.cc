@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "lockstepd/host/command.h"
+#include "lockstepd/host/device_mapper.h"
 #include "lockstepd/host/diff.h"
 
 using namespace lockstep;

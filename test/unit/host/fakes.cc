@@ -752,12 +752,15 @@ Lvm FakeWorld::lvm()
 		const auto it = lvs.find("/dev/" + vg + "/" + lv);
 		return it == lvs.end() || it->second.lv.data_percent < 0 ? 0 : uint64_t(double(it->second.lv.size_bytes) * it->second.lv.data_percent / 100);
 	};
-	l.snapshot = [this](const SnapshotLv &lv) {
+	const auto make_snapshot = [this](const SnapshotLv &lv, bool prepared) {
 		return effect<Done>("snapshot " + std::to_string(lv.sid), [=, this]() -> Done {
 			const std::string path = snapshot_lv_path(lv);
-			if (lvs.contains(path))
-				return Nothing{};
+			const bool there = lvs.contains(path);
 			const Snapshot *s = state.snapshot(lv.sid);
+			if (there && lvs[path].formatted)
+				return Nothing{};
+			if (there != prepared)
+				return failed(prepared ? "it was not prepared" : "it is there already");
 			if (!s || s->phase != SnapshotPhase::taking)
 				violations.push_back("a snapshot was taken before all held still");
 			FakeLv &f = lvs[path];
@@ -768,6 +771,22 @@ Lvm FakeWorld::lvm()
 			f.formatted = true;
 			f.data = lvs[replica_lv_path(lv.vg, lv.vid)].data;
 			return Nothing{};
+		});
+	};
+	l.snapshot = [make_snapshot](const SnapshotLv &lv) { return make_snapshot(lv, false); };
+	l.take = [make_snapshot](const SnapshotLv &lv, uint64_t) { return make_snapshot(lv, lv.thin); };
+	l.prepare = [this](const SnapshotLv &lv) {
+		return effect<Result<uint64_t>>("prepare " + std::to_string(lv.sid), [=, this]() -> Result<uint64_t> {
+			if (!lv.thin)
+				return 0;
+			FakeLv &f = lvs[snapshot_lv_path(lv)];
+			if (f.formatted)
+				violations.push_back("a snapshot that was taken was prepared again");
+			f.lv.vg = lv.vg;
+			f.lv.name = snapshot_lv_name(lv);
+			f.lv.path = snapshot_lv_path(lv);
+			f.lv.tags = {snapshot_lv_tag(lv.uuid)};
+			return effect<Result<uint64_t>>("thin_delete " + std::to_string(lv.sid), [lv]() -> Result<uint64_t> { return lv.sid; });
 		});
 	};
 	l.remove_snapshot = [this](const SnapshotLv &lv) {

@@ -46,7 +46,7 @@ static void create(Cluster &c, const std::string &name, const char *uuid, std::v
 }
 
 // Takes it, or finds it there.
-static void take(Cluster &c, const std::string &volume, const std::string &name, const char *uuid, bool temporary = false)
+static void take(Cluster &c, const std::string &volume, const std::string &name, const char *uuid, bool temporary = false, bool prepare = true)
 {
 	auto ready = [&] {
 		const Snapshot *s = c.state.snapshot_named(volume, name);
@@ -55,6 +55,8 @@ static void take(Cluster &c, const std::string &volume, const std::string &name,
 	Json entry = {{"op", "snapshot.create"}, {"name", name}, {"vids", {c.vid(volume)}}, {"uuids", {uuid}}, {"keep", true}, {"now_ms", c.log->now_ms}};
 	if (temporary)
 		entry["temporary"] = true;
+	if (prepare)
+		entry["prepare"] = true;
 	(void)c.ask(entry);
 	c.waits(ready);
 }
@@ -319,6 +321,7 @@ static const std::vector<Operation> &operations()
 		{"choose a primary", thin, in_use, asks({{"op", "volume.primary"}, {"host", ALPHA}}), [](Cluster &c) { return find(c)->primary == ALPHA; }},
 		{"take a snapshot", thin, in_use, [](Cluster &c) { take(c, "db1", "s1", UUID2); }, snapshot_there("s1")},
 		{"take a snapshot", thick, in_use, [](Cluster &c) { take(c, "db1", "s1", UUID2); }, snapshot_there("s1")},
+		{"take a snapshot as hosts with older programs do", thin, in_use, [](Cluster &c) { take(c, "db1", "s1", UUID2, false, false); }, snapshot_there("s1")},
 		{"delete a snapshot", thin, with_snapshot, [](Cluster &c) { delete_snapshot(c, "s0"); }, no_snapshots},
 		{"delete a snapshot", thick, with_snapshot, [](Cluster &c) { delete_snapshot(c, "s0"); }, no_snapshots},
 		{"restore a snapshot", thin, with_snapshot,

@@ -144,9 +144,12 @@ TEST_CASE("growth: after a reboot in between, the kernel zeroes what becomes dat
 namespace {
 
 struct Taking : Open {
-	uint32_t take(const std::string &name = "s1")
+	uint32_t take(const std::string &name = "s1", bool prepare = false)
 	{
-		auto answer = w.propose({{"op", "snapshot.create"}, {"name", name}, {"vids", {vid}}, {"uuids", {UUID3}}, {"now_ms", 1}});
+		nlohmann::json entry = {{"op", "snapshot.create"}, {"name", name}, {"vids", {vid}}, {"uuids", {UUID3}}, {"now_ms", 1}};
+		if (prepare)
+			entry["prepare"] = true;
+		auto answer = w.propose(entry);
 		w.daemon().look();
 		return answer["sids"][0];
 	}
@@ -155,7 +158,9 @@ struct Taking : Open {
 	{
 		const Snapshot *s = w.state.snapshot(sid);
 		const SnapshotCopy *copy = s ? s->copy(2) : nullptr;
-		if (copy && s->phase == SnapshotPhase::taking && !copy->taken)
+		if (copy && s->phase == SnapshotPhase::preparing && !copy->prepared)
+			tell(w, {{"op", "snapshot.prepared"}, {"sid", sid}, {"host", 2}, {"attempt", s->attempt}});
+		else if (copy && s->phase == SnapshotPhase::taking && !copy->taken)
 			tell(w, {{"op", "snapshot.taken"}, {"sid", sid}, {"host", 2}, {"attempt", s->attempt}});
 		else if (copy && (s->phase == SnapshotPhase::discarding || s->phase == SnapshotPhase::deleting))
 			tell(w, {{"op", "snapshot.removed"}, {"sid", sid}, {"host", 2}});
@@ -213,17 +218,56 @@ TEST_CASE("the log is told what a snapshot takes of a thin pool, as soon as all 
 	}
 }
 
+TEST_CASE("what LVM does for a snapshot it does before writes are held, in thin pools")
+{
+	const bool thin = GENERATE(true, false);
+	Taking r;
+	if (thin)
+		r.w.make_thin();
+	const uint32_t sid = r.take("s1", true);
+	REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
+	REQUIRE(r.w.state.snapshot(sid));
+	CHECK(r.w.state.snapshot(sid)->attempt == 1);
+	CHECK(before(r.w, "prepare 1", "snapshot.prepared 0"));
+	CHECK(before(r.w, "snapshot.prepared 0", "quiesce 1"));
+	CHECK(before(r.w, "quiesce 1", "snapshot.held 0"));
+	CHECK(before(r.w, "snapshot.held 0", "snapshot 1"));
+	CHECK(before(r.w, "snapshot 1", "snapshot.taken 0"));
+	CHECK(r.w.count("thin_delete") == (thin ? 1 : 0));
+	CHECK(r.copies() == 1);
+	CHECK(r.kernel().hold == 0);
+	CHECK(quiet(r.w));
+}
+
+TEST_CASE("a snapshot that cannot be prepared holds up nobody, and LVM's words are the reason")
+{
+	Taking r;
+	r.w.make_thin();
+	r.w.failing["prepare"] = "cannot create logical volume vg/x: the pool is full";
+	const uint32_t sid = r.take("s1", true);
+	REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
+	CHECK_FALSE(r.w.state.snapshot(sid));
+	CHECK(r.w.state.snapshot_failures.at(sid).message ==
+	      "snapshot s1 of volume db1 could not be prepared on host alpha: cannot create logical volume vg/x: the pool is full");
+	CHECK(r.w.count("quiesce") == 0);
+	CHECK(r.w.count("prepare") == 2);    // two tries
+	CHECK(r.copies() == 0);
+}
+
 TEST_CASE("a snapshot: killed or failing at any step, there is a whole one or none, and no hold stays")
 {
+	const bool prepare = GENERATE(false, true);
 	const Fault fault = GENERATE(Fault::fails, Fault::killed_before, Fault::killed_after);
 	uint64_t last = 1;
 	for (uint64_t k = 0; k <= last; k++) {
-		INFO("fault " << int(fault) << " at step " << k);
+		INFO("fault " << int(fault) << " at step " << k << (prepare ? ", prepared" : ""));
 		Taking r;
+		if (prepare)
+			r.w.make_thin();
 		const uint64_t begun = r.w.steps;
 		r.w.fault = fault;
 		r.w.fault_at = k ? begun + k : 0;
-		const uint32_t sid = r.take();
+		const uint32_t sid = r.take("s1", prepare);
 		REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
 		const bool there = r.w.state.snapshot(sid);
 		CHECK(there);    // one fault does not use up both tries
