@@ -893,7 +893,7 @@ class LockstepVDI(VDI.VDI):
 
     def revert(self, sr_uuid, vdi_uuid, target_uuid):
         """The disk gets the content of its snapshot, this VDI, and stays the disk that it is. Where that cannot be done xapi is told so, and
-        makes a clone take its place: of a snapshot whose disk is gone or has grown, or, in a thick pool, that is not the latest."""
+        makes a clone take its place: of a snapshot whose disk is gone or has grown, or, in a thick pool, where others have no room for what that overwrites."""
         with api_errors('VDIUnavailable', 'vdi'):
             _, snapshot = self.api.find(vdi_uuid)
             try:

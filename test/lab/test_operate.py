@@ -140,7 +140,7 @@ def test_operate_thick_snapshots(thick):
     log = SyncLog(a, device)
     log.wait_for_more(50)
     acked = log.acked
-    c.lockstep('snapshot create s one', timeout=150)
+    c.lockstep('snapshot create s one --reserve 40', timeout=150)
     log.wait_for_more(50)
     log.stop()
     c.lockstep('snapshot restore s one back', timeout=240)
@@ -151,13 +151,24 @@ def test_operate_thick_snapshots(thick):
     good, line = log.check()
     assert good, line
     assert_same(thick, 's')
-    # Back to it: not past a newer one, whose reserve that would fill, and every byte as in what was restored.
+    # Back to it, and every byte as in what was restored: not past a newer one whose reserve has no room for that, but past one that has, which is
+    # still what it was. Its metadata say what was written by then, the volume's do so no more.
+    b.run(f'dd if=/dev/urandom of={device} bs=1M count=6 seek=48 oflag=direct conv=fsync,notrunc', timeout=120)
+    now = b.out(f'sha256sum <{device}', timeout=120)
     wait(lambda: not any(v['openers'] for v in thick.status()['volumes']), 30, 'the volumes to be closed')
-    c.lockstep('snapshot create s two', timeout=150)
+    c.lockstep('snapshot create s small --reserve 1', timeout=150)
     refused = c.lockstep('snapshot revert s one', check=False)
-    assert refused.status == 5 and 'snapshot two of volume s is newer' in refused.err, refused
-    c.lockstep('snapshot delete s two', timeout=90)
+    assert refused.status == 5 and 'snapshot small of volume s: its copy on host' in refused.err and 'lvextend' in refused.err, refused
+    c.lockstep('snapshot delete s small', timeout=90)
+    c.lockstep('snapshot create s two', timeout=150)
     c.lockstep('snapshot revert s one', timeout=240)
+    c.lockstep('snapshot restore s two then', timeout=240)
+    assert b.out('sha256sum </dev/lockstep/then', timeout=120) == now
+    c.lockstep('volume delete then', timeout=90)
+    answer = c.lockstep('volume diff s two --json', timeout=90)
+    bits = ''.join(f'{byte:08b}' for byte in base64.b64decode(answer['bitmap']))
+    assert bits[48 * 16:56 * 16] == '1' * 8 * 16, bits
+    c.lockstep('snapshot delete s two', timeout=90)
     assert_same(thick, 's')
     done = b.run(f'cmp {device} /dev/lockstep/back && /lab/fsynclog check {device} {log.blocks} {log.seed} {acked}', check=False, timeout=240)
     assert done.status == 0, done

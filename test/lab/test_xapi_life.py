@@ -65,15 +65,23 @@ def test_xapi_thick_sr(thick_pool):		# noqa: F811
     x.sr_scan(sr)
     assert_agreed(x, sr, a)
 
-    # Reverted in place to its latest snapshot. To an earlier one xapi does it by a clone, when it has destroyed the disk: in a thick pool its volume
-    # goes with the last of its snapshots.
+    # Reverted in place, also to an earlier snapshot. By an sm of before xapi destroys the disk and clones: in a thick pool its volume goes with the
+    # last of its snapshots.
     first = x.vdi_snapshot(disk)
     before = content(x, disk, c, gamma)
     x.plug(disk, beta)
     b.run(f'dd if=/dev/urandom of=/dev/lockstep/{name} bs=1M count=4 seek=9 oflag=direct conv=notrunc,fsync', timeout=60)
     x.unplug(disk, beta)
     assert x.vdi_revert(first) == disk and content(x, disk, a, alpha) == before
+    x.plug(disk, beta)
+    b.run(f'dd if=/dev/urandom of=/dev/lockstep/{name} bs=1M count=2 seek=20 oflag=direct conv=notrunc,fsync', timeout=60)
+    x.unplug(disk, beta)
+    later = content(x, disk, b, beta)
     second = x.vdi_snapshot(disk)
+    assert x.vdi_revert(first) == disk and content(x, disk, a, alpha) == before
+    assert content(x, second, c, gamma) == later != before
+    x.environment['FAKE_SM_OF_BEFORE'] = '1'
+    x.register_driver(x.master)
     reverted = x.vdi_revert(first)
     assert reverted != disk and content(x, reverted, b, beta) == before
     x.sr_scan(sr)

@@ -541,9 +541,9 @@ class Cluster(object):
             raise Refused(5, 'volume %s is open on host %s: close it there before reverting it' % (volume, sorted(v['writers'])), 'volume-open')
         if v['size_bytes'] != s['size_bytes']:
             raise Refused(5, 'volume %s has another size than snapshot %s: restore that as a new volume' % (volume, name))
-        newer = [x for x in self.snapshots.values() if x['volume_uuid'] == v['uuid'] and x['sid'] > s['sid']]
-        if newer and not self.is_thin(v):
-            raise Refused(5, 'volume %s cannot be reverted: it is in a thick pool and snapshot %s is newer' % (volume, newer[0]['name']))
+        full = [x for x in self.snapshots.values() if x['volume_uuid'] == v['uuid'] and x['sid'] > s['sid'] and x.get('full')]
+        if full and not self.is_thin(v):
+            raise Refused(5, 'snapshot %s of volume %s: its copy on host alpha has 1 MiB left of its reserve, 2 MiB needed' % (full[0]['name'], volume))
         v['blocks'] = dict(s['blocks'])
         return {'name': volume, 'vid': v['vid'], 'snapshot': name}
 

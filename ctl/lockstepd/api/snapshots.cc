@@ -204,6 +204,13 @@ void ApiServer::Impl::add_ways_to_revert(json &entry, const Volume *v)
 	const bool in_place = all_understand(*s, LEVEL_IN_PLACE);
 	if (in_place)
 		entry["in_place"] = true;
+	// Of which the hosts are asked (can_revert_in_place). One that is taken after this is none of them, and refused.
+	if (thick && all_understand(*s, LEVEL_PAST)) {
+		entry["past"] = json::array();
+		for (const auto &[sid, x] : s->snapshots)
+			if (x.vid == v->vid && x.phase == SnapshotPhase::ready)
+				entry["past"].push_back(sid);
+	}
 	if (in_place || (all_understand(*s, LEVEL_REVERT) && !thick))
 		entry["without_failed"] = true;
 }

@@ -462,6 +462,8 @@ uint32_t level_of(const json &entry)
 		return LEVEL_ALLOCATED;
 	if (*op == "snapshot.abandon")
 		return LEVEL_ABANDON;
+	if (*op == "snapshot.revert" && entry.contains("past"))
+		return LEVEL_PAST;
 	if (*op == "snapshot.revert" && entry.contains("in_place"))
 		return LEVEL_IN_PLACE;
 	if ((*op == "snapshot.revert" && entry.contains("without_failed")) || (*op == "replica.failed" && entry.contains("reverting")) ||

@@ -40,12 +40,14 @@
 //                     new uuid group(o) labels(o)              like an empty one (phase creating with a source)
 //  snapshot.copy|copied|drop                                   see snapshot_copies.cc
 //  snapshot.revert    sid onto(o: vid) without_failed(o)       vid. The volume, not open, gets the snapshot's content: it is back in
-//                     in_place(o)                              phase creating with a source until all replicas have it. onto:
+//                     in_place(o) past(o: sids)                phase creating with a source until all replicas have it. onto:
 //                                                              another volume than the one it was taken of. without_failed: replicas
 //                                                              whose disk has failed go, others are made in their place afterwards. in_place: also
 //                                                              in thick pools, where each host copies from its snapshot what differs, and none
 //                                                              goes: the copies of its snapshots would go with it. So where any replica is in a
-//                                                              thick pool without_failed is not asked for without in_place
+//                                                              thick pool without_failed is not asked for without in_place. past: other
+//                                                              snapshots of the volume, which each host with a thick pool has found room in for
+//                                                              what is overwritten (host/revert.h)
 #include "lockstepd/cluster/internal.h"
 
 #include "lib/units.h"
@@ -58,7 +60,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr unsigned TRIES = 2, MAX_SET = 64, RESERVE_PERCENT = 20;
+constexpr unsigned TRIES = 2, MAX_SET = 64, RESERVE_PERCENT = 20, MAX_PAST = 10'000;
 constexpr uint64_t LVM_EXTENT = 4ull << 20;
 
 }    // namespace
@@ -572,8 +574,9 @@ namespace {
 
 // In a thick pool the LV of a replica stays, for its snapshots go with it, and what differs is copied back into it. What is overwritten there
 // the snapshots keep in their reserves. That costs this one and all older ones nothing: whatever differs from this one was overwritten
-// since, and is in their reserves already. Newer ones it would fill. So would it one that was copied here, which has only what differed then.
-void refuse_in_place(const State &state, const Volume &v, const Replica &r, const Snapshot &s)
+// since, and is in their reserves already. Newer ones it fills. So it does one that was copied here, which has only what differed then. So
+// such ones are refused but for those that their hosts have been asked about.
+void refuse_in_place(const State &state, const Volume &v, const Replica &r, const Snapshot &s, const std::vector<uint64_t> &past)
 {
 	const std::string its = "volume " + v.name + " cannot be reverted: ", host = state.host_name(r.host);
 	if (v.vid != s.vid)
@@ -586,7 +589,7 @@ void refuse_in_place(const State &state, const Volume &v, const Replica &r, cons
 		refuse(forbidden(its + "host " + host + " has no copy of " + title(s) + " beside its replica: see `lockstep snapshot list`, or restore it as a new volume"));
 	for (const auto &[sid, x] : state.snapshots) {
 		const SnapshotCopy *c = x.vid == v.vid && sid != s.sid ? x.trace(r.host) : nullptr;
-		if (c && (sid > s.sid || c->added))
+		if (c && (sid > s.sid || c->added) && !std::ranges::count(past, sid))
 			refuse(forbidden(its + "it is in a thick pool and " + title(x) + " is newer, or was copied to host " + host +
 					 ", and its reserve would be filled: delete it first, or restore " + title(s) + " as a new volume"));
 	}
@@ -625,6 +628,7 @@ json revert(State &state, const Fields &f)
 	bool served = false;
 	std::vector<HostId> going;
 	const bool in_place = f.has("in_place") && f.flag("in_place");
+	const std::vector<uint64_t> past = f.has("past") ? f.numbers("past", MAX_PAST) : std::vector<uint64_t>();
 	for (const Replica &r : v->replicas) {
 		const Pool *pool = state.pool(r.pool, r.host);
 		const bool thick = pool && pool->kind == PoolKind::thick;
@@ -635,7 +639,7 @@ json revert(State &state, const Fields &f)
 		if (thick && !in_place)
 			refuse(forbidden("volume " + v->name + " is in a thick pool and cannot be reverted: restore " + title(s) + " as a new volume"));
 		if (thick)
-			refuse_in_place(state, *v, r, s);
+			refuse_in_place(state, *v, r, s, past);
 		if (in_place && !thick)
 			refuse_other_pool(state, *v, r, s);
 		if (!state.online(r.host))

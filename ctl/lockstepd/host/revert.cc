@@ -23,6 +23,19 @@ uint64_t room_left(const LogicalVolume &lv)
 	return used >= 100 ? 0 : uint64_t(double(lv.size_bytes) * (100 - used) / 100);
 }
 
+uint64_t used(const LogicalVolume &lv) { return lv.size_bytes - room_left(lv); }
+
+// What the reserve of the copy x has to take of the data when the volume gets the content of `target`. Whatever differs from that its copy
+// has of its own, if it was not lost. Of copies that were taken here, those of a later one are among those of an earlier one.
+uint64_t overwritten(const LogicalVolume &target, const SnapshotCopy &its, bool newer, const LogicalVolume &x, const SnapshotCopy &c)
+{
+	const bool ordered = !its.added && !c.added;
+	if (ordered && !newer)
+		return 0;
+	const uint64_t most = used(target) + (target.size_bytes + x.size_bytes) / 10'000;    // LVM rounds
+	return ordered ? most - std::min(most, used(x)) : most;
+}
+
 }    // namespace
 
 Done can_revert_in_place(const Lvm &lvm, const std::function<Done(const std::string &from, const ReplicaMetadata &to)> &is_content, const State &state,
@@ -37,22 +50,26 @@ Done can_revert_in_place(const Lvm &lvm, const std::function<Done(const std::str
 	auto report = lvm.report(pool->vg);
 	if (!report)
 		return report.error();
-	const uint64_t metadata = metadata_bytes(target->size_bytes, target->block_size), needed = metadata + metadata / 64 + MARGIN_BYTES;
+	const uint64_t metadata = metadata_bytes(target->size_bytes, target->block_size);
+	const SnapshotLv lv{pool->vg, false, target->vid, sid, target->attempt, target->uuid, target->reserve_bytes};
+	const LogicalVolume *from = report->volume(pool->vg, snapshot_lv_name(lv));
+	if (!from || !room_left(*from))
+		return forbidden(fmt::format("snapshot {} of volume {}: its copy on host {} is lost: its reserve was too small for what was written since", target->name,
+					     target->volume, host));
 	for (const auto &[id, s] : state.snapshots) {
 		const SnapshotCopy *c = s.vid == target->vid ? s.copy(self) : nullptr;
 		if (!c || c->pool != pool->name)
 			continue;
-		const SnapshotLv lv{pool->vg, false, s.vid, id, s.attempt, s.uuid, s.reserve_bytes};
-		const LogicalVolume *found = report->volume(pool->vg, snapshot_lv_name(lv));
+		const LogicalVolume *found = report->volume(pool->vg, snapshot_lv_name({pool->vg, false, s.vid, id, s.attempt, s.uuid, s.reserve_bytes}));
 		const uint64_t left = found ? room_left(*found) : 0;
-		const std::string its = fmt::format("snapshot {} of volume {}: its copy on host {}", s.name, s.volume, host);
-		if (!left && id == sid)
-			return forbidden(fmt::format("{} is lost: its reserve was too small for what was written since", its));
-		if (left && left < needed)
-			return forbidden(fmt::format("{} has {} left of its reserve, {} needed: delete it, or run `lvextend --size +{} {}/{}` there", its,
-						     format_bytes(left), format_bytes(needed), format_bytes(needed - left), pool->vg, found->name));
+		if (!left)
+			continue;    // it is lost as it is
+		const uint64_t bytes = metadata + (id == sid ? 0 : overwritten(*from, *copy, id > sid, *found, *c)), needed = bytes + bytes / 64 + MARGIN_BYTES;
+		if (left < needed)
+			return forbidden(fmt::format("snapshot {} of volume {}: its copy on host {} has {} left of its reserve, {} needed: delete it, or run "
+						     "`lvextend --size +{} {}/{}` there", s.name, s.volume, host, format_bytes(left), format_bytes(needed),
+						     format_bytes(needed - left), pool->vg, found->name));
 	}
-	const SnapshotLv lv{pool->vg, false, target->vid, sid, target->attempt, target->uuid, target->reserve_bytes};
 	return is_content(snapshot_lv_path(lv), {replica_lv_path(pool->vg, target->vid), copy->md_offset, target->vid, target->volume_uuid, target->size_bytes,
 						 target->block_size, self, 0, 0});
 }

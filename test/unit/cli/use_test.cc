@@ -280,6 +280,7 @@ TEST_CASE("in a thick pool a revert is begun when the hosts bear it, and waited 
 		d.good({{"op", "pool.add"}, {"name", "slow"}, {"host", host}, {"kind", "thick"}, {"vg", "vg2"}, {"size_bytes", 9 * GIB}, {"free_bytes", 9 * GIB}});
 	REQUIRE(d.run({"volume", "create", "v", "1GiB", "--pool", "slow"}).status == 0);
 	REQUIRE(d.run({"snapshot", "create", "v", "s"}).status == 0);
+	REQUIRE(d.run({"snapshot", "create", "v", "newer"}).status == 0);
 	d.no_revert = {2};
 	Outcome o = d.run({"snapshot", "revert", "v", "s"});
 	CHECK(o.status == 5);

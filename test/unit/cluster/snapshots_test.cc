@@ -643,7 +643,7 @@ TEST_CASE("thick pools: a volume gets the content of its latest snapshot where i
 	CHECK(c.bad(5, Thick::revert(first)) == "volume v cannot be reverted: it is in a thick pool and snapshot s2 of volume v is newer, or was copied to host "
 						"alpha, and its reserve would be filled: delete it first, or restore snapshot s1 of volume v as a new volume");
 	const uint64_t offset = c.vol(c.vid).replicas[0].md_offset;
-	c.good(Thick::revert(second));
+	c.good(with(Thick::revert(second), {{"past", {second}}}));
 	CHECK(c.good(Thick::revert(second))["changed"] == false);
 	CHECK(c.vol(c.vid).phase == Phase::creating);
 	CHECK(c.vol(c.vid).reverting);
@@ -662,7 +662,26 @@ TEST_CASE("thick pools: a volume gets the content of its latest snapshot where i
 	c.state.snapshots.at(first).copies[1].added = 7;
 	c.good(Thick::revert(first));    // which was copied here is none of its own affair
 	CHECK(level_of(Thick::revert(first)) == LEVEL_IN_PLACE);
+	CHECK(level_of(with(Thick::revert(first), {{"past", {2}}})) == LEVEL_PAST);
 	CHECK(level_of({{"op", "snapshot.revert"}, {"without_failed", true}}) == LEVEL_REVERT);
+}
+
+TEST_CASE("thick pools: a volume gets the content of an earlier snapshot when its hosts have found room in all others")
+{
+	Thick c;
+	const uint32_t first = c.take_snapshot(c.vid, "s1"), second = c.take_snapshot(c.vid, "s2"), third = c.take_snapshot(c.vid, "s3");
+	c.close();
+	c.state.snapshots.at(first).copies[1].added = 7;
+	CHECK(has(c.bad(5, with(Thick::revert(second), {{"past", {first}}})), "s3 of volume v is newer"));    // it was taken after they were asked
+	CHECK(has(c.bad(5, with(Thick::revert(second), {{"past", {third}}})), "s1 of volume v is newer, or was copied to host beta"));
+	c.good(with(Thick::revert(second), {{"past", {first, third}}}));
+	CHECK(c.vol(c.vid).source == second);
+	for (HostId h : {1, 2})
+		c.good({{"op", "replica.created"}, {"vid", c.vid}, {"host", h}});
+	CHECK(c.vol(c.vid).phase == Phase::ready);
+	CHECK(c.state.snapshots.size() == 3);
+	for (const auto &[sid, s] : c.state.snapshots)
+		CHECK((s.phase == SnapshotPhase::ready && s.copies.size() == 2));
 }
 
 TEST_CASE("thick pools: nothing is reverted that would lack a copy, and one that was copied to a host counts as newer")

@@ -170,4 +170,28 @@ TEST_CASE("a host says before a revert whether its snapshots bear it")
 	add(2, 50);
 	CHECK(can_revert_in_place(w.lvm(), [](const std::string &, const ReplicaMetadata &) { return Done(failed("cannot read it")); }, w.state, 1, 2).error().message ==
 	      "cannot read it");
+	// A newer one takes what this one has more than it, at most; one that was copied here, or any if this one was, all of that; an older one nothing.
+	add(3, 20);
+	CHECK(can());
+	add(3, 46);
+	CHECK(can());
+	w.lvs["/dev/vg/lockstep.1.s3.1"].lv.size_bytes = 110 << 20;    // 59 MiB left, 51 MiB used; of 100 MiB
+	CHECK(can());
+	w.lvs["/dev/vg/lockstep.1.s3.1"].lv.size_bytes = 90 << 20;     // 49 MiB left, 41 MiB used
+	REQUIRE(!can());
+	INFO(can().error().message);
+	CHECK(can().error().message.find("snapshot s3 of volume db1: its copy on host alpha has 48.5 MiB left of its reserve, 60.6 MiB needed: ") == 0);
+	add(3, 60);
+	CHECK(can());
+	w.state.snapshots[3].copies[0].added = 7;
+	CHECK(!can());
+	add(3, 40);
+	w.state.snapshots[3].copies[0].added = 7;
+	CHECK(can());
+	add(1, 60);
+	CHECK(can());
+	w.state.snapshots[2].copies[0].added = 7;
+	CHECK(!can());
+	add(1, 40);
+	CHECK(can());
 }
