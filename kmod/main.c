@@ -21,6 +21,10 @@ struct workqueue_struct *lks_wq, *lks_disk_wq, *lks_slow_wq, *lks_link_wq, *lks_
 u8 lks_self;
 u32 lks_lease_ms = LKS_LEASE_MS;
 
+unsigned int lks_answer_ms = LKS_ANSWER_MS;
+module_param_named(answer_ms, lks_answer_ms, uint, 0644);
+MODULE_PARM_DESC(answer_ms, "a replica that owes answers and gives none for so long is left out (milliseconds; volumes added afterwards)");
+
 /*
  * A workqueue runs some hundred works at once. With as many volumes, those that wait for one disk or for the cluster must not keep the
  * others from their ticks, or links from ending; so each kind of wait has its own.

@@ -213,6 +213,7 @@ static int do_volume_add(struct genl_info *info)
 	p.core.shared = nla_get_u8(a[LKS_A_CLASS]);
 	p.core.self = lks_self;
 	p.core.lease_ms = lks_lease_ms;
+	p.core.answer_ms = READ_ONCE(lks_answer_ms);
 	if (!name_ok(p.name)) {
 		NL_SET_ERR_MSG_ATTR(info->extack, a[LKS_A_NAME],
 				    "a name has letters, digits, '.', '_' and '-', and begins with a letter or digit");

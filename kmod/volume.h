@@ -233,5 +233,6 @@ extern struct workqueue_struct *lks_link_wq;	/* ends of links, events: waits for
 extern struct workqueue_struct *lks_open_wq;	/* waits for the cluster */
 extern u8 lks_self;				/* HOST_SET */
 extern u32 lks_lease_ms;			/* TUNE */
+extern unsigned int lks_answer_ms;		/* module parameter */
 
 #endif

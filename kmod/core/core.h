@@ -29,6 +29,7 @@ extern "C" {
 
 #define LKS_TICK_MS 200			/* lks_vol_tick() is to be called this often, roughly */
 #define LKS_LEASE_MS 3000		/* default length of a promise (L1) */
+#define LKS_ANSWER_MS 45000		/* default time for an answer (L5): the daemon of a host whose disk is stuck acts before */
 #define LKS_DRIFT_PERCENT 10		/* added to a promise by its giver */
 #define LKS_REQ_MAX_BYTES LKS_WIRE_DATA_MAX	/* a request with data is no longer, and crosses no extent */
 
@@ -102,7 +103,7 @@ enum lks_event {
 	LKS_EV_PROPOSE,		/* record: see uapi EV_PROPOSE */
 	LKS_EV_OPENED,		/* O2: the session in the record is confirmed; open() may return */
 	LKS_EV_FENCED,		/* O1: the session this host held is no longer in the record; it ends with -EIO */
-	LKS_EV_SILENT,		/* L4: host did not answer: close the link to it */
+	LKS_EV_SILENT,		/* L4, L5: host did not answer: close the link to it */
 	LKS_EV_DISK_ERROR,	/* the replica stopped; error: errno, op: enum lks_io_op */
 	LKS_EV_DETACHED,	/* lks_vol_detach() is done: no I/O in flight, memory may go */
 	LKS_EV_STATE,		/* something that lks_vol_status() shows changed */
@@ -174,6 +175,7 @@ struct lks_vol_params {
 	u8 self;		/* this host's id */
 	u8 shared;		/* class */
 	u32 lease_ms;
+	u32 answer_ms;		/* L5: who owes answers and gives none for so long is given up */
 };
 
 /* NULL: no memory, or parameters out of range. All lists are empty, there is no replica, record is version 0. */

@@ -174,6 +174,7 @@ struct lks_peer {
 	struct lks_map unsure;	/* of these, some are only in doubt since a crash: a hash may tell that nothing is missing */
 	u64 lease_ms;		/* primary: until when it has promised not to serve under others (L3) */
 	u64 pinged_ms;
+	u32 mute_ticks;		/* primary: in a row in which it owed answers and gave none (L5) */
 	u64 cursor;		/* primary: next block to copy */
 	u64 live_blocks;	/* primary: blocks of live writes to it in flight, all of them dirty */
 	u32 copies;		/* primary: LKS_WORK_COPY in flight */
@@ -421,6 +422,7 @@ void lks_pump(struct lks_vol *v);
 void lks_answer_held(struct lks_vol *v);
 void lks_replicate(struct lks_vol *v, struct lks_work *w);
 void lks_primary_link_lost(struct lks_vol *v, u8 host);
+void lks_answered(struct lks_vol *v, u8 host);	/* L5 */
 void lks_primary_tick(struct lks_vol *v);
 void lks_primary_io_done(struct lks_vol *v, struct lks_work *w, int err);
 void lks_on_ack(struct lks_vol *v, u8 host, const struct lks_frame *h);

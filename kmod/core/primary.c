@@ -844,11 +844,67 @@ void lks_tell_stable(struct lks_vol *v)
 		lks_send(v, h, 0, LKS_STABLE, 0, stable);
 }
 
+/* Hosts whose answer others wait for, and whose alone: what the own disk has not done either would wait without them, too. */
+static u64 owing(const struct lks_vol *v)
+{
+	const struct lks_list *lists[] = { &v->writes, &v->flushes, &v->verifies };
+	const struct lks_list *pos;
+	u64 hosts = v->role == LKS_ACTIVATING ? v->wait : 0;
+
+	for (u32 i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)
+		lks_list_for_each(pos, lists[i]) {
+			const struct lks_work *w = lks_list_entry(pos, struct lks_work, link);
+
+			hosts |= w->local ? 0 : w->wait;
+		}
+	lks_list_for_each(pos, &v->copies)	/* keeps writes out of its blocks (W2) */
+		if (!lks_list_entry(pos, struct lks_work, link)->io_busy)
+			hosts |= LKS_BIT(lks_list_entry(pos, struct lks_work, link)->host);
+	return v->join_stage == LKS_JOIN_PREPARE ? hosts | LKS_BIT(v->joining) : hosts;
+}
+
+/*
+ * L5: a host may answer pings while the disk of its replica answers nothing, and its daemon, which would have the replica left out, may be
+ * as dead. Who owes answers and has given none for so many ticks is given up: a member without its link, as it hears from the log
+ * what has become of it (H4); who is being resynced has no other way to learn that its session is over. Ticks, not time: none pass
+ * while this host is frozen, and when it goes on the answers may be there.
+ */
+static void give_up_mute(struct lks_vol *v)
+{
+	u64 owed = owing(v) & ~v->lost & ~LKS_BIT(v->p.self);
+
+	for (u32 i = 0; i < LKS_SLOTS; i++) {
+		struct lks_peer *p = &v->peers[i];
+
+		if (!p->host || !(owed & LKS_BIT(p->host))) {
+			p->mute_ticks = 0;
+			continue;
+		}
+		if (++p->mute_ticks <= v->p.answer_ms / LKS_TICK_MS || !LKS_ON(L5))
+			continue;
+		p->mute_ticks = 0;
+		if (lks_insync(&v->cfg) & LKS_BIT(p->host) || !(v->links & LKS_BIT(p->host)))
+			lks_replica_lost(v, p->host);
+		else
+			lks_event(v, LKS_EV_SILENT, p->host);
+	}
+}
+
+/* Something that was owed has come. */
+void lks_answered(struct lks_vol *v, u8 host)
+{
+	struct lks_peer *p = lks_peer_of(v, host);
+
+	if (p)
+		p->mute_ticks = 0;
+}
+
 void lks_primary_tick(struct lks_vol *v)
 {
 	u64 insync = lks_insync(&v->cfg), rest;
 	u8 h;
 
+	give_up_mute(v);
 	ping(v, (insync | v->ackset) & ~LKS_BIT(v->p.self) & ~v->lost);
 	lks_tell_stable(v);
 	lks_pace_tick(v);

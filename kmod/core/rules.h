@@ -8,7 +8,7 @@
 
 #define LKS_RULES(X) \
 	X(W1) X(W2) X(W3) X(W4) X(T1) X(T2) X(C2) X(C3) X(C5) X(C6) X(R1) X(R2) X(R3) X(D1) X(D2) X(J1) X(J2) X(J3) X(F1) X(F2) \
-	X(H1) X(H2) X(H2f) X(H2d) X(H3) X(H4) X(L1) X(L2) X(L3) X(L4) X(S1) X(S2) X(S3) X(S4) X(O1) X(O2) X(X1) X(X2) \
+	X(H1) X(H2) X(H2f) X(H2d) X(H3) X(H4) X(L1) X(L2) X(L3) X(L4) X(L5) X(S1) X(S2) X(S3) X(S4) X(O1) X(O2) X(X1) X(X2) \
 	X(M1) X(M2) X(Q1)
 
 #define LKS_RULE_ENUM(name) LKS_RULE_##name,

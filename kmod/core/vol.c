@@ -735,6 +735,7 @@ static int receive(struct lks_vol *v, u8 host, const struct lks_frame *h, struct
 	case LKS_REPLY:
 		return lks_on_reply(v, host, h, buf);
 	case LKS_ACTIVATED:
+		lks_answered(v, host);
 		lks_on_activated(v, host, h);
 		return 0;
 	case LKS_REFUSE:
@@ -745,6 +746,7 @@ static int receive(struct lks_vol *v, u8 host, const struct lks_frame *h, struct
 		lks_on_attach(v, host, h);
 		return 0;
 	case LKS_ACK:
+		lks_answered(v, host);
 		lks_on_ack(v, host, h);
 		return 0;
 	case LKS_STABLE:
@@ -754,15 +756,18 @@ static int receive(struct lks_vol *v, u8 host, const struct lks_frame *h, struct
 		lks_on_flush(v, host, h);
 		return 0;
 	case LKS_FLUSHED:
+		lks_answered(v, host);
 		lks_on_flushed(v, host, h);
 		return 0;
 	case LKS_SYNCED:
+		lks_answered(v, host);
 		lks_on_synced(v, host, h);
 		return 0;
 	case LKS_PREPARE:
 		lks_on_prepare(v, host, h);
 		return 0;
 	case LKS_PREPARED:
+		lks_answered(v, host);
 		lks_on_prepared(v, host, h);
 		return 0;
 	case LKS_PING:
@@ -778,6 +783,7 @@ static int receive(struct lks_vol *v, u8 host, const struct lks_frame *h, struct
 		lks_on_compare(v, host, h);
 		return 0;
 	case LKS_COMPARED:
+		lks_answered(v, host);
 		lks_on_compared(v, host, h);
 		return 0;
 	case LKS_READY:

@@ -78,7 +78,8 @@ class Drbd:
         return ' '.join(f'drbd-{name}' for name in names)
 
     def remove_many(self, names):
-        remove = f'set -e; for lv in {self.lvs(names)}; do drbdadm down $lv; lvremove -qq --yes {VG}/$lv; done'
+        # What was written to is looked at by udev, which has it open meanwhile.
+        remove = f'set -e; udevadm settle --timeout=60; for lv in {self.lvs(names)}; do drbdadm down $lv; lvremove -qq --yes {VG}/$lv; done'
         together(lambda h: h.run(remove, timeout=60 + 15 * len(names)), self.hosts)
 
     def state(self, minor, host=0):

@@ -262,6 +262,31 @@ def test_faults_disk_that_answers_nothing(cluster):
 
 
 @pytest.mark.slow
+def test_faults_disk_and_daemon_that_answer_nothing(cluster):
+    """As with one controller for all disks of a host: the replica's disk neither answers nor fails, and neither does the daemon. The kernel
+    answers pings. Others go on without it (L5), without an error for the writer; the same with the primary's."""
+    a, b, c = cluster.hosts
+    for h in cluster.hosts:
+        h.run('echo 6000 >/sys/module/lockstep/parameters/answer_ms')
+    device = cluster.create_volume('v1', '64MiB', '--on alpha,beta')
+    log = SyncLog(c, device)
+    log.wait_for_more(50)
+    first = cluster.volume('v1', c)['primary']
+    for host in sorted((a, b), key=lambda h: h.name == first):
+        was = cluster.volume('v1', c)['primary']
+        path = replica_path(cluster, 'v1', host)
+        pid = host.out('pidof lockstepd')
+        host.run(f'kill -STOP {pid} && dmsetup suspend --noflush --nolockfs {path}')
+        wait(lambda: members(cluster, c)[host.name] != 'insync', 60, f'the replica of {host} to be left out')
+        log.wait_for_more(100, STALL_SECONDS)
+        assert (cluster.volume('v1', c)['primary'] == was) == (host.name != was)
+        host.run(f'dmsetup resume {path} && kill -CONT {pid}')
+        healthy(c, 'v1', 120)
+        log.wait_for_more(50, STALL_SECONDS)
+    finish(cluster, log)
+
+
+@pytest.mark.slow
 def test_faults_last_disk(cluster):
     """The disk of the last good copy fails while the other replica's host is off: what is read and written waits. The disk comes back,
     and all goes on: without an error, or with one that the writer is told once if a cache of the disk's may have been lost."""

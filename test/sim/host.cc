@@ -366,6 +366,7 @@ void World::create(Instance &i)
 	p.self = i.host.id;
 	p.shared = i.volume.shared;
 	p.lease_ms = profile.lease_ms;
+	p.answer_ms = profile.answer_ms;
 	in_core = true;
 	i.core = lks_vol_create(&p, &core_ops(), &i);
 	in_core = false;

@@ -19,6 +19,7 @@ Profile quiet()
 	p.net_delay = 2 * MS;
 	p.disk_delay = 1 * MS;
 	p.lease_ms = LKS_LEASE_MS;
+	p.answer_ms = LKS_ANSWER_MS;
 	p.depth = 100;
 	p.pace = 1;
 	p.replicas = 3;
@@ -208,6 +209,48 @@ void play_silent_member(World &w)
 	s.expect(!s.member(3), "the silent member was removed");
 	w.heal_network();
 	s.await("h3 is a member again", [&] { return s.member(3); });
+	w.settle("at the end");
+}
+
+// L5: a disk answers nothing any more, on a host whose kernel answers all pings and whose daemon does nothing about it. Nobody waits for it
+// for long: a write, the first of a new term, a write where it is just being resynced. When it answers again, it is made good.
+void play_mute_disk(World &w)
+{
+	Script s(w);
+	auto dies = [&] { w.host(3).stalled_until = w.now + 1000 * SECOND; };
+	auto returns = [&] { w.host(3).stalled_until = w.now; };
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	s.write(4, A);
+	const uint64_t losses = s.count(Stat::link_losses);
+	dies();
+	s.write(4, B);
+	s.expect(!s.member(3) && s.member(2), "h3 alone was given up");
+	s.flush(4);
+	returns();
+	s.await("h3 is a member again", [&] { return s.member(3); });
+	s.expect(s.count(Stat::link_losses) == losses, "no link was lost");
+
+	dies();
+	uint64_t pending = s.begin(4, LKS_OP_WRITE, A);
+	s.pass(1 * SECOND);
+	w.crash(w.host(1), 3 * SECOND);
+	s.promote(2, {3});
+	s.expect(!s.member(3), "h3 cannot end what it has begun (T2), and is given up");
+	s.await_op(4, pending);
+	returns();
+	s.await("h1 and h3 are members again", [&] { return s.member(1) && s.member(3); });
+
+	s.isolate(3, 10 * SECOND, true);
+	s.write(4, D);
+	s.catch_moment("h3 is being resynced", [&] { return !lks_list_empty(&s.on(2).core->copies); });
+	dies();
+	s.write(4, D);
+	s.expect(!s.member(3), "h3 is not in sync");
+	returns();
+	s.await("h3 is a member again", [&] { return s.member(3); });
+	s.read(3, D);
 	w.settle("at the end");
 }
 
@@ -817,6 +860,7 @@ const std::vector<Scenario> &scenarios()
 		{"flush-foreseen", "who flushes each write has it on all disks before, and the flush asks nobody (F2)", play_flush_foreseen},
 		{"flush-of-another", "a new primary's first flush covers what earlier terms have written (F2)", play_flush_of_another},
 		{"silent-member", "a member that does not answer is given up (L4)", play_silent_member},
+		{"mute-disk", "who answers pings and nothing else is given up (L5)", play_mute_disk},
 		{"rewritten-halfway", "what is being rewritten is not stable yet (R2)", play_rewritten_halfway},
 		{"drained-open", "an open waits for what the session before it has begun (O2)", play_drained_open},
 		{"created-anew", "a reply to a former life's request is not taken for an answer (X1)", play_created_anew},

@@ -129,7 +129,8 @@ static bool data_overlap(const lks_io &io, const Span &span)
 void World::transferred(Instance &i, uint64_t id)
 {
 	if (i.host.stalled_until > now) {
-		at_instance(i, i.host.stalled_until - now + random.below(10 * MS), [this, id](Instance &x) { transferred(x, id); });
+		// it may end before its time
+		at_instance(i, std::min(i.host.stalled_until - now, 1 * SECOND) + random.below(10 * MS), [this, id](Instance &x) { transferred(x, id); });
 		return;
 	}
 	auto it = std::find_if(i.transfers.begin(), i.transfers.end(), [&](auto &t) { return t->id == id; });

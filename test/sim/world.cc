@@ -39,6 +39,7 @@ Profile random_profile(Random &random, const Options &options)
 	p.freeze_ms = random.pick<uint32_t>({0, 0, 0, 0, 0, 700, 10000});
 	p.alloc_failures = options.alloc_failures;
 	p.io_errors = options.io_errors;
+	p.answer_ms = random.pick<uint32_t>({3000, 10000, LKS_ANSWER_MS});
 	if (options.busy) {
 		p.hosts = p.replicas = 3;
 		p.volumes = 1;

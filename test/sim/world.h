@@ -89,7 +89,7 @@ struct Profile {
 	double faults;                   // probability of a fault in a step
 	double pace;                     // requests in a step and opener, at most
 	unsigned depth;                  // requests at a time and host, at most
-	uint32_t lease_ms;
+	uint32_t lease_ms, answer_ms;
 	double alloc_failures, io_errors;
 	// of the volumes; 0: by chance
 	unsigned replicas;

@@ -38,6 +38,7 @@ struct Device {
 		params.block_size = block_size;
 		params.self = 3;
 		params.lease_ms = LKS_LEASE_MS;
+		params.answer_ms = LKS_ANSWER_MS;
 		lks_layout_of(size, block_size, &layout);
 		offset = LKS_ROUND_UP(size, LKS_META_UNIT);
 		meta.resize(layout.total_bytes, 0xa5);
