@@ -864,10 +864,10 @@ static u64 owing(const struct lks_vol *v)
 }
 
 /*
- * L5: a host may answer pings while the disk of its replica answers nothing, and its daemon, which would have the replica left out, may be
- * as dead. Who owes answers and has given none for so many ticks is given up: a member without its link, as it hears from the log
- * what has become of it (H4); who is being resynced has no other way to learn that its session is over. Ticks, not time: none pass
- * while this host is frozen, and when it goes on the answers may be there.
+ * L5: a host may answer pings while the disk of its replica answers nothing, and its daemon, which would have the replica left
+ * out, may be as dead. Who owes answers and has given none for so many ticks is given up: a member without its link, as it hears
+ * from the log what has become of it (H4); who is being resynced has no other way to learn that its session is over. Ticks, not
+ * time: none pass while this host is frozen, and when it goes on the answers may be there.
  */
 static void give_up_mute(struct lks_vol *v)
 {
