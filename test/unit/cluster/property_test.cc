@@ -380,6 +380,10 @@ struct History {
 		json ways = json::object();
 		if (chance(80))
 			ways["in_place"] = true;
+		if (thick && ways.contains("in_place") && chance(50))
+			for (const auto &[sid, s] : c.state.snapshots)
+				if (s.vid == vid && s.phase == SnapshotPhase::ready)
+					ways["past"].push_back(sid);
 		if (chance(80) && (!thick || ways.contains("in_place")))
 			ways["without_failed"] = true;
 		return ways;
@@ -594,7 +598,7 @@ struct History {
 			}
 	}
 
-	// A snapshot in a thick pool is nothing without the LV that it is of, and is overwritten by what an older one gives back to that.
+	// A snapshot in a thick pool is nothing without the LV that it is of, and its reserve takes what an older one gives back to that: hosts were asked.
 	void check_thick(const json &entry, const State &before)
 	{
 		for (const auto &[sid, s] : c.state.snapshots)
@@ -619,8 +623,10 @@ struct History {
 				carried_out["revert thick"] += thick;
 				REQUIRE((!thick || (s.vid == vid && s.copy(r.host) && was->replica(r.host)->pool == r.pool)));
 				for (const auto &[sid, x] : c.state.snapshots)
-					if (thick && x.vid == vid && x.trace(r.host))
-						REQUIRE(sid <= s.sid);
+					if (thick && x.vid == vid && x.trace(r.host) && sid > s.sid) {
+						carried_out["revert past"]++;
+						REQUIRE((entry.contains("past") && std::ranges::count(entry["past"], json(sid))));
+					}
 			}
 		}
 	}
