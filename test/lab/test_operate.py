@@ -133,14 +133,20 @@ def thick():
 
 @pytest.mark.slow
 def test_operate_thick_snapshots(thick):
-    """Snapshots in thick pools, under load: of one point, restored with everything that was synced before; deleted again."""
+    """Snapshots in thick pools, under load: of one point, restored with everything that was synced before, also when one host had prepared its copy
+    and the other not; deleted again."""
     a, b, c = thick.hosts
     device = thick.create_volume('s', '64MiB', '--on alpha,beta')
     assert b.out(f'head -c 8388608 {device} | tr -d "\\0" | wc -c') == '0', 'a new thick volume reads as zeros'
     log = SyncLog(a, device)
     log.wait_for_more(50)
+    lock = b.start('flock /run/lock/lvm/V_lockstep_group cat')
+    taking = c.start('lockstep snapshot create s one --reserve 40')
+    wait(lambda: 'lockstep.snapshot' in a.out('lvs --noheadings -o lv_tags'), 60, 'alpha to have prepared its copy, and beta not')
+    log.wait_for_more(50)
     acked = log.acked
-    c.lockstep('snapshot create s one --reserve 40', timeout=150)
+    lock.close_input()
+    assert taking.wait(150).status == 0
     log.wait_for_more(50)
     log.stop()
     c.lockstep('snapshot restore s one back', timeout=240)

@@ -6,7 +6,7 @@
 // volumes taken together form a set with one such point. Taking a set is one transaction of four phases and an end:
 //
 //   preparing   every host whose replica is in sync does what takes time and      snapshot.prepared, for each copy
-//               needs no hold: LVM's part. Then it has an LV with nothing in it.
+//               needs no hold: LVM's part. What its LV has by then is of no use.
 //               Skipped without "prepare"
 //   quiescing   the hosts that serve the volumes hold writes back and drain           snapshot.held, for each volume
 //   taking      all volumes hold still: every member's host snapshots its LV          snapshot.taken, for each copy

@@ -95,7 +95,7 @@ Result<DmTarget> target_of(const DmCall &call, const std::string &device, uint32
 	const char *text = r.bytes.data() + start + sizeof spec;
 	return DmTarget{std::string(spec.target_type, strnlen(spec.target_type, sizeof spec.target_type)),
 			std::string(text, strnlen(text, size_t(r.bytes.data() + r.bytes.size() - text))), (r.head().flags & DM_SUSPEND_FLAG) != 0,
-			std::string(r.head().uuid, strnlen(r.head().uuid, sizeof r.head().uuid))};
+			std::string(r.head().uuid, strnlen(r.head().uuid, sizeof r.head().uuid)), spec.sector_start + spec.length};
 }
 
 Done message(const DmCall &call, const std::string &pool, const std::string &text, int fine)
@@ -168,15 +168,21 @@ std::string thin_pool_trouble(std::string_view status)
 
 namespace {
 
-Result<ThinVolume> thin_volume(const DmCall &call, const std::string &device)
+Result<DmTarget> table_of(const DmCall &call, const std::string &device, const std::string &type)
 {
 	auto table = dm_table(call, device);
+	if (table && table->type != type)
+		return failed(fmt::format("device {} is of type {}, not {}", device, table->type, type));
+	if (table && table->suspended)    // to suspend it again would be granted, and to resume it would be too early for somebody else
+		return failed(fmt::format("device {} is suspended by somebody else: `dmsetup resume {}` if that is over", device, device));
+	return table;
+}
+
+Result<ThinVolume> thin_volume(const DmCall &call, const std::string &device)
+{
+	auto table = table_of(call, device, "thin");
 	if (!table)
 		return table.error();
-	if (table->type != "thin")
-		return failed(fmt::format("device {} is no thin volume but {}", device, table->type));
-	if (table->suspended)    // to suspend it again would be granted, and to resume it would be too early for somebody else
-		return failed(fmt::format("device {} is suspended by somebody else: `dmsetup resume {}` if that is over", device, device));
 	return parse_thin_table(table->text);
 }
 
@@ -209,8 +215,7 @@ Done resume(const DmCall &call, const std::string &folder, const std::string &de
 	return forget(folder, device);
 }
 
-// What the pool cannot write for lack of room it gives back instead of keeping it (DM_NOFLUSH_FLAG): there is nothing to wait for without end.
-Done suspend(const DmCall &call, const std::string &folder, const std::string &device)
+Done touch(const std::string &folder, const std::string &device)
 {
 	if (mkdir(folder.c_str(), 0700) < 0 && errno != EEXIST)
 		return failed(fmt::format("cannot create {}: {}", folder, strerror(errno)));
@@ -218,6 +223,14 @@ Done suspend(const DmCall &call, const std::string &folder, const std::string &d
 	if (fd < 0)
 		return failed(fmt::format("cannot create {}: {}", file_of(folder, device), strerror(errno)));
 	close(fd);
+	return Nothing{};
+}
+
+// What the pool cannot write for lack of room it gives back instead of keeping it (DM_NOFLUSH_FLAG): there is nothing to wait for without end.
+Done suspend(const DmCall &call, const std::string &folder, const std::string &device)
+{
+	if (Done done = touch(folder, device); !done)
+		return done;
 	Request r;
 	if (int error = ask(call, DM_DEV_SUSPEND, device, DM_SUSPEND_FLAG | DM_SKIP_LOCKFS_FLAG | DM_NOFLUSH_FLAG, r)) {
 		(void)forget(folder, device);
@@ -256,6 +269,79 @@ Done thin_snapshot(const DmCall &call, const std::string &folder, const std::str
 		return done;
 	return made ? well(call, origin, *v) : made;
 }
+
+namespace {
+
+// The device goes on with this table.
+Done put(const DmCall &call, const std::string &device, const DmTarget &t)
+{
+	Request r;
+	dm_target_spec spec = {};
+	spec.length = t.sectors;
+	t.type.copy(spec.target_type, sizeof spec.target_type - 1);
+	memcpy(r.rest(), &spec, sizeof spec);
+	memcpy(r.rest() + sizeof spec, t.text.c_str(), t.text.size() + 1);
+	r.head().target_count = 1;
+	if (int error = ask(call, DM_TABLE_LOAD, device, 0, r))
+		return refused("load a table of type " + t.type + " into", device, error);
+	Request go;
+	if (int error = ask(call, DM_DEV_SUSPEND, device, DM_SKIP_LOCKFS_FLAG | DM_NOFLUSH_FLAG, go))
+		return refused("put a table of type " + t.type + " to work in", device, error);
+	return Nothing{};
+}
+
+// It is on the disk when this returns.
+Done zero(const std::string &path, uint64_t bytes)
+{
+	const std::string zeros(bytes, '\0');
+	const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+	const bool well = fd >= 0 && pwrite(fd, zeros.data(), bytes, 0) == ssize_t(bytes) && fdatasync(fd) == 0;
+	const int error = errno;
+	if (fd >= 0)
+		close(fd);
+	return well ? Done(Nothing{}) : failed(fmt::format("cannot write to {}: {}", path, strerror(error)));
+}
+
+// "origin cow P chunk-sectors"; 0: not understood.
+uint64_t chunk_bytes(const std::string &table)
+{
+	const std::vector<std::string> parts = words(table);
+	uint64_t sectors = 0;
+	return parts.size() >= 4 && parts[2].starts_with("P") && number(parts[3], sectors) && sectors <= 1 << 15 ? sectors * 512 : 0;
+}
+
+Done empty_store(const DmCall &call, const ThickSnapshot &s, const DmTarget &table)
+{
+	if (Done done = put(call, s.snapshot, {.type = "error", .text = "", .sectors = table.sectors}); !done)
+		return done;
+	if (Done done = zero(s.cow, 2 * chunk_bytes(table.text)); !done)
+		return done;
+	return put(call, s.snapshot, table);
+}
+
+}    // namespace
+
+Done thick_snapshot(const DmCall &call, const std::string &folder, const std::string &taken, const ThickSnapshot &s)
+{
+	if (access(file_of(taken, s.snapshot).c_str(), F_OK) == 0)
+		return Nothing{};
+	auto origin = table_of(call, s.origin, "snapshot-origin");
+	if (!origin)
+		return origin.error();
+	auto table = table_of(call, s.snapshot, "snapshot");
+	if (!table)
+		return table.error();
+	if (!chunk_bytes(table->text))
+		return failed(fmt::format("device {} is no lasting snapshot: {}", s.snapshot, table->text));
+	if (Done done = suspend(call, folder, s.origin); !done)
+		return done;
+	const Done emptied = empty_store(call, s, *table);
+	if (Done done = resume(call, folder, s.origin); !done)
+		return done;
+	return emptied ? touch(taken, s.snapshot) : emptied;
+}
+
+void forget_taken(const std::string &taken, const std::string &snapshot) { (void)forget(taken, snapshot); }
 
 std::vector<std::string> resume_suspended(const DmCall &call, const std::string &folder)
 {

@@ -33,6 +33,7 @@ struct DmTarget {
 	std::string type, text;    // the table's parameters, or the status
 	bool suspended = false;
 	std::string uuid = {};     // of the device, made of LVM's UUIDs
+	uint64_t sectors = 0;
 	bool operator==(const DmTarget &) const = default;
 };
 
@@ -55,9 +56,19 @@ Done thin_delete(const DmCall &call, const std::string &origin, uint64_t id);
 // The volume `id` becomes a snapshot of `origin`, a device's name; one that there is already is taken as it is. folder: see above.
 Done thin_snapshot(const DmCall &call, const std::string &folder, const std::string &origin, uint64_t id);
 
+// A classic snapshot that LVM made some time before is emptied, so that it is one of its origin as that is now. What was overwritten meanwhile is
+// in its store, and the kernel hands that from one table of a snapshot to the next; so the old one goes before the store's head and first list
+// are zeroed, which the kernel takes for a new store. Once: a second time, perhaps when writes go on, is no change, which a file in `taken`, a
+// folder that a boot empties, is the witness of. cow: path of the store.
+struct ThickSnapshot {
+	std::string origin, snapshot, cow;
+};
+Done thick_snapshot(const DmCall &call, const std::string &folder, const std::string &taken, const ThickSnapshot &s);
+void forget_taken(const std::string &taken, const std::string &snapshot);    // it is being removed
+
 // Lets go on what a daemon before this one left suspended. What it could not, one line each.
 std::vector<std::string> resume_suspended(const DmCall &call, const std::string &folder);
 
-inline constexpr const char *SUSPENDED_FOLDER = "/run/lockstep/suspended";
+inline constexpr const char *SUSPENDED_FOLDER = "/run/lockstep/suspended", *TAKEN_FOLDER = "/run/lockstep/taken";
 
 }    // namespace lockstep

@@ -198,9 +198,8 @@ struct Lvm {
 	std::function<Done(const ReplicaLv &)> extend;
 	// Of the replica's LV, which may be in use. One with our tag is taken as it is.
 	std::function<Done(const SnapshotLv &)> snapshot;
-	// The same in two steps. prepare: all that takes time; the LV is there, with nothing in it. Gives what `take` is to be told, 0 if it does not
-	// matter. take: quick, and then it is what the replica is at that moment; taken already: left as it is. In a thick pool there is nothing to
-	// prepare. Both idempotent.
+	// The same in two steps. prepare: all that takes time; the LV is there, with what nobody is to read. Gives what `take` is to be told, 0 if it
+	// does not matter. take: quick, and then it is what the replica is at that moment; taken already: left as it is. Both idempotent.
 	std::function<Result<uint64_t>(const SnapshotLv &)> prepare;
 	std::function<Done(const SnapshotLv &, uint64_t prepared)> take;
 	// Bytes that a thin LV which is active takes of its pool now; 0: nobody knows. Asks the kernel alone.

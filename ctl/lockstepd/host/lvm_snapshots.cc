@@ -7,7 +7,7 @@
 // A command is tried first and LVM is asked only when it has failed: it is slow to start, and while a snapshot is taken a guest
 // waits. So in a thin pool LVM makes the LV before, an empty thin volume, whose number in the pool is then given up again and, when
 // all writes stand still, given to a snapshot of the replica by the kernel alone. In between LVM has an LV that cannot be activated,
-// only removed: that its volume is not in the pool LVM does not mind.
+// only removed: that its volume is not in the pool LVM does not mind. In a thick one LVM makes the snapshot before, and the kernel empties it.
 #include <algorithm>
 #include <charconv>
 
@@ -79,8 +79,10 @@ std::string replica_device(const SnapshotLv &lv) { return dm_name(lv.vg, replica
 
 Result<uint64_t> prepare(const Lvm &lvm, const SnapshotLv &lv)
 {
-	if (!lv.thin)
-		return 0;
+	if (!lv.thin) {
+		Done made = lvm.snapshot(lv);
+		return made ? Result<uint64_t>(0) : made.error();
+	}
 	const std::string what = fmt::format("cannot create logical volume {}", full_name(lv));
 	auto report = lvm.report(lv.vg);
 	if (!report)
@@ -103,10 +105,11 @@ Result<uint64_t> prepare(const Lvm &lvm, const SnapshotLv &lv)
 	return id;
 }
 
-Done take(const Lvm &lvm, const SnapshotLv &lv, uint64_t prepared)
+Done take(const SnapshotLv &lv, uint64_t prepared)
 {
+	const std::string device = dm_name(lv.vg, snapshot_lv_name(lv));
 	if (!lv.thin)
-		return lvm.snapshot(lv);
+		return thick_snapshot(dm_kernel(), SUSPENDED_FOLDER, TAKEN_FOLDER, {replica_device(lv), device, "/dev/mapper/" + device + "-cow"});
 	if (!prepared) {    // by a daemon before this one
 		auto id = thin_number(lv);
 		if (!id)
@@ -126,6 +129,7 @@ uint64_t allocated(const std::string &vg, const std::string &lv)
 
 Done remove_snapshot(const Lvm &lvm, const SnapshotLv &lv)
 {
+	forget_taken(TAKEN_FOLDER, dm_name(lv.vg, snapshot_lv_name(lv)));
 	auto removed = run_lvm({"lvremove", "--yes", "--select", fmt::format("lv_tags={{\"{}\"}}", snapshot_lv_tag(lv.uuid)), full_name(lv)},
 			       fmt::format("cannot remove logical volume {}", full_name(lv)));
 	auto report = lvm.report(lv.vg);
@@ -244,8 +248,8 @@ void add_snapshot_tools(Lvm &lvm)
 	const Lvm basic = lvm;
 	lvm.extend = [basic](const ReplicaLv &lv) { return extend(basic, lv); };
 	lvm.snapshot = [basic](const SnapshotLv &lv) { return snapshot(basic, lv); };
-	lvm.prepare = [basic](const SnapshotLv &lv) { return prepare(basic, lv); };
-	lvm.take = [with = lvm](const SnapshotLv &lv, uint64_t prepared) { return take(with, lv, prepared); };
+	lvm.prepare = [with = lvm](const SnapshotLv &lv) { return prepare(with, lv); };
+	lvm.take = take;
 	lvm.allocated = allocated;
 	lvm.remove_snapshot = [basic](const SnapshotLv &lv) { return remove_snapshot(basic, lv); };
 	lvm.begin_copy = [basic](const SnapshotLv &lv, const OrphanLv &base, const std::string &thin_pool, uint64_t bytes) {

@@ -224,7 +224,7 @@ void Reconciler::take_snapshot(const Snapshot &s, const SnapshotCopy &copy, Snap
 	auto allocated = std::make_shared<uint64_t>(0);
 	const bool tell = lv->thin && all_understand(world_.state(), LEVEL_ALLOCATED);
 	// What has been prepared does not wait for what LVM does meanwhile for others.
-	const bool prepared = s.prepare && lv->thin;
+	const bool prepared = s.prepare;
 	act_on(s.sid, prepared ? fmt::format("take:{}", s.sid) : vg_key(lv->vg),
 	       [lvm = world_.lvm, lv = *lv, allocated, tell, prepared, number = w.prepared] {
 		       *allocated = tell ? lvm.allocated(lv.vg, replica_lv_name(lv.vid)) : 0;

@@ -3,6 +3,7 @@
 // Snapshots of thin volumes by device-mapper alone, with a kernel that is played: what is asked of it, in which order, and that a volume does
 // not stay suspended.
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <linux/dm-ioctl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -187,6 +188,119 @@ TEST_CASE("the number of a prepared snapshot is given up, but never that of the 
 	CHECK(dm.calls.empty());
 	const Done absent = thin_delete(dm.call(), "vg-lockstep.2", 9);
 	CHECK(absent.error().status == Status::not_found);
+}
+
+namespace {
+
+// A classic snapshot; its store is a file.
+struct FakeThick {
+	std::string top = std::filesystem::temp_directory_path() / ("lockstep-thick-test." + std::to_string(getpid()));
+	std::string suspended_folder = top + "/suspended", taken = top + "/taken";
+	ThickSnapshot s = {"vg-lockstep.1", "vg-lockstep.1.s3.1", top + "/cow"};
+	const DmTarget ORIGINAL = {.type = "snapshot", .text = "252:5 252:9 P 8", .sectors = 2048};
+	DmTarget live = ORIGINAL, waiting;
+	bool suspended = false;
+	Calls calls;
+	std::string fails;
+	std::string store() const
+	{
+		std::ifstream in(s.cow, std::ios::binary);
+		return {std::istreambuf_iterator<char>(in), {}};
+	}
+
+	FakeThick()
+	{
+		std::filesystem::create_directories(top);
+		std::ofstream(s.cow, std::ios::binary) << std::string(16384, 'x');
+	}
+	~FakeThick() { std::filesystem::remove_all(top); }
+
+	int take(unsigned long request, dm_ioctl *head)
+	{
+		char *at = reinterpret_cast<char *>(head) + head->data_start;
+		dm_target_spec spec = {};
+		const bool of_origin = head->name == s.origin;
+		std::string call;
+		if (request == DM_TABLE_STATUS) {
+			const DmTarget t = of_origin ? DmTarget{.type = "snapshot-origin", .text = "252:5"} : live;
+			t.type.copy(spec.target_type, sizeof spec.target_type - 1);
+			spec.length = t.sectors;
+			memcpy(at, &spec, sizeof spec);
+			strcpy(at + sizeof spec, t.text.c_str());
+			head->target_count = 1;
+			head->flags = of_origin && suspended ? uint32_t(DM_SUSPEND_FLAG) : 0;
+			return 0;
+		}
+		if (request == DM_TABLE_LOAD) {
+			memcpy(&spec, at, sizeof spec);
+			waiting = {.type = spec.target_type, .text = at + sizeof spec, .sectors = spec.length};
+			call = "load " + waiting.type;
+			// The kernel reads the store's head when the table of a snapshot is loaded.
+			if (waiting.type == "snapshot" && (!suspended || live.type != "error" || store().substr(0, 8192) != std::string(8192, '\0')))
+				call += " with what it had";
+		} else {
+			call = of_origin ? (head->flags & DM_SUSPEND_FLAG ? "suspend" : "resume") : "switch";
+		}
+		calls.push_back(call);
+		if (call == fails)
+			return EIO;
+		if (call == "switch")
+			live = waiting;
+		else if (of_origin)
+			suspended = call == "suspend";
+		return 0;
+	}
+	Done snapshot()
+	{
+		return thick_snapshot([this](unsigned long request, void *buffer) { return take(request, static_cast<dm_ioctl *>(buffer)); }, suspended_folder,
+				      taken, s);
+	}
+};
+
+}    // namespace
+
+TEST_CASE("a classic snapshot is emptied while its origin is suspended, and only once")
+{
+	FakeThick dm;
+	REQUIRE(dm.snapshot());
+	CHECK(dm.calls == Calls{"suspend", "load error", "switch", "load snapshot", "switch", "resume"});
+	CHECK(dm.live == dm.ORIGINAL);
+	CHECK_FALSE(dm.suspended);
+	CHECK(dm.store() == std::string(8192, '\0') + std::string(8192, 'x'));
+	CHECK(std::filesystem::is_empty(dm.suspended_folder));
+	dm.calls.clear();
+	CHECK(dm.snapshot());    // whoever asked does not know: writes may go on by now
+	CHECK(dm.calls.empty());
+	forget_taken(dm.taken, dm.s.snapshot);
+	CHECK(std::filesystem::is_empty(dm.taken));
+}
+
+TEST_CASE("a classic snapshot that cannot be emptied is not taken, and its origin goes on")
+{
+	FakeThick dm;
+	SECTION("the kernel fails")
+	{
+		dm.fails = GENERATE("load error", "switch", "load snapshot");
+		CHECK_FALSE(dm.snapshot());
+		CHECK(dm.calls.back() == "resume");
+		dm.fails.clear();
+	}
+	SECTION("its store cannot be written")
+	{
+		std::filesystem::remove(dm.s.cow);
+		CHECK(dm.snapshot().error().message == "cannot write to " + dm.s.cow + ": No such file or directory");
+		CHECK(dm.calls.back() == "resume");
+		// What a daemon before this one left half done is no snapshot of anything.
+		CHECK(dm.snapshot().error().message == "device vg-lockstep.1.s3.1 is of type error, not snapshot");
+	}
+	SECTION("it is another thing")
+	{
+		dm.live.text = GENERATE("252:5 252:9 N 8", "252:5 252:9", "252:5 252:9 P x", "252:5 252:9 P 99999999");
+		CHECK(dm.snapshot().error().message == "device vg-lockstep.1.s3.1 is no lasting snapshot: " + dm.live.text);
+		CHECK(dm.calls.empty());
+	}
+	CHECK_FALSE(dm.suspended);
+	CHECK_FALSE(std::filesystem::exists(dm.taken));
 }
 
 TEST_CASE("tables of thin volumes")

@@ -774,11 +774,9 @@ Lvm FakeWorld::lvm()
 		});
 	};
 	l.snapshot = [make_snapshot](const SnapshotLv &lv) { return make_snapshot(lv, false); };
-	l.take = [make_snapshot](const SnapshotLv &lv, uint64_t) { return make_snapshot(lv, lv.thin); };
+	l.take = [make_snapshot](const SnapshotLv &lv, uint64_t) { return make_snapshot(lv, true); };
 	l.prepare = [this](const SnapshotLv &lv) {
 		return effect<Result<uint64_t>>("prepare " + std::to_string(lv.sid), [=, this]() -> Result<uint64_t> {
-			if (!lv.thin)
-				return 0;
 			FakeLv &f = lvs[snapshot_lv_path(lv)];
 			if (f.formatted)
 				violations.push_back("a snapshot that was taken was prepared again");
@@ -786,6 +784,8 @@ Lvm FakeWorld::lvm()
 			f.lv.name = snapshot_lv_name(lv);
 			f.lv.path = snapshot_lv_path(lv);
 			f.lv.tags = {snapshot_lv_tag(lv.uuid)};
+			if (!lv.thin)
+				return 0;
 			return effect<Result<uint64_t>>("thin_delete " + std::to_string(lv.sid), [lv]() -> Result<uint64_t> { return lv.sid; });
 		});
 	};

@@ -218,7 +218,7 @@ TEST_CASE("the log is told what a snapshot takes of a thin pool, as soon as all 
 	}
 }
 
-TEST_CASE("what LVM does for a snapshot it does before writes are held, in thin pools")
+TEST_CASE("what LVM does for a snapshot it does before writes are held")
 {
 	const bool thin = GENERATE(true, false);
 	Taking r;
@@ -256,13 +256,13 @@ TEST_CASE("a snapshot that cannot be prepared holds up nobody, and LVM's words a
 
 TEST_CASE("a snapshot: killed or failing at any step, there is a whole one or none, and no hold stays")
 {
-	const bool prepare = GENERATE(false, true);
+	const auto [prepare, thin] = GENERATE(std::pair(false, false), std::pair(true, false), std::pair(true, true));
 	const Fault fault = GENERATE(Fault::fails, Fault::killed_before, Fault::killed_after);
 	uint64_t last = 1;
 	for (uint64_t k = 0; k <= last; k++) {
 		INFO("fault " << int(fault) << " at step " << k << (prepare ? ", prepared" : ""));
 		Taking r;
-		if (prepare)
+		if (thin)
 			r.w.make_thin();
 		const uint64_t begun = r.w.steps;
 		r.w.fault = fault;
