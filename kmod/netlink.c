@@ -58,6 +58,8 @@ static const struct nla_policy policy[LKS_A_MAX + 1] = {
 	[LKS_A_SYNC_FLOOR] = { .type = NLA_U32 },
 	[LKS_A_SYNC_TARGET_MS] = { .type = NLA_U32 },
 	[LKS_A_AT] = { .type = NLA_U64 },
+	[LKS_A_VERIFY_DONE] = { .type = NLA_U64 },
+	[LKS_A_VERIFY_DIFFER] = { .type = NLA_U64 },
 	[LKS_A_TRAIL] = { .type = NLA_U64 },
 };
 
@@ -333,9 +335,14 @@ static int do_resume(struct lks_volume *v, struct genl_info *info)
 
 static int do_verify(struct lks_volume *v, struct genl_info *info)
 {
-	bool start = nla_get_u8(info->attrs[LKS_A_MODE]);
+	struct nlattr **a = info->attrs;
+	struct lks_verify how = { .start = nla_get_u8(a[LKS_A_MODE]), .repair = a[LKS_A_REPAIR] };
 
-	return explain_primary(lks_vol_verify(v->core, start, info->attrs[LKS_A_REPAIR], v->now_ms), info);
+	if (a[LKS_A_VERIFY_DONE])
+		how.done = nla_get_u64(a[LKS_A_VERIFY_DONE]);
+	if (a[LKS_A_VERIFY_DIFFER])
+		how.differ = nla_get_u64(a[LKS_A_VERIFY_DIFFER]);
+	return explain_primary(lks_vol_verify(v->core, &how, v->now_ms), info);
 }
 
 static int do_volume_tune(struct lks_volume *v, struct genl_info *info)
@@ -581,7 +588,8 @@ static int put_status(struct sk_buff *skb, const struct lks_vol_status *s)
 		return -EMSGSIZE;
 	if (s->verify_total && (put_u64(skb, LKS_A_VERIFY_TOTAL, s->verify_total) ||
 				put_u64(skb, LKS_A_VERIFY_DONE, s->verify_done) ||
-				put_u64(skb, LKS_A_VERIFY_DIFFER, s->verify_differ)))
+				put_u64(skb, LKS_A_VERIFY_DIFFER, s->verify_differ) ||
+				put_flag(skb, LKS_A_REPAIR, s->verify_repair)))
 		return -EMSGSIZE;
 	return s->npeers ? put_peers(skb, s) : 0;
 }

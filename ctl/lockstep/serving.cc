@@ -79,7 +79,9 @@ Done openers(Context &context, const std::string &volume, bool as_json)
 
 // ---- verify --------------------------------------------------------------------------------------------------------
 
-constexpr std::chrono::seconds VERIFY_SHOWN{20};    // until the host asked has heard from the primary's that it has begun
+// Until the host asked has heard from the primary's that it has begun; and, when its primary has changed, from the next one's that it
+// goes on there.
+constexpr std::chrono::seconds VERIFY_SHOWN{20}, VERIFY_GOES_ON{60};
 const std::string SOON = "/v1/wait?index=" + std::to_string(UINT32_MAX) + "&ms=500&volume=";    // only the time is of interest
 
 Done verify(Context &context, const std::string &volume, bool repair, bool stop, bool wait, bool as_json)
@@ -97,8 +99,7 @@ Done verify(Context &context, const std::string &volume, bool repair, bool stop,
 		});
 	Progress progress(context, "verifying " + volume);
 	const json begun_ms = (*begun)["begun_ms"];
-	const auto give_up = std::chrono::steady_clock::now() + VERIFY_SHOWN;
-	bool shown = false;
+	auto give_up = std::chrono::steady_clock::now() + VERIFY_SHOWN;
 	Result<json> v = context.client().get(path(volume));
 	for (;;) {
 		if (!v)
@@ -106,15 +107,15 @@ Done verify(Context &context, const std::string &volume, bool repair, bool stop,
 		const json verify = (*v)["verify"];
 		// The primary's host tells the others a moment after it has begun; until then they know nothing, or of an earlier one.
 		if (verify.is_null() || verify.value("begun_ms", json(0)) != begun_ms) {
-			if (shown || std::chrono::steady_clock::now() > give_up)
-				return failed("volume " + volume + ": its verify was cut short, its primary has changed or lockstepd there was "
-					      "started again: begin again");
+			if (std::chrono::steady_clock::now() > give_up)
+				return failed("volume " + volume + ": nothing more is heard of its verify: it was stopped, or no host serves the volume, or "
+					      "lockstepd on its primary was started again; `lockstep status " + volume + "` tells if it goes on");
 			if (Result<json> status = context.client().get(SOON); !status)
 				return status.error();
 			v = context.client().get(path(volume));
 			continue;
 		}
-		shown = true;
+		give_up = std::chrono::steady_clock::now() + VERIFY_GOES_ON;
 		uint64_t done = verify["done_blocks"], total = verify["total_blocks"], differ = verify["differ_blocks"];
 		progress.show(double(done) / double(total ? total : 1), "");
 		if (done >= total) {

@@ -259,8 +259,14 @@ int lks_vol_meta_moved(struct lks_vol *v, u64 offset, u64 now_ms);
  */
 int lks_vol_resize(struct lks_vol *v, u64 size, u64 now_ms);
 
-/* Starts (again) or stops comparing the members' blocks with the primary's. -ESTALE: this host does not serve. */
-int lks_vol_verify(struct lks_vol *v, bool start, bool repair, u64 now_ms);
+struct lks_verify {
+	bool start;		/* (again), or stop it */
+	bool repair;		/* rewrite what differs */
+	u64 done, differ;	/* blocks: what an earlier primary has compared, and how many of them differed */
+};
+
+/* Compares the members' blocks with the primary's. -ESTALE: this host does not serve. */
+int lks_vol_verify(struct lks_vol *v, const struct lks_verify *how, u64 now_ms);
 
 struct lks_vol_tune {
 	u32 freeze_ms;		/* requests that wait longer for a primary fail with -EIO; 0: never */
@@ -318,6 +324,7 @@ struct lks_vol_status {
 	bool move_current;	/* both places hold the same */
 	bool retiring;		/* the new place counts; the old one is being zeroed. move_offset is set until that is done */
 	u64 verify_total, verify_done, verify_differ;	/* blocks */
+	bool verify_repair;
 	u32 npeers;
 	struct lks_peer_status peers[LKS_MAX_REPLICAS];
 };

@@ -15,16 +15,18 @@
 
 #define VERIFY_BYTES (256u << 10)	/* of one range */
 
-int lks_vol_verify(struct lks_vol *v, bool start, bool repair, u64 now_ms)
+int lks_vol_verify(struct lks_vol *v, const struct lks_verify *how, u64 now_ms)
 {
 	if (v->role != LKS_ACTIVE)
 		return -ESTALE;
 	lks_enter(v, now_ms);
-	if (start) {
+	if (how->start) {
 		v->verifying = true;
-		v->verify_repair = repair;
-		v->verify_next = v->verify_differ = v->verify_deep = 0;
+		v->verify_repair = how->repair;
+		v->verify_deep = 0;
+		v->verify_differ = how->differ;
 		v->verify_end = lks_data_blocks(v);
+		v->verify_next = how->done < v->verify_end ? how->done : v->verify_end;
 	} else {
 		lks_verify_stop(v);
 	}

@@ -894,6 +894,7 @@ void lks_vol_status(const struct lks_vol *v, u64 now_ms, struct lks_vol_status *
 	s->verify_total = v->verify_end;
 	s->verify_done = v->verify_next;
 	s->verify_differ = v->verify_differ;
+	s->verify_repair = v->verify_repair;
 	s->size = v->p.size;
 	s->hot_extents = v->hot;
 	s->spared_flushes = v->spared;

@@ -62,9 +62,10 @@
  *  RESIZE          VID SIZE                                          grow, 3: the device has SIZE bytes. The record names
  *                                                                    that size already, which it may once all replicas
  *                                                                    have moved (DONE). EINVAL: smaller, or not moved
- *  VERIFY          VID MODE REPAIR(o)                                primary here: MODE 1 starts comparing all members'
- *                                                                    blocks with its own, 0 stops; REPAIR rewrites what
- *                                                                    differs with the primary's content. ESTALE as above
+ *  VERIFY          VID MODE REPAIR(o) VERIFY_DONE(o)                 primary here: MODE 1 starts comparing all members'
+ *                  VERIFY_DIFFER(o)                                  blocks with its own, 0 stops; REPAIR rewrites what
+ *                                                                    differs with the primary's content. VERIFY_DONE,
+ *                                                                    _DIFFER: from an earlier primary's. ESTALE as above
  *  VOLUME_TUNE     VID FREEZE_MS(o) SYNC_RATE(o) SYNC_FLOOR(o)       requests that wait longer for a primary fail with EIO
  *                  SYNC_TARGET_MS(o)                                 (0, the default: never); how fast resync goes:
  *                                                                    ceiling, floor, and how long applications' requests

@@ -143,7 +143,10 @@ void World::verify(Volume &v, bool start, bool repair)
 	Instance *p = v.record().primary ? find(v.record().primary, v.vid) : nullptr;
 	if (!p || !p->core)
 		return;
-	int err = enter(*p, [&](lks_vol *c, uint64_t t) { return lks_vol_verify(c, start, repair, t); });
+	int err = enter(*p, [&](lks_vol *c, uint64_t t) {
+		const lks_verify how = {.start = start, .repair = repair, .done = 0, .differ = 0};
+		return lks_vol_verify(c, &how, t);
+	});
 	trace("h%u is to %s verifying volume %u: %d", p->host.id, start ? "begin" : "stop", v.vid, err);
 	if (err && err != -ESTALE)
 		fail("h%u answers a verify with %d", p->host.id, err);

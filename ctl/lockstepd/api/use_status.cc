@@ -82,6 +82,7 @@ void show_use(const State &s, const Volume &v, HostId self, const Reports &soft,
 		j["verify"] = {{"total_blocks", soft_number(verify, "total_blocks")},
 			       {"done_blocks", soft_number(verify, "done_blocks")},
 			       {"differ_blocks", soft_number(verify, "differ_blocks")},
+			       {"repair", soft_is_true(verify, "repair")},
 			       {"begun_ms", soft_number(verify, "begun_ms")}};
 }
 

@@ -451,7 +451,11 @@ void Daemon::listen_to_links()
 	serve_revert();
 	serve_trails();
 	serve_copies();
-	links_.on_notice("soft", [this](int host, Json body) { api_->soft(host, body); });
+	links_.on_notice("soft", [this](int host, Json body) {
+		if (reconciler_)
+			reconciler_->heard(HostId(host), body);
+		api_->soft(host, body);
+	});
 	links_.on_peer_up([this](int host) {
 		if (!soft_said_.is_null())
 			links_.notify(host, "soft", soft_said_);

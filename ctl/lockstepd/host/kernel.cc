@@ -111,6 +111,7 @@ KernelVolume read_volume(Attributes a)
 	v.verify_total = number(a[LKS_A_VERIFY_TOTAL]);
 	v.verify_done = number(a[LKS_A_VERIFY_DONE]);
 	v.verify_differ = number(a[LKS_A_VERIFY_DIFFER]);
+	v.verify_repair = a[LKS_A_REPAIR] != nullptr;
 	v.whole = a[LKS_A_ROLE] != nullptr;
 	v.role = number(a[LKS_A_ROLE]);
 	v.version = number(a[LKS_A_VERSION]);
@@ -449,12 +450,14 @@ Done move_metadata(const Client &client, uint32_t vid, uint64_t offset, uint64_t
 	});
 }
 
-Done verify(const Client &client, uint32_t vid, bool start, bool repair)
+Done verify(const Client &client, uint32_t vid, const VerifyOrder &order)
 {
-	return volume_command(client, LKS_CMD_VERIFY, start ? "verify" : "stop verifying", vid, [&](nl_msg *m) {
-		NLA_PUT_U8(m, LKS_A_MODE, start);
-		if (repair)
+	return volume_command(client, LKS_CMD_VERIFY, order.start ? "verify" : "stop verifying", vid, [&](nl_msg *m) {
+		NLA_PUT_U8(m, LKS_A_MODE, order.start);
+		if (order.repair)
 			NLA_PUT_FLAG(m, LKS_A_REPAIR);
+		NLA_PUT_U64(m, LKS_A_VERIFY_DONE, order.done);
+		NLA_PUT_U64(m, LKS_A_VERIFY_DIFFER, order.differ);
 		return 0;
 	nla_put_failure:
 		return -1;
@@ -572,7 +575,7 @@ Kernel kernel_over_netlink(const std::string &host_name)
 		return put_u64(c, LKS_CMD_META_MOVED, "take into use the new metadata of", vid, LKS_A_OFFSET, offset);
 	};
 	k.resize = [c](uint32_t vid, uint64_t size) { return put_u64(c, LKS_CMD_RESIZE, "resize", vid, LKS_A_SIZE, size); };
-	k.verify = [c](uint32_t vid, bool start, bool repair) { return verify(c, vid, start, repair); };
+	k.verify = [c](uint32_t vid, const VerifyOrder &order) { return verify(c, vid, order); };
 	k.tune = [c](uint32_t vid, const VolumeTune &t) {
 		return volume_command(c, LKS_CMD_VOLUME_TUNE, "tune", vid, [&](nl_msg *m) {
 			for (auto [attribute, value] : {std::pair(LKS_A_FREEZE_MS, t.freeze_ms), std::pair(LKS_A_SYNC_RATE, t.sync_rate_kib),

@@ -49,6 +49,11 @@ struct VolumeTune {
 	bool operator==(const VolumeTune &) const = default;
 };
 
+struct VerifyOrder {
+	bool start = false, repair = false;    // or stop; rewrite what differs
+	uint64_t done = 0, differ = 0;         // blocks: what an earlier primary has compared, and how many of them differed
+};
+
 struct KernelVolume {
 	uint32_t vid = 0;
 	std::string uuid;          // as text
@@ -72,6 +77,7 @@ struct KernelVolume {
 	VolumeTune tune;
 	uint8_t handover_to = 0;   // host id of a planned handover under way; 0: none
 	uint64_t verify_total = 0, verify_done = 0, verify_differ = 0;    // blocks
+	bool verify_repair = false;
 	bool operator==(const KernelVolume &) const = default;
 };
 
@@ -143,7 +149,7 @@ struct Kernel {
 	std::function<Done(uint32_t vid, uint64_t offset, uint64_t size_bytes)> meta_move;
 	std::function<Done(uint32_t vid, uint64_t offset)> meta_moved;
 	std::function<Done(uint32_t vid, uint64_t size_bytes)> resize;
-	std::function<Done(uint32_t vid, bool start, bool repair)> verify;
+	std::function<Done(uint32_t vid, const VerifyOrder &)> verify;
 	std::function<Done(uint32_t vid, const VolumeTune &)> tune;
 	std::function<Done(uint32_t vid)> abort;
 	std::function<Done(uint32_t vid)> device_add;

@@ -894,6 +894,7 @@ nlohmann::json Reconciler::soft_report() const
 			v["handover_to"] = k.handover_to;
 		if (k.verify_total && (work == works_.end() || dumps_done_ >= work->second.verify_needs_dump))
 			v["verify"] = {{"total_blocks", k.verify_total}, {"done_blocks", k.verify_done}, {"differ_blocks", k.verify_differ},
+				       {"repair", k.verify_repair},
 				       {"begun_ms", work == works_.end() ? 0 : work->second.verify_begun_ms}};
 		if (work != works_.end() && work->second.refused_for && world_.now_ms() - work->second.refused_ms < REFUSED_LOG_MS)
 			v["refused_for"] = work->second.refused_for;

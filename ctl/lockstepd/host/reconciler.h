@@ -125,6 +125,8 @@ public:
 	// Compares the members' blocks with the primary's, which is on this host. begun_ms names this verify: reports tell how far it is
 	// under this name, never what an earlier one found.
 	void verify(uint32_t vid, bool start, bool repair, uint64_t begun_ms, std::function<void(Done)> done);
+	// What another host says of itself (soft_report()). A verify that is under way there goes on here if this host becomes the primary.
+	void heard(HostId host, const nlohmann::json &report);
 	// A disk is to leave a pool here, or has come into one.
 	void look_at_disks();
 	const std::map<std::string, double> &disk_percent() const { return disk_percent_; }
@@ -261,6 +263,8 @@ private:
 	// serving.cc
 	void look_serving(const Volume &v, const KernelVolume &k, VolumeWork &w);
 	bool look_holds(const Volume &v, const KernelVolume &k, VolumeWork &w);
+	bool look_verify(const Volume &v, const KernelVolume &k);    // true: it has something to do
+	void verify_begun(uint32_t vid, uint64_t begun_ms);
 	bool look_tuning(const Volume &v, const KernelVolume &k, VolumeWork &w);
 	void look_handover(const Volume &v, const KernelVolume &k, VolumeWork &w);
 	void call_kernel(const std::string &key, std::function<Done()> command, std::function<void(Done)> done);
@@ -342,6 +346,12 @@ private:
 	std::map<uint32_t, VolumeWork> works_;
 	std::map<uint32_t, SnapshotWork> snapshot_works_;    // by sid
 	std::map<uint32_t, Suspension> suspensions_;
+	struct VerifyElsewhere {               // one that was under way when a primary was heard last
+		HostId host;
+		VerifyOrder order;
+		uint64_t begun_ms;
+	};
+	std::map<uint32_t, VerifyElsewhere> verifies_elsewhere_;
 	uint64_t last_hold_ = 0;
 	Task no_task_;                                    // of what is asked once and answered
 };

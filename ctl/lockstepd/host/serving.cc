@@ -18,10 +18,10 @@ void Reconciler::look_serving(const Volume &v, const KernelVolume &k, VolumeWork
 		return;
 	if (look_tuning(v, k, w) || look_holds(v, k, w))
 		return;
-	if (v.primary == self_ && k.role == LKS_ACTIVE && k.noted_version >= v.version)
-		look_handover(v, k, w);
-	else
+	if (v.primary != self_ || k.role != LKS_ACTIVE || k.noted_version < v.version)
 		w.follow = 0;
+	else if (!look_verify(v, k))
+		look_handover(v, k, w);
 }
 
 // How fast resync goes; and NoQuorum::error: while there is a quorum a request waits for a fail-over as long as that takes.
@@ -81,18 +81,6 @@ void Reconciler::call_kernel(const std::string &key, std::function<Done()> comma
 			request_dump();
 			done(*result);
 		});
-}
-
-void Reconciler::verify(uint32_t vid, bool start, bool repair, uint64_t begun_ms, std::function<void(Done)> done)
-{
-	call_kernel(serve_key(vid), [kernel = world_.kernel, vid, start, repair] { return kernel.verify(vid, start, repair); },
-		    [this, vid, start, begun_ms, done = std::move(done)](Done begun) {
-			    if (begun && start) {
-				    works_[vid].verify_begun_ms = begun_ms;
-				    works_[vid].verify_needs_dump = dumps_begun_ + (dump_again_ ? 1 : 0);
-			    }
-			    done(begun);
-		    });
 }
 
 void Reconciler::abort_waiting(uint32_t vid, std::function<void(Done)> done)

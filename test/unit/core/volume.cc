@@ -619,12 +619,46 @@ TEST_CASE("a host grows with the volume when its replica has gone")
 	CHECK(lks_vol_resize(d.volume, size, d.now) == 0);
 }
 
+static int verify(Live &d, bool repair, uint64_t done = 0, uint64_t differ = 0)
+{
+	const lks_verify how = {.start = true, .repair = repair, .done = done, .differ = differ};
+	return lks_vol_verify(d.volume, &how, d.now);
+}
+
+TEST_CASE("a verify goes on where an earlier primary's was")
+{
+	Live d;
+	d.serve();
+	const uint64_t per = LKS_EXTENT_BYTES / d.params.block_size, blocks = d.params.size / d.params.block_size;
+	d.sent.clear();
+	REQUIRE(verify(d, false, 3 * per, 7) == 0);
+	REQUIRE(d.sent.size() == 2);
+	CHECK(d.sent[0].offset == 3 * LKS_EXTENT_BYTES);
+	struct lks_vol_status s;
+	lks_vol_status(d.volume, d.now, &s);
+	CHECK((s.verify_done == 3 * per && s.verify_differ == 7 && s.verify_total == blocks && !s.verify_repair));
+	d.detach();
+}
+
+TEST_CASE("a verify that is to go on behind the end has ended")
+{
+	Live d;
+	d.serve();
+	const uint64_t blocks = d.params.size / d.params.block_size;
+	REQUIRE(verify(d, true, blocks + 1) == 0);
+	CHECK(d.count(LKS_EV_VERIFIED) == 1);
+	struct lks_vol_status s;
+	lks_vol_status(d.volume, d.now, &s);
+	CHECK((s.verify_done == blocks && s.verify_total == blocks && s.verify_repair));
+	d.detach();
+}
+
 TEST_CASE("verify looks closer at an extent that only a member has written")
 {
 	Live d;
 	d.serve();
 	d.sent.clear();
-	REQUIRE(lks_vol_verify(d.volume, true, false, d.now) == 0);
+	REQUIRE(verify(d, false) == 0);
 	auto answer = [&](uint8_t from, lks_compared what) {
 		lks_frame f = d.frame(LKS_COMPARED);
 		REQUIRE(d.sent.back().type == LKS_COMPARE);
@@ -667,7 +701,7 @@ TEST_CASE("a repair does not wait for the member whose loss has set it off")
 		d.ack(peer);
 	REQUIRE(d.ended == std::vector<int>{0});
 
-	REQUIRE(lks_vol_verify(d.volume, true, true, d.now) == 0);
+	REQUIRE(verify(d, true) == 0);
 	d.run();
 	REQUIRE(d.sent.back().type == LKS_COMPARE);
 	lks_frame differs = d.frame(LKS_COMPARED);
@@ -751,7 +785,7 @@ TEST_CASE("a verify that repairs stands still during a hold")
 	d.serve();
 	REQUIRE(lks_vol_quiesce(d.volume, 1, 10000, d.now) == 0);
 	d.sent.clear();
-	REQUIRE(lks_vol_verify(d.volume, true, true, d.now) == 0);
+	REQUIRE(verify(d, true) == 0);
 	d.run();
 	CHECK(d.sent.empty());
 	CHECK(lks_vol_resume(d.volume, 1, d.now) == -ESTALE);    // no promises here

@@ -508,8 +508,17 @@ Kernel FakeWorld::kernel()
 			return Nothing{};
 		});
 	};
-	k.verify = [=, this](uint32_t vid, bool, bool) {
-		return act(name("verify", vid), [=, this]() -> Done { return find(vid) ? Done(Nothing{}) : Done(failed("ESTALE")); });
+	k.verify = [=, this](uint32_t vid, const VerifyOrder &order) {
+		return act(name("verify", vid), [=, this]() -> Done {
+			KernelVolume *k = find(vid);
+			if (!k || k->role != LKS_ACTIVE)
+				return failed("ESTALE");
+			k->verify_total = order.start ? k->size_bytes / k->block_size : 0;
+			k->verify_done = order.done;
+			k->verify_differ = order.differ;
+			k->verify_repair = order.repair;
+			return Nothing{};
+		});
 	};
 	k.tune = [=, this](uint32_t vid, const VolumeTune &tune) {
 		return act(name("tune", vid), [=, this]() -> Done {
