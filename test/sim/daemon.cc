@@ -64,7 +64,16 @@ void World::reconcile(Instance &i)
 		attach(i);
 	else if (i.attached && !i.admitted && !i.detaching && quorum(h))
 		admit(i);
+	else if (i.attached && i.admitted && !i.detaching && quorum(h) && !serves_as_told(i))
+		record_suspect(v, h.id);
 	grow(i);
+}
+
+// S4: it was told to serve and did not begin, since it is suspect: the record calls it clean by a join of before its crash.
+bool World::serves_as_told(const Instance &i) const
+{
+	const lks_record &r = i.volume.record();
+	return !i.core->suspect || !i.core->admitted || r.primary != i.host.id || i.core->role != LKS_IDLE || i.core->note.version < r.version;
 }
 
 // One step of growing the replica here, as the log and the kernel want it; the log's part at once, the kernel's by itself.

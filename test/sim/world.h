@@ -334,6 +334,7 @@ struct World {
 	void reconcile(Instance &i);
 	void grow(Instance &i);
 	void admit(Instance &i);
+	bool serves_as_told(const Instance &i) const;
 	void tell(Host &h, Volume &v);
 
 	// ---- client.cc
