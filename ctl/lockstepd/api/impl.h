@@ -14,6 +14,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 namespace lockstep {
 
@@ -66,6 +67,8 @@ struct ApiServer::Impl {
 	void routes();
 	template <class Predicate>
 	bool wait_for(Predicate holds, unsigned timeout_ms);
+	template <class Predicate>
+	bool wait_with_copies(Predicate holds, uint32_t vid);
 	bool is_stopping()
 	{
 		std::lock_guard lock(mutex);
@@ -223,6 +226,19 @@ bool ApiServer::Impl::wait_for(Predicate holds, unsigned timeout_ms)
 		if (stopping || Clock::now() >= end)
 			return false;
 	}
+}
+
+// What the volume is made of is copied for as long as that takes; what is left when that has ended gets the time of any other command.
+template <class Predicate>
+bool ApiServer::Impl::wait_with_copies(Predicate holds, uint32_t vid)
+{
+	bool copying = copies(*backend.state(), vid);
+	while (!wait_for(holds, options.effect_timeout_ms)) {
+		const bool copied = std::exchange(copying, copies(*backend.state(), vid));
+		if ((!copied && !copying) || is_stopping())
+			return false;
+	}
+	return true;
 }
 
 }    // namespace lockstep

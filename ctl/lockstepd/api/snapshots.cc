@@ -271,10 +271,9 @@ Result<json> ApiServer::Impl::finish_revert(const Result<json> &begun, const std
 				behind.push_back(id);
 		return !v || (v->phase == Phase::ready && behind.empty());
 	};
-	while (!wait_for(reverted, options.effect_timeout_ms))
-		if (!copies(*backend.state(), vid) || is_stopping())
-			return failed("volume " + volume + " is being reverted, but host " + host_names(*backend.state(), behind) +
-				      " has not finished yet; it goes on by itself, see `lockstep status " + volume + "`");
+	if (!wait_with_copies(reverted, vid))
+		return failed("volume " + volume + " is being reverted, but host " + host_names(*backend.state(), behind) +
+			      " has not finished yet; it goes on by itself, see `lockstep status " + volume + "`");
 	return json{{"vid", vid}};
 }
 

@@ -158,9 +158,8 @@ Result<json> ApiServer::Impl::finish_create(const Result<json> &begun, const std
 		bool given_up = v ? v->phase == Phase::deleting : s.next_vid > vid;
 		return there || given_up;
 	};
-	while (!wait_for(settled, options.effect_timeout_ms))
-		if (!copies(*backend.state(), vid) || is_stopping())
-			return roll_back(vid, name);
+	if (!wait_with_copies(settled, vid))
+		return roll_back(vid, name);
 	if (!there)
 		return create_failed(vid, name, "volume " + name + " was deleted while it was being created");
 	json hosts = json::array();

@@ -289,11 +289,13 @@ TEST_CASE("in a thick pool a revert is begun when the hosts bear it, and waited 
 	d.no_revert = {};
 	d.idle = {2};
 	std::jthread copied([&] {
-		std::this_thread::sleep_for(std::chrono::milliseconds(2 * EFFECT_MS));    // longer than other commands wait
+		std::this_thread::sleep_for(std::chrono::milliseconds(5 * EFFECT_MS / 2));    // longer than other commands wait
 		d.server().soft(2, {{"volumes", {{std::to_string(d.volume("v").vid), {{"making", {{"done_bytes", GIB / 4}, {"total_bytes", GIB / 2}, {"changed_bytes", 4096}}}}}}}});
 		const json list = d.json_of({"operation", "list", "--json"});
 		CHECK(list.dump().find("1 of 2 replicas are made; 256 MiB of 512 MiB are compared and copied, 4 KiB differed") != std::string::npos);
 		CHECK(list.dump().find("75.0") != std::string::npos);
+		d.good({{"op", "replica.created"}, {"vid", d.volume("v").vid}, {"host", 2}});
+		std::this_thread::sleep_for(std::chrono::milliseconds(3 * EFFECT_MS / 4));    // past a time-out, and within the next one
 		d.wake();
 	});
 	o = d.run({"snapshot", "revert", "v", "s"});
