@@ -239,7 +239,7 @@ void lks_leave_office(struct lks_vol *v)
 	v->recon_begun = false;
 	for (u32 i = 0; i < LKS_SLOTS; i++) {
 		v->peers[i].lease_ms = v->peers[i].live_blocks = 0;
-		v->peers[i].copies = v->peers[i].maps = 0;
+		v->peers[i].copies = v->peers[i].maps = v->peers[i].mute_ticks = 0;
 		v->peers[i].session = 0;
 	}
 	lks_event(v, LKS_EV_STATE, 0);
@@ -883,7 +883,7 @@ static void give_up_mute(struct lks_vol *v)
 		if (++p->mute_ticks <= v->p.answer_ms / LKS_TICK_MS || !LKS_ON(L5))
 			continue;
 		p->mute_ticks = 0;
-		if (lks_insync(&v->cfg) & LKS_BIT(p->host) || !(v->links & LKS_BIT(p->host)))
+		if (lks_insync(&v->cfg) & LKS_BIT(p->host))
 			lks_replica_lost(v, p->host);
 		else
 			lks_event(v, LKS_EV_SILENT, p->host);

@@ -793,3 +793,42 @@ TEST_CASE("a verify that repairs stands still during a hold")
 	CHECK(d.sent.size() == 2);
 	d.detach();
 }
+
+// L5 counts the ticks in which nothing comes of what is owed; those of an earlier term are none of this one's.
+TEST_CASE("a member that was mute in one term has all the time to answer in the next one")
+{
+	Live d;
+	d.format();
+	d.set_extent(0, LKS_EXTENT_WRITTEN);
+	d.serve(false);
+	auto pass = [&](uint32_t ms) {
+		for (uint64_t end = d.now + ms; d.now < end;) {
+			d.now += LKS_TICK_MS;
+			d.promise();
+			lks_vol_tick(d.volume, d.now);
+			d.run();
+		}
+	};
+	lks_vol_open(d.volume, d.now);
+	lks_req req{};
+	req.op = LKS_OP_WRITE;
+	req.length = LKS_META_UNIT;
+	req.buf = &no_data;
+	lks_vol_submit(d.volume, &req, d.now);
+	pass(LKS_ANSWER_MS - 5000);
+	CHECK(d.volume->lost == 0);
+	d.record.version++;
+	d.record.primary = 0;
+	REQUIRE(lks_vol_config(d.volume, &d.record, false, d.now) == 0);
+	d.record.version++;
+	d.record.term++;
+	d.record.primary = d.params.self;
+	REQUIRE(lks_vol_config(d.volume, &d.record, false, d.now) == 0);
+	REQUIRE(d.volume->role == LKS_ACTIVATING);
+	pass(LKS_ANSWER_MS - 5000);
+	CHECK(d.volume->lost == 0);
+	pass(10000);
+	CHECK(d.volume->lost == (LKS_BIT(1) | LKS_BIT(2)));
+	lks_vol_abort(d.volume, -EIO, d.now);
+	d.detach();
+}
