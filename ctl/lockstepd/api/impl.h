@@ -221,9 +221,11 @@ bool ApiServer::Impl::wait_for(Predicate holds, unsigned timeout_ms)
 		}
 		if (holds(*backend.state()))
 			return true;
+		if (Clock::now() >= end)    // and there was a look since: what came in time counts
+			return false;
 		std::unique_lock lock(mutex);
 		moved.wait_until(lock, end, [&] { return stopping || turn != seen; });
-		if (stopping || Clock::now() >= end)
+		if (stopping)
 			return false;
 	}
 }
