@@ -225,7 +225,8 @@ json copies_json(const std::vector<SnapshotCopy> &copies)
 void copies_from(const json &list, std::vector<SnapshotCopy> &copies)
 {
 	for (const json &c : list)
-		copies.push_back({c.at("host"), c.at("pool"), c.at("md_offset"), c.at("taken"), c.value("added", uint64_t(0)), c.value("allocated", uint64_t(0)), c.value("prepared", false)});
+		copies.push_back({c.at("host"), c.at("pool"), c.at("md_offset"), c.at("taken"), c.value("added", uint64_t(0)), c.value("allocated", uint64_t(0)),
+				  c.value("prepared", false)});
 }
 
 json snapshot_json(const Snapshot &s)

@@ -239,14 +239,11 @@ json prepared(State &state, const Fields &f)
 
 void retry_or_give_up(State &state, uint32_t set);
 
-void break_set(State &state, uint32_t set, const std::string &message, bool final)
+void break_attempt(Snapshot &s, const std::string &message, bool final)
 {
-	for (Snapshot *s : set_of(state, set)) {
-		s->phase = SnapshotPhase::discarding;
-		s->failure = message;
-		s->last_try = final;
-	}
-	retry_or_give_up(state, set);
+	s.phase = SnapshotPhase::discarding;
+	s.failure = message;
+	s.last_try = final;
 }
 
 // That a copy was prepared beside this replica, and this one is whole.
@@ -280,8 +277,11 @@ json held(State &state, const Fields &f)
 	for (Snapshot *x : set_of(state, s.set))
 		for (const SnapshotCopy &c : x->copies)
 			if (!still_good(*state.volume(x->vid), c)) {
-				break_set(state, s.set, title(*x) + " was given up: the replica on host " + state.host_name(c.host) +
-					  " went out of sync, or to another place, while it was prepared: try again", false);
+				const std::string why = title(*x) + " was given up: the replica on host " + state.host_name(c.host) +
+							" went out of sync, or to another place, while it was prepared: try again";
+				for (Snapshot *each : set_of(state, s.set))
+					break_attempt(*each, why, false);
+				retry_or_give_up(state, s.set);
 				return done();
 			}
 	for (Snapshot *x : set_of(state, s.set)) {
@@ -425,9 +425,7 @@ json broken(State &state, const Fields &f)
 	for (Snapshot *s : set_of(state, set)) {
 		if (!s->in_progress() || s->attempt != attempt)
 			continue;
-		s->phase = SnapshotPhase::discarding;
-		s->failure = message;
-		s->last_try = final;
+		break_attempt(*s, message, final);
 		changed = true;
 	}
 	if (changed)

@@ -26,8 +26,6 @@ void Reconciler::verify(uint32_t vid, bool start, bool repair, uint64_t begun_ms
 		    [this, vid, start, begun_ms, done = std::move(done)](Done begun) {
 			    if (begun && start)
 				    verify_begun(vid, begun_ms);
-			    else if (begun)
-				    verifies_elsewhere_.erase(vid);
 			    done(begun);
 		    });
 }
@@ -35,6 +33,7 @@ void Reconciler::verify(uint32_t vid, bool start, bool repair, uint64_t begun_ms
 // Only the primary's word counts, as long as it serves: when it has handed over it knows of no verify any more.
 void Reconciler::heard(HostId host, const Json &report)
 {
+	std::erase_if(verifies_elsewhere_, [&](const auto &entry) { return !world_.state().volume(entry.first); });
 	for (const auto &[key, said] : soft_object(report, "volumes").items()) {
 		uint32_t vid = 0;
 		std::from_chars(key.data(), key.data() + key.size(), vid);

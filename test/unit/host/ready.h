@@ -84,11 +84,15 @@ inline bool quiet(FakeWorld &w)
 	return w.daemon().problems().empty() && w.violations.empty();
 }
 
-inline bool before(const FakeWorld &w, const std::string &first, const std::string &second)
+// Each of them happened, for the first time in this order.
+inline bool in_order(const FakeWorld &w, const std::vector<std::string> &calls)
 {
-	auto a = std::find(w.calls.begin(), w.calls.end(), first);
-	auto b = std::find(w.calls.begin(), w.calls.end(), second);
-	return a != w.calls.end() && b != w.calls.end() && a < b;
+	std::vector<size_t> at;
+	for (const std::string &call : calls)
+		at.push_back(size_t(std::find(w.calls.begin(), w.calls.end(), call) - w.calls.begin()));
+	return std::is_sorted(at.begin(), at.end()) && at.back() < w.calls.size();
 }
+
+inline bool before(const FakeWorld &w, const std::string &first, const std::string &second) { return in_order(w, {first, second}); }
 
 }    // namespace lockstep::test

@@ -186,11 +186,7 @@ TEST_CASE("a snapshot is taken in the order that makes it one point, and deleted
 	REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
 	REQUIRE(r.w.state.snapshot(sid));
 	CHECK(r.w.state.snapshot(sid)->attempt == 1);
-	CHECK(before(r.w, "quiesce 1", "snapshot.held 0"));
-	CHECK(before(r.w, "snapshot.held 0", "snapshot 1"));
-	CHECK(before(r.w, "snapshot 1", "snapshot.taken 0"));
-	CHECK(before(r.w, "snapshot.taken 0", "resume 1"));
-	CHECK(before(r.w, "resume 1", "snapshot.resumed 0"));
+	CHECK(in_order(r.w, {"quiesce 1", "snapshot.held 0", "snapshot 1", "snapshot.taken 0", "resume 1", "snapshot.resumed 0"}));
 	CHECK(r.kernel().hold == 0);
 	CHECK(r.copies() == 1);
 	const auto calls = r.w.calls;
@@ -228,11 +224,7 @@ TEST_CASE("what LVM does for a snapshot it does before writes are held")
 	REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
 	REQUIRE(r.w.state.snapshot(sid));
 	CHECK(r.w.state.snapshot(sid)->attempt == 1);
-	CHECK(before(r.w, "prepare 1", "snapshot.prepared 0"));
-	CHECK(before(r.w, "snapshot.prepared 0", "quiesce 1"));
-	CHECK(before(r.w, "quiesce 1", "snapshot.held 0"));
-	CHECK(before(r.w, "snapshot.held 0", "snapshot 1"));
-	CHECK(before(r.w, "snapshot 1", "snapshot.taken 0"));
+	CHECK(in_order(r.w, {"prepare 1", "snapshot.prepared 0", "quiesce 1", "snapshot.held 0", "snapshot 1", "snapshot.taken 0"}));
 	CHECK(r.w.count("thin_delete") == (thin ? 1 : 0));
 	CHECK(r.copies() == 1);
 	CHECK(r.kernel().hold == 0);
