@@ -47,8 +47,9 @@ def pytest_runtest_call(item):
             folder = lab.keep(item.name)
             (folder / 'failure.txt').write_text(f'{outcome.excinfo}\n' + '\n'.join(bad) + '\n')
             lab.suspect = True
-            for line in bad[:20] if outcome.excinfo else ():		# CI keeps what is printed, not the folder
-                print(f'lab: {line}', file=sys.stderr)
+            for host in lab.hosts:		# CI keeps what is printed, not the folder
+                for line in host.traced:
+                    print(f'lab: {host.name}: {line}', file=sys.stderr)
         if bad and not outcome.excinfo:
             raise LabError('kernel trouble on the console (logs: ' + str(folder) + '):\n  ' + '\n  '.join(bad[:20]))
 

@@ -107,6 +107,15 @@ def test_lab_trouble_patterns(line):
     assert not trouble(f'[   12.345678] {line}\n', allowed=['dd:77|lab.0x1|self-detected'])
 
 
+def test_lab_shows_the_trace_of_trouble():
+    """Not the line alone: where the processor was comes after it, and the console's file does not outlive a CI run."""
+    from lablib.console import excerpt
+    before, line, after = '[    9.1] eth1: up', '[   36.6] watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [usleep:251]', '[   36.6] RIP: 0010:x+0x1'
+    assert excerpt('\n'.join((before, line, after))) == [line, after]
+    assert excerpt('\n'.join((line, after)), lines=1) == [line] and not excerpt('\n'.join((before, after)))
+    assert not excerpt('\n'.join((before, line, after)), allowed=['usleep:251'])
+
+
 def test_lab_judges_consoles(lab):
     """A warning on one console is found, and told once; one that the scenario expects is not. A crash is both seen on the
     console and ends the host."""

@@ -59,6 +59,7 @@ class Host:
         self.vm = Vm(lab.folder / name, name, number, lab.networks, **options)
         self.allowed = []		# regular expressions of console lines that this scenario expects
         self.judged = 0			# how much of the console has been looked at
+        self.traced = []		# what the console said from the latest trouble on
 
     def __repr__(self):
         return self.name
@@ -177,6 +178,7 @@ class Host:
         """Lines of kernel trouble on the console that no earlier call has returned."""
         text = self.vm.console()
         fresh, self.judged = text[self.judged:], len(text)
+        self.traced = console.excerpt(fresh, self.allowed) or self.traced
         return console.trouble(fresh, self.allowed)
 
     def look_for_leaks(self):

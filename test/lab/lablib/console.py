@@ -22,6 +22,16 @@ HARMLESS = [
 
 def trouble(text, allowed=()):
     """Lines of a console log that fail a scenario. `allowed`: regular expressions the scenario itself expects."""
+    return [line for line, bad in judged(text, allowed) if bad]
+
+
+def excerpt(text, allowed=(), lines=70):
+    """What the console says from the first such line on, where the kernel tells what every processor was at: [] if there is none."""
+    every = judged(text, allowed)
+    first = next((i for i, (_, bad) in enumerate(every) if bad), len(every))
+    return [line for line, _ in every[first:first + lines]]
+
+
+def judged(text, allowed):
     expected = HARMLESS + [re.compile(a) for a in allowed]
-    return [line.strip() for line in text.splitlines()
-            if TROUBLE.search(line) and not any(e.search(line) for e in expected)]
+    return [(line.strip(), bool(TROUBLE.search(line)) and not any(e.search(line) for e in expected)) for line in text.splitlines()]
