@@ -102,6 +102,12 @@ void lks_host_info(u8 host, struct lks_host_info *info);
 u64 lks_host_up(u8 host);
 
 /*
+ * How many bytes may be queued for the control lane of the link `number` before that makes what comes after wait for too long: leases'
+ * pings are sent there, and maps of megabytes. 0: none, or the link is not up. Any context.
+ */
+u32 lks_host_room(u8 host, u64 number);
+
+/*
  * Closes the link `number` to host if it is still the one; the rest happens later. reason: a constant. silent: rule L4.
  * Any context that may take peer->lock.
  */

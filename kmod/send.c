@@ -3,7 +3,8 @@
  * Sending: a queue of frames for each lane, and whoever empties it into the socket.
  *
  * The core queues frames under its volume's lock, so the frames of one volume are in each lane's queue in the order in
- * which the core gave them (C2). The queues have no bound of their own: the core's windows bound what it has in flight.
+ * which the core gave them (C2). The queues have no bound of their own: the core's windows bound what it has in flight, and of
+ * maps it asks how much there is room for (lks_host_room()).
  * A frame that cannot be queued breaks the link, since the core counts on either its arrival or the link's loss.
  *
  * The lane's thread is woken for frames that come from a softirq. Whoever else has queued frames empties the queue himself once he has
@@ -25,6 +26,7 @@
 
 #define PACKET_BYTES (64u << 10)	/* TCP makes no larger ones */
 #define INLINE_BYTES (256u << 10)	/* so much, somebody else's among it, and the thread goes on; */
+#define CONTROL_BYTES (512u << 10)	/* 50 ms on 100 Mbit/s; the shortest promise is of seconds */
 #define FRAME_BYTES (4u << 10)		/* a frame counts as this at least */
 
 static void free_tx(struct lks_tx *tx)
@@ -99,6 +101,18 @@ static bool enqueue_all(struct lks_link *link, u8 lane, struct lks_tx **txs)
 		enqueue(&link->lanes[lane % link->nlanes], txs[0]);
 	}
 	return true;
+}
+
+u32 lks_host_room(u8 host, u64 number)
+{
+	struct lks_host *peer = lks_host_of(host);
+	u64 queued = CONTROL_BYTES;
+
+	spin_lock_bh(&peer->lock);
+	if (peer->link && peer->link->number == number && peer->link->state == LKS_LINK_UP)
+		queued = peer->link->lanes[LKS_CONTROL_LANE].queued_bytes;
+	spin_unlock_bh(&peer->lock);
+	return queued < CONTROL_BYTES ? CONTROL_BYTES - queued : 0;
 }
 
 void lks_host_send(u8 host, u64 number, u8 lane, const struct lks_frame *h, struct lks_buf *buf, const void *bytes)

@@ -387,6 +387,13 @@ static u32 op_syncing(void *ctx, bool on)
 	return max(atomic_read(&syncing), 1);
 }
 
+static u32 op_room(void *ctx, u8 host)
+{
+	struct lks_volume *v = ctx;
+
+	return lks_host_room(host, v->link[host]) / LKS_META_UNIT;
+}
+
 static const struct lks_ops ops = {
 	.alloc = lks_core_alloc,
 	.free = lks_core_free,
@@ -401,6 +408,7 @@ static const struct lks_ops ops = {
 	.req_done = op_req_done,
 	.event = op_event,
 	.syncing = op_syncing,
+	.room = op_room,
 };
 
 /* ---- sessions, links and frames ---- */

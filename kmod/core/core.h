@@ -162,6 +162,12 @@ struct lks_ops {
 	 * what one alone may do. Called with every event while it is. May be NULL: no others.
 	 */
 	u32 (*syncing)(void *ctx, bool on);
+
+	/*
+	 * How many frames of LKS_META_UNIT bytes to host the control lane has room for, before what is queued after them waits too
+	 * long. Asked again with each event and tick until it is enough. May be NULL: for any number.
+	 */
+	u32 (*room)(void *ctx, u8 host);
 };
 
 #define LKS_LANE_ALL 0xff

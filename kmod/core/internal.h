@@ -164,7 +164,7 @@ struct lks_work {
 
 /* ---- the other replicas ---- */
 
-enum lks_join_stage { LKS_JOIN_NONE, LKS_JOIN_PREPARE, LKS_JOIN_PROPOSE };
+enum lks_join_stage { LKS_JOIN_NONE, LKS_JOIN_MAPS, LKS_JOIN_PREPARE, LKS_JOIN_PROPOSE };
 
 struct lks_peer {
 	u8 host;		/* 0: free. The index in v->peers is the number of its dirty map slot */
@@ -315,6 +315,9 @@ struct lks_vol {
 	u32 spared;		/* flushes that nobody had to be asked for; wraps */
 	u8 joining;
 	u8 join_stage;
+	u8 maps_slot;		/* JOIN_MAPS: this peer's dirty map goes to the joiner next (D2), */
+	u64 maps_block;		/* from this block on */
+	u32 maps_sent;		/* frames */
 	u64 proposed_ms, proposed_version, proposed_set;
 	u8 proposed_primary;
 	struct lks_record proposal;	/* of lks_propose(): too large for some kernels' stacks (4.19: 1 KiB a function) */
@@ -395,7 +398,8 @@ void lks_send(struct lks_vol *v, u8 host, u8 lane, u8 type, u64 seq, u64 stable)
 void lks_send_frame(struct lks_vol *v, u8 host, u8 lane, struct lks_frame *f, struct lks_buf *buf, const void *bytes);
 void lks_send_record(struct lks_vol *v, u8 host, u8 type, const struct lks_record *r);
 /* Sends m as MAP frames and returns how many. */
-u32 lks_send_map(struct lks_vol *v, u8 host, u64 term, const struct lks_map *m, u8 kind, u8 about, u64 since);
+void lks_send_leaf(struct lks_vol *v, u8 host, struct lks_frame *f, const struct lks_map *m, u32 i);
+u32 lks_send_evidence(struct lks_vol *v, u8 host, u64 term, const struct lks_map *m);
 void lks_evidence(struct lks_vol *v, struct lks_map *out);
 
 struct lks_work *lks_work_new(struct lks_vol *v, u8 kind, u64 offset, u32 length, struct lks_buf *buf);
@@ -463,6 +467,7 @@ void lks_hold_end(struct lks_vol *v);
 void lks_sync_step(struct lks_vol *v);
 void lks_drop_sync(struct lks_vol *v, u8 host);
 void lks_check_joined(struct lks_vol *v, u8 host);
+void lks_send_dirty(struct lks_vol *v);
 void lks_propose_join(struct lks_vol *v);
 void lks_copy_io_done(struct lks_vol *v, struct lks_work *w, int err);
 void lks_on_attach(struct lks_vol *v, u8 host, const struct lks_frame *h);

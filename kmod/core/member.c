@@ -37,7 +37,7 @@ void lks_member_answer(struct lks_vol *v)
 
 	if (!v->answer_to || (v->ios && LKS_ON(T2)))
 		return;
-	f.tag = lks_send_map(v, v->answer_to, v->cfg.term, &v->inherited, LKS_MAP_EVIDENCE, 0, 0);
+	f.tag = lks_send_evidence(v, v->answer_to, v->cfg.term, &v->inherited);
 	lks_send_frame(v, v->answer_to, 0, &f, NULL, NULL);
 	v->answer_to = 0;
 }
@@ -69,7 +69,7 @@ void lks_member_tick(struct lks_vol *v)
 	if (LKS_ON(H4)) {
 		lks_map_init(v, &evidence, v->blocks);
 		lks_evidence(v, &evidence);
-		f.tag = lks_send_map(v, c->primary, c->term, &evidence, LKS_MAP_EVIDENCE, 0, 0);
+		f.tag = lks_send_evidence(v, c->primary, c->term, &evidence);
 		lks_map_free(v, &evidence);
 	}
 	lks_send_frame(v, c->primary, 0, &f, NULL, NULL);

@@ -271,7 +271,6 @@ struct lks_work *lks_work_by_id(struct lks_list *head, u64 id)
 void lks_check_joined(struct lks_vol *v, u8 host)
 {
 	struct lks_peer *p = lks_peer_of(v, host);
-	struct lks_frame f = { .type = LKS_PREPARE, .version = v->cfg.version, .term = v->cfg.term };
 
 	if (v->role != LKS_ACTIVE || !p || !(v->syncing & LKS_BIT(host)))
 		return;
@@ -286,14 +285,48 @@ void lks_check_joined(struct lks_vol *v, u8 host)
 	}
 	if (v->joining != host || v->join_stage || (p->dirty.set && LKS_ON(J3)))
 		return;
-	v->join_stage = LKS_JOIN_PREPARE;
-	for (u32 i = 0; i < LKS_SLOTS; i++) {		/* D2 */
-		struct lks_peer *q = &v->peers[i];
+	v->join_stage = LKS_JOIN_MAPS;
+	v->maps_slot = 0;
+	v->maps_block = 0;
+	v->maps_sent = 0;
+	lks_todo(v, LKS_DO_SYNC);
+}
 
-		if (q->host && q != p && !(lks_insync(&v->cfg) & LKS_BIT(q->host)))
-			f.tag += lks_send_map(v, host, v->cfg.term, &q->dirty, LKS_MAP_DIRTY, q->host, q->since);
+/*
+ * D2: the other absent replicas' dirty maps, as much at a time as the control lane has room for: those of a volume of 2 TiB are 64 MiB
+ * each, and pings go behind them. It is as if all went at once, at the end: what becomes dirty meanwhile is a write, which the
+ * joiner has to acknowledge (J1) and marks by itself (D1), or comes with a version or an offer, from which it learns it, too (C3,
+ * H4); what becomes clean meanwhile it has dirty, which copies too much.
+ */
+void lks_send_dirty(struct lks_vol *v)
+{
+	u32 room = v->ops->room ? v->ops->room(v->ctx, v->joining) : ~0u;
+	struct lks_frame f = { .version = v->cfg.version, .term = v->cfg.term };
+
+	while (v->maps_slot < LKS_SLOTS) {
+		const struct lks_peer *q = &v->peers[v->maps_slot];
+
+		if (q->host && q->host != v->joining && !(lks_insync(&v->cfg) & LKS_BIT(q->host)))
+			v->maps_block = lks_map_next(&q->dirty, v->maps_block);
+		else
+			v->maps_block = q->dirty.bits;
+		if (v->maps_block >= q->dirty.bits) {
+			v->maps_slot++;
+			v->maps_block = 0;
+			continue;
+		}
+		if (!room--)
+			return;
+		f.type = LKS_MAP;
+		f.stable = q->since;
+		f.tag = LKS_MAP_DIRTY | (u32)q->host << 8;
+		lks_send_leaf(v, v->joining, &f, &q->dirty, (u32)(v->maps_block / LKS_LEAF_BITS));
+		v->maps_block = LKS_ROUND_UP(v->maps_block + 1, LKS_LEAF_BITS);
+		v->maps_sent++;
 	}
-	lks_send_frame(v, host, 0, &f, NULL, NULL);
+	v->join_stage = LKS_JOIN_PREPARE;
+	f = (struct lks_frame){ .type = LKS_PREPARE, .version = v->cfg.version, .term = v->cfg.term, .tag = v->maps_sent };
+	lks_send_frame(v, v->joining, 0, &f, NULL, NULL);
 }
 
 void lks_on_prepared(struct lks_vol *v, u8 host, const struct lks_frame *h)

@@ -68,25 +68,24 @@ void lks_send_record(struct lks_vol *v, u8 host, u8 type, const struct lks_recor
 	lks_send_frame(v, host, LKS_ON(C2) ? LKS_LANE_ALL : 0, &f, NULL, r);
 }
 
-u32 lks_send_map(struct lks_vol *v, u8 host, u64 term, const struct lks_map *m, u8 kind, u8 about, u64 since)
+void lks_send_leaf(struct lks_vol *v, u8 host, struct lks_frame *f, const struct lks_map *m, u32 i)
 {
-	struct lks_frame f = { .type = LKS_MAP, .version = v->cfg.version, .term = term, .stable = since,
-			       .tag = kind | (u32)about << 8 };
+	f->offset = (u64)i * LKS_LEAF_BITS;
+	f->length = LKS_MAP_CHUNK_BYTES;
+	lks_map_get_chunk(m, i, v->map_page);
+	lks_send_frame(v, host, 0, f, NULL, v->map_page);
+}
+
+/* All at once: it is of hot extents, which are few but for a volume that is written all over (HOT_CAP). Returns how many frames. */
+u32 lks_send_evidence(struct lks_vol *v, u8 host, u64 term, const struct lks_map *m)
+{
+	struct lks_frame f = { .type = LKS_MAP, .version = v->cfg.version, .term = term, .tag = LKS_MAP_EVIDENCE };
 	u32 sent = 0;
 
 	for (u32 i = 0; i < m->nleaves && m->set; i++) {
 		if (lks_map_leaf_empty(m, i))
 			continue;
-		f.offset = (u64)i * LKS_LEAF_BITS;
-		f.length = LKS_MAP_CHUNK_BYTES;
-		lks_map_get_chunk(m, i, v->map_page);
-		lks_send_frame(v, host, 0, &f, NULL, v->map_page);
-		sent++;
-	}
-	if (!sent && kind == LKS_MAP_DIRTY) {	/* names an empty map */
-		f.offset = 0;
-		f.length = 0;
-		lks_send_frame(v, host, 0, &f, NULL, NULL);
+		lks_send_leaf(v, host, &f, m, i);
 		sent++;
 	}
 	return sent;
@@ -431,6 +430,8 @@ void lks_run(struct lks_vol *v)
 		if (todo & LKS_DO_PUMP)
 			lks_pump(v);
 		lks_admin_step(v);
+		if (v->join_stage == LKS_JOIN_MAPS)
+			lks_send_dirty(v);
 		if (todo & LKS_DO_SYNC) {
 			lks_sync_step(v);
 			lks_verify_step(v);

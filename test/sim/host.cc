@@ -120,6 +120,13 @@ u32 op_syncing(void *ctx, bool on)
 	return i.crowd ? i.crowd : 1;
 }
 
+// Often none, and seldom for all: what is asked again later has seen the world change meanwhile.
+u32 op_room(void *ctx, u8)
+{
+	World &w = self(ctx).world;
+	return w.hostile ? w.random.pick<u32>({0, 0, 0, 1, 1, 2, 100}) : 100;
+}
+
 void op_req_done(void *ctx, lks_req *req, int err)
 {
 	Instance &i = self(ctx);
@@ -159,6 +166,7 @@ const lks_ops &core_ops()
 		.req_done = op_req_done,
 		.event = op_event,
 		.syncing = op_syncing,
+		.room = op_room,
 	};
 	return ops;
 }

@@ -149,6 +149,7 @@ struct Device {
 			.req_done = [](void *, lks_req *, int) {},
 			.event = [](void *, const lks_event_info *) {},
 			.syncing = nullptr,
+			.room = nullptr,
 		};
 		return &table;
 	}

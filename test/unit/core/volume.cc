@@ -7,6 +7,7 @@
 #include "core/internal.h"
 
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <functional>
 #include <random>
@@ -28,6 +29,7 @@ struct Live : Device {
 	std::vector<lks_event_info> events;
 	std::vector<int> ended;    // requests, how
 	std::vector<lks_frame> sent;
+	uint32_t room = UINT32_MAX;    // frames, in the control lane
 	std::function<int(const lks_io &)> carry_out = [](const lks_io &) { return 0; };
 	lks_record record{};
 
@@ -58,7 +60,12 @@ struct Live : Device {
 			lks_ops t = *ops();
 			t.submit = [](void *ctx, lks_io *io) { of(ctx).transfers.push_back(io); };
 			t.buf_alloc = [](void *, u32) { return &no_data; };
-			t.send = [](void *ctx, u8, u8, const lks_frame *h, lks_buf *, const void *) { of(ctx).sent.push_back(*h); };
+			t.send = [](void *ctx, u8, u8, const lks_frame *h, lks_buf *, const void *) {
+				of(ctx).sent.push_back(*h);
+				if (h->type == LKS_MAP && of(ctx).room != UINT32_MAX)
+					of(ctx).room--;
+			};
+			t.room = [](void *ctx, u8 host) -> u32 { return host == 2 ? of(ctx).room : 0; };
 			t.req_done = [](void *ctx, lks_req *, int err) { of(ctx).ended.push_back(err); };
 			t.event = [](void *ctx, const lks_event_info *info) { of(ctx).events.push_back(*info); };
 			return t;
@@ -591,22 +598,113 @@ TEST_CASE("a dirty map without memory says too much, never too little")
 	lks_map_free(d.volume, &from);
 }
 
-TEST_CASE("of a dirty map only what is not empty is sent")
+TEST_CASE("of what a replica cannot vouch for only what is not empty is sent")
 {
 	Live d(512 * MIB, LKS_BLOCK_MIN);
 	d.create();
 	lks_map m;
 	lks_map_init(d.volume, &m, 4 * static_cast<uint64_t>(LKS_LEAF_BITS));
+	CHECK(lks_send_evidence(d.volume, 1, 3, &m) == 0);
 	lks_map_add(d.volume, &m, 2 * static_cast<uint64_t>(LKS_LEAF_BITS) + 9, 1);
-	CHECK(lks_send_map(d.volume, 1, 3, &m, LKS_MAP_DIRTY, 2, 1) == 1);
+	CHECK(lks_send_evidence(d.volume, 1, 3, &m) == 1);
 	REQUIRE(d.sent.size() == 1);
 	CHECK(d.sent[0].offset == 2 * static_cast<uint64_t>(LKS_LEAF_BITS));
 	CHECK(d.sent[0].length == LKS_MAP_CHUNK_BYTES);
-	lks_map_clear(d.volume, &m);
-	CHECK(lks_send_map(d.volume, 1, 3, &m, LKS_MAP_DIRTY, 2, 1) == 1);    // names an empty one
-	CHECK(d.sent.back().length == 0);
-	CHECK(lks_send_map(d.volume, 1, 3, &m, LKS_MAP_EVIDENCE, 0, 0) == 0);
 	lks_map_free(d.volume, &m);
+}
+
+TEST_CASE("who joins is told what others miss as fast as the control lane takes it, and of each block that is written meanwhile")
+{
+	constexpr uint64_t LEAF = LKS_LEAF_BITS;
+	Live d(1024 * MIB, LKS_BLOCK_MIN);
+	REQUIRE(d.params.size / LKS_BLOCK_MIN / LEAF == 8);
+	d.serve();
+	for (uint8_t away : {1, 2})
+		lks_vol_link_lost(d.volume, away, d.now);
+	d.record.version++;
+	for (unsigned i : {0, 1}) {
+		d.record.replicas[i].state = LKS_REPLICA_STALE;
+		d.record.replicas[i].since = d.record.version;
+	}
+	REQUIRE(lks_vol_config(d.volume, &d.record, false, d.now) == 0);
+	d.run();
+	lks_peer *away = lks_peer_of(d.volume, 1);
+	for (uint64_t leaf : {0, 2, 3, 5, 7})
+		lks_map_add(d.volume, &away->dirty, leaf * LEAF + 9, 2);
+
+	d.room = 0;
+	lks_vol_link_up(d.volume, 2, d.now);
+	lks_frame attach = d.frame(LKS_ATTACH);
+	attach.session = 77;
+	CHECK(d.receive(2, attach) == 0);
+	auto maps = [&] {
+		std::vector<uint64_t> leaves;
+		for (const lks_frame &f : d.sent)
+			if (f.type == LKS_MAP) {
+				CHECK(f.tag == (LKS_MAP_DIRTY | 1 << 8));
+				CHECK(f.session == 77);
+				leaves.push_back(f.offset / LEAF);
+			}
+		return leaves;
+	};
+	auto tick = [&] {
+		lks_vol_tick(d.volume, d.now += LKS_TICK_MS);
+		d.run();
+	};
+	tick();
+	REQUIRE(d.volume->joining == 2);
+	CHECK(d.volume->join_stage == LKS_JOIN_MAPS);
+	CHECK(maps().empty());
+	d.room = 2;
+	tick();
+	CHECK(maps() == std::vector<uint64_t>{0, 2});
+	tick();
+	CHECK(maps().size() == 2);    // full again
+
+	lks_vol_open(d.volume, d.now);
+	d.run();
+	lks_req reqs[3]{};
+	for (unsigned i : {0, 1, 2}) {    // in a leaf that was sent, in one that was not, and where nothing was dirty
+		reqs[i].op = LKS_OP_WRITE;
+		reqs[i].length = LKS_BLOCK_MIN;
+		reqs[i].offset = std::array<uint64_t, 3>{2, 5, 6}[i] * LEAF * LKS_BLOCK_MIN;
+		reqs[i].buf = &no_data;
+		lks_vol_submit(d.volume, &reqs[i], d.now);
+	}
+	d.run();
+	CHECK(std::count_if(d.sent.begin(), d.sent.end(), [](auto &f) { return f.type == LKS_REPL && f.session == 77; }) == 3);
+	CHECK(d.ended.empty());    // J1
+	for (const lks_req &r : reqs)
+		CHECK(lks_map_test(&away->dirty, r.offset / LKS_BLOCK_MIN));
+
+	d.room = 100;
+	tick();
+	CHECK(maps() == std::vector<uint64_t>{0, 2, 3, 5, 6, 7});
+	CHECK(d.volume->join_stage == LKS_JOIN_PREPARE);
+	auto prepare = std::find_if(d.sent.begin(), d.sent.end(), [](auto &f) { return f.type == LKS_PREPARE; });
+	REQUIRE(prepare != d.sent.end());
+	CHECK(prepare->tag == 6);
+	for (lks_frame ack = d.frame(LKS_ACK); ack.seq < d.volume->seq;) {
+		ack.seq++;
+		ack.session = 77;
+		CHECK(d.receive(2, ack) == 0);
+	}
+	CHECK(d.ended == std::vector<int>{0, 0, 0});
+
+	// Lost in the middle, and back: from the beginning.
+	lks_vol_link_lost(d.volume, 2, d.now);
+	d.record.version++;
+	REQUIRE(lks_vol_config(d.volume, &d.record, false, d.now) == 0);
+	d.run();
+	REQUIRE(d.volume->joining == 0);
+	d.sent.clear();
+	d.room = 1;
+	lks_vol_link_up(d.volume, 2, d.now);
+	attach.version = d.record.version;
+	CHECK(d.receive(2, attach) == 0);
+	tick();
+	CHECK(maps() == std::vector<uint64_t>{0});
+	d.detach();
 }
 
 TEST_CASE("a host grows with the volume when its replica has gone")
