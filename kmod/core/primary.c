@@ -806,7 +806,7 @@ static void ping(struct lks_vol *v, u64 members)
 			p->pinged_ms = v->now;
 			lks_send(v, h, 0, LKS_PING, v->now, 0);
 		}
-		if (p->lease_ms + v->p.lease_ms >= v->now || !LKS_ON(L4))
+		if (p->lease_ms + v->p.lease_ms >= v->now || v->lost & LKS_BIT(h) || !LKS_ON(L4))
 			continue;
 		/*
 		 * L4. Who has not even begun this term's session, since its replica is not attached yet, is given up without its link:
@@ -857,10 +857,12 @@ static u64 owing(const struct lks_vol *v)
 
 			hosts |= w->local ? 0 : w->wait;
 		}
+	lks_list_for_each(pos, &v->live)	/* answered, and as long as one is not acknowledged no other begins in its blocks (W2) */
+		hosts |= lks_list_entry(pos, struct lks_work, link)->live;
 	lks_list_for_each(pos, &v->copies)	/* keeps writes out of its blocks (W2) */
 		if (!lks_list_entry(pos, struct lks_work, link)->io_busy)
 			hosts |= LKS_BIT(lks_list_entry(pos, struct lks_work, link)->host);
-	return v->join_stage == LKS_JOIN_PREPARE ? hosts | LKS_BIT(v->joining) : hosts;
+	return hosts;	/* a joiner that writes down the others' maps (D2) holds up nobody's writes, and may take minutes for it */
 }
 
 /*
@@ -880,7 +882,7 @@ static void give_up_mute(struct lks_vol *v)
 			p->mute_ticks = 0;
 			continue;
 		}
-		if (++p->mute_ticks <= v->p.answer_ms / LKS_TICK_MS || !LKS_ON(L5))
+		if (++p->mute_ticks <= v->p.answer_ms / LKS_TICK_MS || !v->p.answer_ms || !LKS_ON(L5))
 			continue;
 		p->mute_ticks = 0;
 		if (lks_insync(&v->cfg) & LKS_BIT(p->host))
@@ -905,7 +907,8 @@ void lks_primary_tick(struct lks_vol *v)
 	u8 h;
 
 	give_up_mute(v);
-	ping(v, (insync | v->ackset) & ~LKS_BIT(v->p.self) & ~v->lost);
+	/* Who is lost, too: if its link stands, its promises let this host read (L3) until the log has decided, which may take long. */
+	ping(v, (insync | v->ackset) & ~LKS_BIT(v->p.self));
 	lks_tell_stable(v);
 	lks_pace_tick(v);
 	if (v->role == LKS_ACTIVATING)

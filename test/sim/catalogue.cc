@@ -774,6 +774,55 @@ void left_alone(Script &s)
 	s.promote(1, {});
 }
 
+// A replica that is being resynced answers pings and nothing else (L5). It never joins, since a block cannot be read, so what it owes
+// are the writes to what it has; each is answered without it, and the next one in the same block waits for it.
+void play_mute_while_resynced(World &w)
+{
+	Script s(w);
+	left_alone(s);
+	s.write(4, A);
+	s.write(4, B);
+	s.write(4, D);
+	s.on(1).unreadable = Span{A.first, 1};
+	s.await("the others have all but one block", [&] {
+		return lks_peer_of(s.on(1).core, 2)->dirty.set == 1 && lks_peer_of(s.on(1).core, 3)->dirty.set == 1 &&
+		       lks_list_empty(&s.on(1).core->copies);
+	});
+	w.host(2).stalled_until = w.now + 1000 * SECOND;
+	Time begun = w.now;
+	s.write(4, D);
+	s.write(4, D);
+	s.expect(w.now - begun < (w.profile.answer_ms + 10000) * MS, "the second write waits no longer than that");
+	s.write(4, A);
+	s.await("h3 is in sync", [&] { return s.member(3); });
+	w.host(2).stalled_until = w.now;
+	s.await("h2 is in sync", [&] { return s.member(2); });
+	s.read(2, D);
+	w.settle("at the end");
+}
+
+// A member answers nothing for longer than L5 allows, and then goes on, while the log cannot decide: nothing stops.
+void play_mute_and_back(World &w)
+{
+	Script s(w);
+	s.ready();
+	s.promote(1, {2, 3});
+	s.open(4);
+	s.write(4, A);
+	w.log_down_until = w.now + 100 * SECOND;
+	w.host(3).stalled_until = w.now + (w.profile.answer_ms + 5000) * MS;
+	const Time down = w.log_down_until;
+	s.write(4, B);
+	s.expect(s.on(1).core->lost == LKS_BIT(3), "h3 was given up");
+	s.pass(20 * SECOND);
+	s.read(4, B);
+	s.write(4, A);
+	s.read(2, A);
+	s.expect(w.now < down, "none of it waits for the log");
+	s.await("h3 is a member after all", [&] { return w.now > down && s.member(3) && !s.on(1).core->lost; });
+	w.settle("at the end");
+}
+
 // The only good copy has a sector that cannot be read: that is an error for who reads it, and nothing else.
 void play_unreadable(World &w)
 {
@@ -875,6 +924,8 @@ const std::vector<Scenario> &catalogue()
 		{"detached-in-turn", "B52: replicas detached in turn, each time another one has the newest data", play_detached_in_turn},
 		{"flush-overtaken", "B44: a flush covers what had completed before it and nothing else", play_flush_overtaken},
 		{"unreadable", "what cannot be read of the only good copy is an error for its reader, and nothing else", play_unreadable},
+		{"mute-while-resynced", "who is being resynced and owes a write alone is given up, too (L5)", play_mute_while_resynced},
+		{"mute-and-back", "a member given up by L5 that goes on without the log having decided stops nothing (L3, L5)", play_mute_and_back},
 		{"unreadable-once", "a read that fails once does not slow down all of a resync", play_unreadable_once},
 		{"crowded", "volumes that resync at the same time share what one alone may have in flight", play_crowded},
 	};

@@ -781,6 +781,31 @@ TEST_CASE("verify looks closer at an extent that only a member has written")
 }
 
 // The version that gives a member up comes while a range waits for that one's answer alone, and another one differs.
+TEST_CASE("a join whose maps take long to write down costs nobody a link")
+{
+	Live d;
+	d.serve();
+	lks_vol_link_lost(d.volume, 2, d.now);
+	d.record.version++;
+	d.record.replicas[1].state = LKS_REPLICA_STALE;
+	d.record.replicas[1].since = d.record.version;
+	REQUIRE(lks_vol_config(d.volume, &d.record, false, d.now) == 0);
+	d.run();
+	lks_vol_link_up(d.volume, 2, d.now);
+	lks_frame attach = d.frame(LKS_ATTACH);
+	attach.session = 77;
+	CHECK(d.receive(2, attach) == 0);
+	d.events.clear();    // of a start without promises
+	for (uint64_t end = d.now + 2 * LKS_ANSWER_MS; d.now < end; d.run()) {
+		d.promise();
+		lks_vol_tick(d.volume, d.now += LKS_TICK_MS);
+	}
+	CHECK(d.volume->join_stage == LKS_JOIN_PREPARE);
+	CHECK(d.count(LKS_EV_SILENT) == 0);
+	CHECK(d.volume->lost == 0);
+	d.detach();
+}
+
 TEST_CASE("a repair does not wait for the member whose loss has set it off")
 {
 	Live d;
