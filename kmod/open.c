@@ -133,10 +133,12 @@ static int get_session(struct lks_volume *v, struct gendisk *disk)
 
 	if (state)
 		return state;
-	if (disk)
+	if (disk) {
 		v->open_waiters++;
-	else
+		lks_vol_abort(v->core, 0, v->now_ms);	/* a reader's wish for a primary is no reason to go on */
+	} else {
 		v->waking = true;
+	}
 	lks_vol_open(v->core, v->now_ms);
 	while (!(state = open_state(v, refusals))) {
 		let_go(disk);

@@ -247,7 +247,6 @@ void lks_client_open(struct lks_vol *v)
 	u64 session = session_in(v, &v->note);
 
 	v->want_open = true;
-	v->aborted = 0;
 	if (v->session && v->session == session)
 		lks_event(v, LKS_EV_OPENED, 0);
 	else

@@ -300,7 +300,7 @@ bool lks_vol_is_open(const struct lks_vol *v);
 /* Starts a request; ends in ops->req_done(). Reads need no session (they are served by the primary), the rest do. */
 void lks_vol_submit(struct lks_vol *v, struct lks_req *req, u64 now_ms);
 
-/* Ends all requests with err, from now on, until there is a new opener: teardown of the device. 0: no more. */
+/* Ends all requests with err, from now on: teardown of the device. 0: no more. */
 void lks_vol_abort(struct lks_vol *v, int err, u64 now_ms);
 
 /* ---- what is going on ---- */

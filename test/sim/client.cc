@@ -29,7 +29,10 @@ void World::open_door(Instance &i)
 	i.asked = false;
 	i.session = 0;
 	i.pace = profile.pace;
-	enter(i, [](lks_vol *v, uint64_t t) { lks_vol_open(v, t); });
+	enter(i, [](lks_vol *v, uint64_t t) {
+		lks_vol_abort(v, 0, t);    // whoever comes later is not meant
+		lks_vol_open(v, t);
+	});
 }
 
 void World::opened(Instance &i)

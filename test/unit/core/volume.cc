@@ -806,6 +806,30 @@ TEST_CASE("a join whose maps take long to write down costs nobody a link")
 	d.detach();
 }
 
+TEST_CASE("what was aborted stays so when somebody wants a session only for a primary to be there")
+{
+	Live d;
+	d.use();
+	lks_vol_link_lost(d.volume, 2, d.now);
+	lks_req reqs[3]{};
+	for (lks_req &r : reqs) {
+		r.op = LKS_OP_READ;
+		r.length = LKS_META_UNIT;
+		r.buf = &no_data;
+	}
+	lks_vol_submit(d.volume, &reqs[0], d.now);
+	CHECK(d.ended.empty());
+	lks_vol_abort(d.volume, -EIO, d.now);
+	CHECK(d.ended.size() == 1);
+	lks_vol_open(d.volume, d.now);
+	lks_vol_submit(d.volume, &reqs[1], d.now);
+	CHECK(d.ended == std::vector<int>{-EIO, -EIO});
+	lks_vol_abort(d.volume, 0, d.now);
+	lks_vol_submit(d.volume, &reqs[2], d.now);
+	CHECK(d.ended.size() == 2);
+	lks_vol_abort(d.volume, -EIO, d.now);
+}
+
 TEST_CASE("a repair does not wait for the member whose loss has set it off")
 {
 	Live d;
