@@ -24,7 +24,7 @@ u32 lks_lease_ms = LKS_LEASE_MS;
 unsigned int lks_answer_ms = LKS_ANSWER_MS;
 module_param_named(answer_ms, lks_answer_ms, uint, 0644);
 MODULE_PARM_DESC(answer_ms,
-		 "a replica that owes answers and gives none for so long is left out (milliseconds, 0: never; volumes added afterwards)");
+		 "a replica that owes answers and gives none for so long is left out (ms, 0: never; volumes added afterwards)");
 
 /*
  * A workqueue runs some hundred works at once. With as many volumes, those that wait for one disk or for the cluster must not keep the

@@ -857,7 +857,7 @@ static u64 owing(const struct lks_vol *v)
 
 			hosts |= w->local ? 0 : w->wait;
 		}
-	lks_list_for_each(pos, &v->live)	/* answered, and as long as one is not acknowledged no other begins in its blocks (W2) */
+	lks_list_for_each(pos, &v->live)	/* answered; until it is acknowledged no other begins in its blocks (W2) */
 		hosts |= lks_list_entry(pos, struct lks_work, link)->live;
 	lks_list_for_each(pos, &v->copies)	/* keeps writes out of its blocks (W2) */
 		if (!lks_list_entry(pos, struct lks_work, link)->io_busy)
@@ -907,7 +907,7 @@ void lks_primary_tick(struct lks_vol *v)
 	u8 h;
 
 	give_up_mute(v);
-	/* Who is lost, too: if its link stands, its promises let this host read (L3) until the log has decided, which may take long. */
+	/* Who is lost, too: if its link stands, its promises let this host read (L3) until the log has decided. */
 	ping(v, (insync | v->ackset) & ~LKS_BIT(v->p.self));
 	lks_tell_stable(v);
 	lks_pace_tick(v);
