@@ -151,8 +151,8 @@ static void submit_slowly(struct lks_volume *v, struct lks_io *io)
 {
 	spin_lock_irq(&v->queue_lock);
 	lks_list_add_tail(&io->link, &v->slow_ios);
+	queue_work(lks_slow_wq, &v->slow_io_work);	/* under the lock: as in finish() */
 	spin_unlock_irq(&v->queue_lock);
-	queue_work(lks_slow_wq, &v->slow_io_work);
 }
 
 static bool whole_sectors(const struct lks_backing *b, const struct lks_io *io)
@@ -441,6 +441,13 @@ static int explain_open(int err, struct netlink_ext_ack *ack)
 	}
 }
 
+bool lks_backing_holds(struct block_device *bdev, u64 offset, u64 bytes)
+{
+	u64 size = bdev_nr_bytes(bdev);
+
+	return bytes <= size && offset <= size - bytes;
+}
+
 struct lks_backing *lks_backing_open(struct lks_volume *v, const char *path, u64 offset, bool thin,
 				     struct netlink_ext_ack *ack)
 {
@@ -467,7 +474,7 @@ struct lks_backing *lks_backing_open(struct lks_volume *v, const char *path, u64
 	b->bdev = file_bdev(b->file);
 	b->sector = bdev_logical_block_size(b->bdev);
 	err = -EFBIG;
-	if ((u64)bdev_nr_bytes(b->bdev) < offset + layout.total_bytes) {
+	if (!lks_backing_holds(b->bdev, offset, layout.total_bytes)) {
 		NL_SET_ERR_MSG(ack, "the backing device is smaller than data and metadata");
 		goto err_put;
 	}

@@ -19,6 +19,8 @@ struct lks_backing {
  * -ENOMEM. Sleeps. */
 struct lks_backing *lks_backing_open(struct lks_volume *v, const char *path, u64 offset, bool thin,
 				     struct netlink_ext_ack *ack);
+/* Do bytes [offset, offset + bytes) of it exist? */
+bool lks_backing_holds(struct block_device *bdev, u64 offset, u64 bytes);
 /* Nothing is in flight. */
 void lks_backing_close(struct lks_backing *b);
 

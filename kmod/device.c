@@ -100,7 +100,7 @@ static void drop(struct lks_bio *r)
 	mempool_free(r, &requests);
 }
 
-static void end_request(struct lks_bio *r)
+void lks_device_done(struct lks_bio *r)
 {
 	struct bio *bio = r->bio;
 	int err = r->err;
@@ -133,16 +133,6 @@ void lks_device_ended(struct lks_bio *r, int err)
 bool lks_device_goes_on(const struct lks_bio *r)
 {
 	return r->preflush && !r->err;
-}
-
-bool lks_device_done(struct lks_bio *r)
-{
-	if (lks_device_goes_on(r)) {
-		r->preflush = false;
-		return true;
-	}
-	end_request(r);
-	return false;
 }
 
 static int may_start(struct lks_bio *r)
@@ -210,6 +200,13 @@ void lks_device_start(struct lks_bio *r)
 	if (leaves_trail(r))
 		lks_trail_note(v, r->req.offset, r->req.length, r->bio->bi_opf & REQ_NOWAIT);
 	lks_vol_submit(v->core, &r->req, v->now_ms);
+}
+
+void lks_device_go_on(struct lks_bio *r)
+{
+	r->preflush = false;
+	list_del(&r->link);
+	lks_device_start(r);
 }
 
 /* Sectors of a bio that one request may have. */

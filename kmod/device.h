@@ -36,12 +36,14 @@ struct lks_opener {
 void lks_device_submit(struct bio *bio);
 /* Under the volume's lock: the core is done with r. */
 void lks_device_ended(struct lks_bio *r, int err);
-/* r has ended with r->err; no lock is held. true: it is to be started again by lks_device_start(). */
-bool lks_device_done(struct lks_bio *r);
-/* Will it? Any context. */
-bool lks_device_goes_on(const struct lks_bio *r);
+/* r has ended with r->err; no lock is held. Not for one that goes on. */
+void lks_device_done(struct lks_bio *r);
 /* Under the lock of r->v, with no unlock but lks_volume_unlock() to follow. */
 void lks_device_start(struct lks_bio *r);
+/* It was the flush before a write, which follows. Any context. */
+bool lks_device_goes_on(const struct lks_bio *r);
+/* Starts the write; as lks_device_start(). r is on a list, and on another one afterwards. */
+void lks_device_go_on(struct lks_bio *r);
 
 /* ---- opening ---- */
 

@@ -9,6 +9,7 @@
 #include <linux/idr.h>
 #include <linux/module.h>
 #include <linux/netlink.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/timekeeping.h>
 #include "backing.h"
@@ -30,7 +31,7 @@
 
 static unsigned int stuck_ms = 30000;
 module_param(stuck_ms, uint, 0644);
-MODULE_PARM_DESC(stuck_ms, "a disk that has something to do and answers nothing for so long is stuck (milliseconds)");
+MODULE_PARM_DESC(stuck_ms, "a disk that has something to do and answers nothing for so long is stuck (milliseconds; 0: never)");
 
 static atomic_t syncing = ATOMIC_INIT(0);	/* volumes that resync, from here */
 static DEFINE_IDR(volumes);		/* vid -> struct lks_volume; read under RCU */
@@ -204,36 +205,29 @@ static void unlock(struct lks_volume *v, bool may_wait, u32 plugged_bytes)
 {
 	struct lks_bio *r, *next;
 	struct lks_list ios;
-	LIST_HEAD(again);
 	LIST_HEAD(done);
+	u64 hosts;
 
+	/* Not under the lock anew: that waits while a replica is attached here, and a link's receiver must not wait for a disk. */
+	list_for_each_entry_safe(r, next, &v->done, link)
+		if (lks_device_goes_on(r))
+			lks_device_go_on(r);
+	hosts = v->to_send;
+	v->to_send = 0;
+	list_splice_tail_init(&v->done, &done);
 	lks_list_init(&ios);
-	for (;;) {
-		u64 hosts = v->to_send;
+	lks_list_splice_tail(&v->ios, &ios);
+	lks_volume_release(v);
 
-		v->to_send = 0;
-		list_splice_tail_init(&v->done, &done);
-		lks_list_splice_tail(&v->ios, &ios);
-		lks_volume_release(v);
-
-		/* first to those who have the longer way */
-		if (hosts && plugged_bytes)
-			lks_send_unplugged(hosts, plugged_bytes);
-		else if (hosts)
-			lks_send_now(hosts);
-		submit_ios(v, &ios, may_wait);
-		list_for_each_entry_safe(r, next, &done, link) {
-			list_del(&r->link);
-			if (lks_device_done(r))
-				list_add_tail(&r->link, &again);
-		}
-		if (list_empty(&again))
-			return;
-		lks_volume_lock(v);
-		list_for_each_entry_safe(r, next, &again, link) {
-			list_del(&r->link);
-			lks_device_start(r);
-		}
+	/* first to those who have the longer way */
+	if (hosts && plugged_bytes)
+		lks_send_unplugged(hosts, plugged_bytes);
+	else if (hosts)
+		lks_send_now(hosts);
+	submit_ios(v, &ios, may_wait);
+	list_for_each_entry_safe(r, next, &done, link) {
+		list_del(&r->link);
+		lks_device_done(r);
 	}
 }
 
@@ -506,7 +500,7 @@ static void tell_stuck(struct lks_volume *v)
 		v->still_ticks = 0;
 	else
 		v->still_ticks++;
-	stuck = v->still_ticks > ms / LKS_TICK_MS;
+	stuck = ms && v->still_ticks > ms / LKS_TICK_MS;
 	if (stuck == v->stuck)
 		return;
 	v->stuck = stuck;
@@ -825,6 +819,7 @@ static bool is_attached(struct lks_volume *v, const char *path, u64 offset)
 int lks_volume_attach(struct lks_volume *v, const char *path, u64 offset, bool thin, struct netlink_ext_ack *ack)
 {
 	struct lks_backing *b;
+	unsigned int noio;
 	int err;
 
 	if (v->backing) {
@@ -847,8 +842,11 @@ int lks_volume_attach(struct lks_volume *v, const char *path, u64 offset, bool t
 	v->full = v->stuck = false;
 	v->still_ticks = 0;
 	lks_volume_release(v);
+	/* to free memory might swap out to this very volume, and wait for this to end */
+	noio = memalloc_noio_save();
 	err = lks_vol_attach(v->core, offset, !thin, lks_backing_read, b, v->now_ms, &v->suspect, &v->disk_version,
 			     &v->disk_term);
+	memalloc_noio_restore(noio);
 	lks_volume_hold(v);
 	if (!err) {
 		v->backing = b;
@@ -928,7 +926,7 @@ int lks_volume_meta_move(struct lks_volume *v, u64 offset, u64 size, struct netl
 		return -EINVAL;
 	}
 	lks_layout_of(size, v->block_size, &layout);
-	if (offset && (u64)bdev_nr_bytes(v->backing->bdev) < offset + layout.total_bytes) {
+	if (offset && !lks_backing_holds(v->backing->bdev, offset, layout.total_bytes)) {
 		NL_SET_ERR_MSG(ack, "the backing device is smaller than data and metadata would be");
 		return -EFBIG;
 	}
