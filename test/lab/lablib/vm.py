@@ -168,7 +168,12 @@ class Vm:
         self.qmp = Qmp(str(self.folder / 'qmp'), self.name)
 
     def wait_booted(self, timeout=BOOT_SECONDS):
-        self.agent.wait_ready(timeout)
+        try:
+            self.agent.wait_ready(timeout)
+        except HostDied:
+            raise
+        except LabError as e:
+            raise LabError(f'{e}\n{self.where()}\nconsole: {self.console()[-400:]}') from None
 
     @property
     def running(self):
