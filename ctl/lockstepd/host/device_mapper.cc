@@ -341,6 +341,17 @@ Done thick_snapshot(const DmCall &call, const std::string &folder, const std::st
 	return emptied ? touch(taken, s.snapshot) : emptied;
 }
 
+// Opened for reading, which is enough: udev takes whoever closes what was open for writing for somebody who changed it.
+Done flush_device(const std::string &path)
+{
+	const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+	const bool well = fd >= 0 && fdatasync(fd) == 0;
+	const int error = errno;
+	if (fd >= 0)
+		close(fd);
+	return well ? Done(Nothing{}) : failed(fmt::format("what was written to {} cannot be made to last: {}", path, strerror(error)));
+}
+
 void forget_taken(const std::string &taken, const std::string &snapshot) { (void)forget(taken, snapshot); }
 
 std::vector<std::string> resume_suspended(const DmCall &call, const std::string &folder)

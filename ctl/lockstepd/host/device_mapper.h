@@ -66,6 +66,9 @@ struct ThickSnapshot {
 Done thick_snapshot(const DmCall &call, const std::string &folder, const std::string &taken, const ThickSnapshot &s);
 void forget_taken(const std::string &taken, const std::string &snapshot);    // it is being removed
 
+// What the device has acknowledged is on its disks when this returns: they keep it in memory until they are asked. Whoever uses it goes on.
+Done flush_device(const std::string &path);
+
 // Lets go on what a daemon before this one left suspended. What it could not, one line each.
 std::vector<std::string> resume_suspended(const DmCall &call, const std::string &folder);
 

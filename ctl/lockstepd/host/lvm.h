@@ -202,6 +202,8 @@ struct Lvm {
 	// does not matter. take: quick, and then it is what the replica is at that moment; taken already: left as it is. Both idempotent.
 	std::function<Result<uint64_t>(const SnapshotLv &)> prepare;
 	std::function<Done(const SnapshotLv &, uint64_t prepared)> take;
+	// What the LV, which is active, has acknowledged is on its disks when this returns. Asks the kernel alone.
+	std::function<Done(const std::string &vg, const std::string &lv)> flush;
 	// Bytes that a thin LV which is active takes of its pool now; 0: nobody knows. Asks the kernel alone.
 	std::function<uint64_t(const std::string &vg, const std::string &lv)> allocated;
 	std::function<Done(const SnapshotLv &)> remove_snapshot;
@@ -227,7 +229,7 @@ struct Lvm {
 };
 
 Lvm lvm_tools();
-void add_snapshot_tools(Lvm &lvm);    // lvm_snapshots.cc: extend, snapshot, prepare, take, remove_snapshot, clone
+void add_snapshot_tools(Lvm &lvm);    // lvm_snapshots.cc: extend, snapshot, prepare, take, flush, allocated, remove_snapshot, begin_copy, end_copy, clone
 void add_orphan_tools(Lvm &lvm);      // lvm_orphans.cc: purge, show, take_over
 void add_disk_tools(Lvm &lvm);        // lvm_disks.cc: add_disk, leave_disk, drain_disk, clear_label, grow_data, let_go
 void add_mend_tools(Lvm &lvm);        // lvm_mend.cc: mend

@@ -121,6 +121,8 @@ Done take(const SnapshotLv &lv, uint64_t prepared)
 	return thin_snapshot(dm_kernel(), SUSPENDED_FOLDER, replica_device(lv), prepared);
 }
 
+Done flush(const std::string &vg, const std::string &lv) { return flush_device("/dev/mapper/" + dm_name(vg, lv)); }
+
 uint64_t allocated(const std::string &vg, const std::string &lv)
 {
 	const auto status = dm_status(dm_kernel(), dm_name(vg, lv));
@@ -250,6 +252,7 @@ void add_snapshot_tools(Lvm &lvm)
 	lvm.snapshot = [basic](const SnapshotLv &lv) { return snapshot(basic, lv); };
 	lvm.prepare = [with = lvm](const SnapshotLv &lv) { return prepare(with, lv); };
 	lvm.take = take;
+	lvm.flush = flush;
 	lvm.allocated = allocated;
 	lvm.remove_snapshot = [basic](const SnapshotLv &lv) { return remove_snapshot(basic, lv); };
 	lvm.begin_copy = [basic](const SnapshotLv &lv, const OrphanLv &base, const std::string &thin_pool, uint64_t bytes) {

@@ -6,6 +6,10 @@
 // hold. A number is chosen anew for every hold and never used for a second one, so what the log has cannot be mistaken for
 // a later hold. In the kernel a hold is a lease, which ends soon after its daemon; it is renewed while hosts take their copies, for
 // HOLD_MOST_MS at most. A hold that ends before its time breaks the snapshot at once.
+//
+// What a guest was told is written may be in the memory of disks, on every host. A host that lost it after `ready` would get it again, but a
+// classic snapshot there first keeps the block that was overwritten: the old one. So the replica is flushed before its copy is taken, while
+// nothing is written. That takes as long as disks have much in memory, and guests wait for it; a flush when the copy is prepared leaves little.
 #include <algorithm>
 
 #include <fmt/format.h>
@@ -198,7 +202,7 @@ void Reconciler::prepare_snapshot(const Snapshot &s, const SnapshotCopy &copy)
 		       if (!prepared)
 			       return prepared.error();
 		       *number = *prepared;
-		       return Nothing{};
+		       return lvm.flush(lv.vg, replica_lv_name(lv.vid));
 	       },
 	       [this, sid = s.sid, attempt = s.attempt, number](const Done &done) {
 		       const Snapshot *s = world_.state().snapshot(sid);
@@ -226,7 +230,9 @@ void Reconciler::take_snapshot(const Snapshot &s, const SnapshotCopy &copy, Snap
 	// What has been prepared does not wait for what LVM does meanwhile for others.
 	const bool prepared = s.prepare;
 	act_on(s.sid, prepared ? fmt::format("take:{}", s.sid) : vg_key(lv->vg),
-	       [lvm = world_.lvm, lv = *lv, allocated, tell, prepared, number = w.prepared] {
+	       [lvm = world_.lvm, lv = *lv, allocated, tell, prepared, number = w.prepared]() -> Done {
+		       if (Done done = lvm.flush(lv.vg, replica_lv_name(lv.vid)); !done)
+			       return done;
 		       *allocated = tell ? lvm.allocated(lv.vg, replica_lv_name(lv.vid)) : 0;
 		       return prepared ? lvm.take(lv, number) : lvm.snapshot(lv);
 	       },

@@ -303,6 +303,15 @@ TEST_CASE("a classic snapshot that cannot be emptied is not taken, and its origi
 	CHECK_FALSE(std::filesystem::exists(dm.taken));
 }
 
+TEST_CASE("a device is flushed without being open for writing; one that is not there, or cannot be, is told")
+{
+	FakeThick dm;
+	std::filesystem::permissions(dm.s.cow, std::filesystem::perms::owner_read);
+	CHECK(flush_device(dm.s.cow));
+	CHECK(flush_device(dm.top + "/none").error().message == "what was written to " + dm.top + "/none cannot be made to last: No such file or directory");
+	CHECK(flush_device("/dev/null").error().message == "what was written to /dev/null cannot be made to last: Invalid argument");
+}
+
 TEST_CASE("tables of thin volumes")
 {
 	CHECK(*parse_thin_table("252:3 17") == ThinVolume{"252:3", 17});

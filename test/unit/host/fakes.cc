@@ -798,6 +798,7 @@ Lvm FakeWorld::lvm()
 			return effect<Result<uint64_t>>("thin_delete " + std::to_string(lv.sid), [lv]() -> Result<uint64_t> { return lv.sid; });
 		});
 	};
+	l.flush = [this](const std::string &, const std::string &lv) { return effect<Done>("flush " + lv, []() -> Done { return Nothing{}; }); };
 	l.remove_snapshot = [this](const SnapshotLv &lv) {
 		return effect<Done>("remove_snapshot " + std::to_string(lv.sid), [=, this]() -> Done {
 			lvs.erase(snapshot_lv_path(lv));

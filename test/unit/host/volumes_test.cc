@@ -186,7 +186,7 @@ TEST_CASE("a snapshot is taken in the order that makes it one point, and deleted
 	REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
 	REQUIRE(r.w.state.snapshot(sid));
 	CHECK(r.w.state.snapshot(sid)->attempt == 1);
-	CHECK(in_order(r.w, {"quiesce 1", "snapshot.held 0", "snapshot 1", "snapshot.taken 0", "resume 1", "snapshot.resumed 0"}));
+	CHECK(in_order(r.w, {"quiesce 1", "snapshot.held 0", "flush lockstep.1", "snapshot 1", "snapshot.taken 0", "resume 1", "snapshot.resumed 0"}));
 	CHECK(r.kernel().hold == 0);
 	CHECK(r.copies() == 1);
 	const auto calls = r.w.calls;
@@ -224,7 +224,9 @@ TEST_CASE("what LVM does for a snapshot it does before writes are held")
 	REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
 	REQUIRE(r.w.state.snapshot(sid));
 	CHECK(r.w.state.snapshot(sid)->attempt == 1);
-	CHECK(in_order(r.w, {"prepare 1", "snapshot.prepared 0", "quiesce 1", "snapshot.held 0", "snapshot 1", "snapshot.taken 0"}));
+	CHECK(in_order(r.w, {"prepare 1", "flush lockstep.1", "snapshot.prepared 0", "quiesce 1", "snapshot.held 0", "snapshot 1", "snapshot.taken 0"}));
+	const auto held = std::ranges::find(r.w.calls, "snapshot.held 0"), taken = std::ranges::find(r.w.calls, "snapshot 1");
+	CHECK(std::count(held, taken, "flush lockstep.1") == 1);    // again
 	CHECK(r.w.count("thin_delete") == (thin ? 1 : 0));
 	CHECK(r.copies() == 1);
 	CHECK(r.kernel().hold == 0);
@@ -244,6 +246,35 @@ TEST_CASE("a snapshot that cannot be prepared holds up nobody, and LVM's words a
 	CHECK(r.w.count("quiesce") == 0);
 	CHECK(r.w.count("prepare") == 2);    // two tries
 	CHECK(r.copies() == 0);
+}
+
+TEST_CASE("where disks do not confirm what they have in memory no copy is taken, and none is left")
+{
+	const auto [prepare, thin] = GENERATE(std::pair(false, false), std::pair(false, true), std::pair(true, false), std::pair(true, true));
+	const bool in_hold = !prepare || GENERATE(false, true);
+	Taking r;
+	if (thin)
+		r.w.make_thin();
+	const std::string why = "what was written to /dev/mapper/vg-lockstep.1 cannot be made to last: Input/output error";
+	if (in_hold)
+		r.w.on_call = [&](const std::string &call) {
+			if (call == "quiesce 1")
+				r.w.failing["flush"] = why;
+			else if (call == "prepare 1")
+				r.w.failing.clear();
+		};
+	else
+		r.w.failing["flush"] = why;
+	const uint32_t sid = r.take("s1", prepare);
+	REQUIRE(r.w.run_until([&] { return r.settled(sid); }));
+	CHECK_FALSE(r.w.state.snapshot(sid));
+	CHECK(r.w.state.snapshot_failures.at(sid).message ==
+	      "snapshot s1 of volume db1 could not be " + std::string(in_hold ? "taken" : "prepared") + " on host alpha: " + why);
+	CHECK(r.w.count("snapshot 1") == 0);
+	CHECK(r.w.count("quiesce") == (in_hold ? 2 : 0));    // two tries
+	CHECK(r.copies() == 0);
+	CHECK(r.kernel().hold == 0);
+	CHECK(quiet(r.w));
 }
 
 TEST_CASE("a snapshot: killed or failing at any step, there is a whole one or none, and no hold stays")
