@@ -125,6 +125,7 @@ struct ApiServer::Impl {
 	void routes_serving();
 	Result<uint32_t> vid_of(const std::string &name);      // by a State that is not older than the call
 	Result<HostId> host_or_self(const json &body);
+	bool wait_closed(const std::string &volume);
 	Result<json> propose_unused(const json &entry, const std::string &volume);
 	Result<json> choose_primary(uint32_t vid, const std::string &name, HostId host);
 	Result<json> ask_primary(const std::string &name, const std::string &verb, json body);
@@ -148,8 +149,9 @@ struct ApiServer::Impl {
 	Result<json> snapshot_delete(const httplib::Request &req);
 	Result<json> snapshot_restore(const httplib::Request &req);
 	Result<json> finish_revert(const Result<json> &begun, const std::string &volume);    // its answer: vid
-	void add_ways_to_revert(json &entry, const Volume *v);    // fields of snapshot.revert that all hosts understand
-	Done can_revert_in_place(const json &entry);
+	void add_ways_to_revert(json &entry, const State &s, const Volume *v);    // fields of snapshot.revert that all hosts understand
+	Result<json> try_revert_in_place(json entry, const State &s, const Volume &v);
+	Result<json> propose_revert(const std::string &volume, const std::string &name);
 	Result<json> snapshot_revert(const httplib::Request &req);
 	Result<json> snapshot_diff(const httplib::Request &req);
 	Result<json> volume_clone(const httplib::Request &req);

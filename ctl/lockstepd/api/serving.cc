@@ -52,21 +52,20 @@ Result<uint32_t> ApiServer::Impl::vid_of(const std::string &name)
 	return v->vid;
 }
 
-// Proposes what is refused while the volume is in use. A close reaches the log a moment after it has returned; if nothing but
-// such a close is in the way, it is waited for.
-Result<json> ApiServer::Impl::propose_unused(const json &entry, const std::string &volume)
+// A close reaches the log a moment after it has returned; if nothing but such a close is in the way, it is waited for. False if the volume
+// is still open then, or none of this is so.
+bool ApiServer::Impl::wait_closed(const std::string &volume)
 {
-	Result<json> result = backend.propose(entry);
-	if (result || result.error().status != Status::forbidden || !backend.barrier())
-		return result;
+	if (!backend.barrier())
+		return false;
 	const std::shared_ptr<const State> s = backend.state();
 	const Volume *v = s->volume_named(volume);
 	if (!v || v->openers.empty())
-		return result;
+		return false;
 	for (const Opener &o : v->openers) {
 		const Result<json> in_use = s->online(o.host) ? backend.ask_host(o.host, "volume.in_use", {{"vid", v->vid}}) : json(true);
 		if (!in_use || *in_use != false)
-			return result;
+			return false;
 	}
 	auto closed = [&](const State &now) {
 		const Volume *then = now.volume(v->vid);
@@ -75,7 +74,16 @@ Result<json> ApiServer::Impl::propose_unused(const json &entry, const std::strin
 			return still && still->session == o.session;
 		});
 	};
-	return wait_for(closed, options.effect_timeout_ms) ? backend.propose(entry) : result;
+	return wait_for(closed, options.effect_timeout_ms);
+}
+
+// Proposes what is refused while the volume is in use.
+Result<json> ApiServer::Impl::propose_unused(const json &entry, const std::string &volume)
+{
+	Result<json> result = backend.propose(entry);
+	if (result || result.error().status != Status::forbidden)
+		return result;
+	return wait_closed(volume) ? backend.propose(entry) : result;
 }
 
 Result<std::string> ApiServer::Impl::volume_list(const httplib::Request &req)

@@ -192,51 +192,81 @@ Result<json> ApiServer::Impl::snapshot_restore(const httplib::Request &req)
 	return made;
 }
 
+namespace {
+
+std::vector<HostId> in_thick_pools(const State &s, const Volume &v)
+{
+	std::vector<HostId> hosts;
+	for (const Replica &r : v.replicas)
+		if (const Pool *pool = s.pool(r.pool, r.host); pool && pool->kind == PoolKind::thick)
+			hosts.push_back(r.host);
+	return hosts;
+}
+
+}    // namespace
+
 // Before there was in_place, a replica in a thick pool whose disk had failed was done without, and took its copies of snapshots along
 // unseen. With it, that is refused.
-void ApiServer::Impl::add_ways_to_revert(json &entry, const Volume *v)
+void ApiServer::Impl::add_ways_to_revert(json &entry, const State &s, const Volume *v)
 {
-	const std::shared_ptr<const State> s = backend.state();
-	const bool thick = v && std::ranges::any_of(v->replicas, [&](const Replica &r) {
-		const Pool *pool = s->pool(r.pool, r.host);
-		return pool && pool->kind == PoolKind::thick;
-	});
-	const bool in_place = all_understand(*s, LEVEL_IN_PLACE);
+	const bool thick = v && !in_thick_pools(s, *v).empty(), in_place = all_understand(s, LEVEL_IN_PLACE);
 	if (in_place)
 		entry["in_place"] = true;
-	// Of which the hosts are asked (can_revert_in_place). One that is taken after this is none of them, and refused.
-	if (thick && all_understand(*s, LEVEL_PAST)) {
+	// Of which the hosts are asked (try_revert_in_place). One that is taken after this is none of them, and refused.
+	if (thick && all_understand(s, LEVEL_PAST)) {
 		entry["past"] = json::array();
-		for (const auto &[sid, x] : s->snapshots)
+		for (const auto &[sid, x] : s.snapshots)
 			if (x.vid == v->vid && x.phase == SnapshotPhase::ready)
 				entry["past"].push_back(sid);
 	}
-	if (in_place || (all_understand(*s, LEVEL_REVERT) && !thick))
+	// What is written after they were asked, they have not reckoned with.
+	if (thick && all_understand(s, LEVEL_REVERT_VERSION))
+		entry["version"] = v->version;
+	if (in_place || (all_understand(s, LEVEL_REVERT) && !thick))
 		entry["without_failed"] = true;
 }
 
-// Each host with a replica in a thick pool says whether its snapshots bear it. What the log would say to it comes first.
-Done ApiServer::Impl::can_revert_in_place(const json &entry)
+// Each host with a replica in a thick pool says whether its snapshots bear it. What the log would say comes first: if it refuses, or has
+// begun it already, that is the answer, for what the hosts were not asked about is not to be proposed.
+Result<json> ApiServer::Impl::try_revert_in_place(json entry, const State &s, const Volume &v)
 {
-	if (Done reached = backend.barrier(); !reached)
-		return reached.error();
-	const std::shared_ptr<const State> s = backend.state();
-	const Snapshot *x = s->snapshot_named(entry["volume"].get<std::string>(), entry["name"].get<std::string>());
-	const Volume *v = x ? s->volume(x->vid) : nullptr;
-	if (!v || !v->openers.empty() || v->phase != Phase::ready)
-		return Nothing{};    // the log says why
-	std::vector<HostId> thick;
-	for (const Replica &r : v->replicas)
-		if (const Pool *pool = s->pool(r.pool, r.host); pool && pool->kind == PoolKind::thick)
-			thick.push_back(r.host);
-	if (thick.empty())
-		return Nothing{};
-	if (State trial = *s; !tried(trial, entry))
-		return Nothing{};    // likewise
-	for (HostId host : thick)
-		if (Result<json> can = backend.ask_host(host, "snapshot.can_revert", {{"sid", x->sid}}); !can)
+	State trial = s;
+	if (Done good = tried(trial, entry); !good)
+		return good.error();
+	if (v.phase != Phase::ready)
+		return json{{"vid", v.vid}};
+	const uint32_t sid = s.snapshot_named(v.name, entry["name"].get<std::string>())->sid;
+	entry["sid"] = sid;    // not another one that gets this name meanwhile
+	for (HostId host : in_thick_pools(s, v))
+		if (Result<json> can = backend.ask_host(host, "snapshot.can_revert", {{"sid", sid}}); !can)
 			return can.error();
-	return Nothing{};
+	return backend.propose(entry);
+}
+
+// In a thick pool first the volume is waited for to be closed, then the hosts are asked, then the log: it takes what the hosts' snapshots do
+// not bear, too, and they would be lost. If the record has changed meanwhile, so may have what is written: they are asked again.
+Result<json> ApiServer::Impl::propose_revert(const std::string &volume, const std::string &name)
+{
+	const Clock::time_point end = Clock::now() + std::chrono::milliseconds(options.effect_timeout_ms);
+	for (;;) {
+		if (Done reached = backend.barrier(); !reached)
+			return reached.error();
+		const std::shared_ptr<const State> s = backend.state();
+		const Volume *v = s->volume_named(volume);
+		json entry = {{"op", "snapshot.revert"}, {"volume", volume}, {"name", name}};
+		add_ways_to_revert(entry, *s, v);
+		if (!v || in_thick_pools(*s, *v).empty())
+			return propose_unused(entry, volume);
+		if (!v->openers.empty() && Clock::now() < end && wait_closed(volume))
+			continue;
+		Result<json> result = try_revert_in_place(entry, *s, *v);
+		if (result || result.error().status != Status::forbidden || Clock::now() >= end || is_stopping() || !backend.barrier())
+			return result;
+		const std::shared_ptr<const State> then = backend.state();
+		const Volume *still = then->volume(v->vid);
+		if (!still || still->version == v->version || !entry.contains("version"))
+			return result;
+	}
 }
 
 // The volume keeps its name, id and device; its device is away meanwhile.
@@ -245,11 +275,7 @@ Result<json> ApiServer::Impl::snapshot_revert(const httplib::Request &req)
 	std::string volume = req.matches[1], name = req.matches[2];
 	if (Done ready = ready_for_changes(); !ready)
 		return ready.error();
-	json entry = {{"op", "snapshot.revert"}, {"volume", volume}, {"name", name}};
-	add_ways_to_revert(entry, backend.state()->volume_named(volume));
-	if (Done can = can_revert_in_place(entry); !can)
-		return can.error();
-	Result<json> done = finish_revert(propose_unused(entry, volume), volume);
+	Result<json> done = finish_revert(propose_revert(volume, name), volume);
 	if (!done)
 		return done;
 	return json{{"name", volume}, {"vid", done->at("vid")}, {"snapshot", name}};

@@ -83,7 +83,8 @@ Result<json> ApiServer::Impl::volume_replace(const httplib::Request &req)
 		return made;
 	const json sid = made->at(0)["sid"];
 	json entry = {{"op", "snapshot.revert"}, {"sid", sid}, {"onto", *vid}};
-	add_ways_to_revert(entry, backend.state()->volume(*vid));
+	const std::shared_ptr<const State> s = backend.state();
+	add_ways_to_revert(entry, *s, s->volume(*vid));
 	Result<json> result = finish_revert(propose_unused(entry, name), name);
 	Result<json> removed = backend.propose({{"op", "snapshot.delete"}, {"sid", sid}});
 	if (!result)

@@ -182,6 +182,7 @@ nlohmann::json cluster_rebuild(State &state, const Fields &f);
 
 // record.cc
 void start_term(Volume &v, HostId primary, const std::vector<HostId> &keep);
+void expect_version(const Volume &v, uint64_t version);                   // refuses another one
 std::vector<HostId> clean_and_online(const State &state, const Volume &v);
 
 // Of a set of snapshots that is being discarded, are only hosts that are offline left to do it?

@@ -28,13 +28,6 @@ json record_answer(const Volume &v, bool changed)
 	return answer;
 }
 
-void expect_version(const Volume &v, uint64_t version)
-{
-	if (v.version != version)
-		refuse(forbidden("volume " + v.name + ": its record is at version " + std::to_string(v.version) + ", the change was made for " +
-				 std::to_string(version)));
-}
-
 void enter(Replica &r, ReplicaState state, uint64_t version)
 {
 	r.state = state;
@@ -54,6 +47,13 @@ json commit(State &state, const Volume &before, Volume next)
 }
 
 }    // namespace
+
+void expect_version(const Volume &v, uint64_t version)
+{
+	if (v.version != version)
+		refuse(forbidden("volume " + v.name + ": its record is at version " + std::to_string(v.version) + ", the change was made for " +
+				 std::to_string(version)));
+}
 
 // A new term under primary; of the replicas in sync only those in keep stay so.
 void start_term(Volume &v, HostId primary, const std::vector<HostId> &keep)

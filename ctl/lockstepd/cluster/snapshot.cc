@@ -463,6 +463,8 @@ uint32_t level_of(const json &entry)
 		return LEVEL_ALLOCATED;
 	if (*op == "snapshot.abandon")
 		return LEVEL_ABANDON;
+	if (*op == "snapshot.revert" && entry.contains("version"))
+		return LEVEL_REVERT_VERSION;
 	if (*op == "snapshot.revert" && entry.contains("past"))
 		return LEVEL_PAST;
 	if (*op == "snapshot.revert" && entry.contains("in_place"))

@@ -40,14 +40,16 @@
 //                     new uuid group(o) labels(o)              like an empty one (phase creating with a source)
 //  snapshot.copy|copied|drop                                   see snapshot_copies.cc
 //  snapshot.revert    sid onto(o: vid) without_failed(o)       vid. The volume, not open, gets the snapshot's content: it is back in
-//                     in_place(o) past(o: sids)                phase creating with a source until all replicas have it. onto:
+//                     in_place(o) past(o: sids) version(o)     phase creating with a source until all replicas have it. onto:
 //                                                              another volume than the one it was taken of. without_failed: replicas
 //                                                              whose disk has failed go, others are made in their place afterwards. in_place: also
 //                                                              in thick pools, where each host copies from its snapshot what differs, and none
 //                                                              goes: the copies of its snapshots would go with it. So where any replica is in a
 //                                                              thick pool without_failed is not asked for without in_place. past: other
 //                                                              snapshots of the volume, which each host with a thick pool has found room in for
-//                                                              what is overwritten (host/revert.h)
+//                                                              what is overwritten (host/revert.h). version: the record's before they
+//                                                              were asked. Each open and close makes another, which is refused: what was
+//                                                              written since, nobody has reckoned with
 #include "lockstepd/cluster/internal.h"
 
 #include "lib/units.h"
@@ -621,6 +623,8 @@ json revert(State &state, const Fields &f)
 				 (v->phase != Phase::ready ? to_string(v->phase) : v->grow_bytes ? "growing" : "being snapshotted") + ", wait for that"));
 	if (!v->openers.empty())
 		refuse(coded("volume-open", forbidden("volume " + v->name + " is open on host " + state.host_name(v->openers[0].host) + ": close it there before reverting it")));
+	if (f.has("version"))
+		expect_version(*v, f.number("version"));
 	if (v->size_bytes != s.size_bytes)
 		refuse(forbidden("volume " + v->name + " has another size than " + title(s) + ": restore that as a new volume"));
 	bool served = false;

@@ -57,6 +57,7 @@ public:
 	std::map<HostId, nlohmann::json> orphans;    // answers to orphan.list; 0: what is on the disks of a host in no cluster
 	std::set<HostId> keep_snapshots;             // hosts that do not remove what is deleted yet
 	std::set<HostId> no_revert;                  // its snapshots do not bear it
+	std::function<void(HostId)> before_can_revert = [](HostId) {};    // happens when that host is asked
 	std::set<HostId> disks_move;                 // a disk comes or goes there
 	std::map<HostId, nlohmann::json> disks;      // answers to disk.list; each answer brings a disk that is leaving 60 % further
 	std::map<HostId, nlohmann::json> mend;       // in answers to disk.change: the disk is dead
@@ -432,6 +433,8 @@ private:
 		};
 		b.bare_orphans = [this]() -> Result<nlohmann::json> { return orphans[0].is_null() ? nlohmann::json::array() : orphans[0]; };
 		b.ask_host = [this](HostId host, const std::string &verb, const nlohmann::json &body) -> Result<nlohmann::json> {
+			if (verb == "snapshot.can_revert")
+				before_can_revert(host);
 			std::lock_guard lock(mutex_);
 			if (verb == "volume.in_use") {
 				if (closing.contains(host))

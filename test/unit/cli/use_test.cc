@@ -286,6 +286,32 @@ TEST_CASE("in a thick pool a revert is begun when the hosts bear it, and waited 
 	CHECK(o.status == 5);
 	CHECK(o.err == "lockstep: snapshot s: its copy on that host is lost\n");
 	CHECK(d.volume("v").phase == Phase::ready);
+	// It is closed already, of which the log is yet to hear.
+	const uint32_t vid = d.volume("v").vid;
+	d.good({{"op", "record.open"}, {"vid", vid}, {"host", 1}});
+	CHECK(has(d.run({"snapshot", "revert", "v", "s"}).err, "is open on host alpha"));
+	d.closing = {1};
+	o = d.run({"snapshot", "revert", "v", "s"});
+	CHECK(o.status == 5);
+	CHECK(o.err == "lockstep: snapshot s: its copy on that host is lost\n");
+	CHECK(d.volume("v").phase == Phase::ready);
+	// Written to when one has answered: what that answer says is not so any more.
+	d.no_revert = {};
+	std::vector<HostId> asked;
+	d.before_can_revert = [&](HostId host) {
+		asked.push_back(host);
+		if (asked.size() != 2)
+			return;
+		d.good({{"op", "record.open"}, {"vid", vid}, {"host", 3}});
+		d.good({{"op", "record.close"}, {"vid", vid}, {"host", 3}, {"session", d.volume("v").openers.at(0).session}});
+		d.no_revert = {1};
+	};
+	o = d.run({"snapshot", "revert", "v", "s"});
+	CHECK(o.status == 5);
+	CHECK(o.err == "lockstep: snapshot s: its copy on that host is lost\n");
+	CHECK(d.volume("v").phase == Phase::ready);
+	CHECK(asked == std::vector<HostId>{1, 2, 1});
+	d.before_can_revert = [](HostId) {};
 	d.no_revert = {};
 	d.idle = {2};
 	std::jthread copied([&] {

@@ -384,6 +384,8 @@ struct History {
 			for (const auto &[sid, s] : c.state.snapshots)
 				if (s.vid == vid && s.phase == SnapshotPhase::ready)
 					ways["past"].push_back(sid);
+		if (thick && chance(50))
+			ways["version"] = v->version - chance(20);
 		if (chance(80) && (!thick || ways.contains("in_place")))
 			ways["without_failed"] = true;
 		return ways;

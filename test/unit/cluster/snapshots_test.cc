@@ -684,6 +684,29 @@ TEST_CASE("thick pools: a volume gets the content of an earlier snapshot when it
 		CHECK((s.phase == SnapshotPhase::ready && s.copies.size() == 2));
 }
 
+TEST_CASE("thick pools: a revert is refused if the volume was open since its hosts were asked")
+{
+	Thick c;
+	const uint32_t first = c.take_snapshot(c.vid, "s1"), second = c.take_snapshot(c.vid, "s2");
+	c.close();
+	const json revert = with(Thick::revert(first), {{"past", {second}}});
+	const json asked = with(revert, {{"version", c.vol(c.vid).version}});
+	const uint64_t session = c.open(c.vid, 2);
+	CHECK(has(c.bad(5, asked), "is open on host beta"));
+	c.good({{"op", "record.close"}, {"vid", c.vid}, {"host", 2}, {"session", session}});
+	CHECK(has(c.bad(5, asked), "its record is at version"));
+	CHECK(c.vol(c.vid).phase == Phase::ready);
+	const State before = c.state;
+	c.good(revert);    // as older programs have it
+	c.state = before;
+	c.index = before.applied;
+	const json again = with(revert, {{"version", c.vol(c.vid).version}});
+	c.good(again);
+	CHECK(c.good(again)["changed"] == false);
+	CHECK(level_of(revert) == LEVEL_PAST);
+	CHECK(level_of(asked) == LEVEL_REVERT_VERSION);
+}
+
 TEST_CASE("thick pools: nothing is reverted that would lack a copy, and one that was copied to a host counts as newer")
 {
 	Thick c;
