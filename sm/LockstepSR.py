@@ -281,7 +281,7 @@ class LockstepSR(SR.SR):
             self._group(status)
             snapshots = status.get('snapshots', ())
             left = [v for v in self._volumes(status)
-                    if not self._remove_wreckage(v) and not self._drop_view(v) and not self.remove_deleted(v, snapshots)]
+                    if not (self._is_wreckage(v) and self._remove_wreckage(v)) and not self._drop_view(v) and not self.remove_deleted(v, snapshots)]
             if left:
                 raise xs_errors.XenError('SRNotEmpty', opterr='SR %s holds %d volumes, such as %s: scan it and delete them first'
                                          % (sr_uuid, len(left), left[0]['name']))
@@ -371,8 +371,12 @@ class LockstepSR(SR.SR):
                     if VIEW_OF in volume['labels']:
                         self._drop_view(volume)
                     elif DELETED in volume['labels']:
-                        self.remove_deleted(volume, status.get('snapshots', ()))
-                    elif lockstep.IS_UUID.match(volume['name']) and self._is_a_disk(volume) and not self._remove_wreckage(volume):
+                        self.leave_if_refused(self.remove_deleted, volume, status.get('snapshots', ()))
+                    elif not lockstep.IS_UUID.match(volume['name']) or not self._is_a_disk(volume):
+                        continue
+                    elif self._is_wreckage(volume):
+                        self.leave_if_refused(self._remove_wreckage, volume)
+                    else:
                         vdi = self.vdi(volume['name'])
                         vdi.take(volume)
                         self.vdis[vdi.location] = vdi
@@ -384,13 +388,22 @@ class LockstepSR(SR.SR):
         an administrator, compose) is in the same phase: its record must not be forgotten."""
         return lockstep.is_there(volume) or CREATING not in volume['labels'] and self._xapi_knows(self.session.xenapi.VDI, volume['name'])
 
+    def _is_wreckage(self, volume):
+        """Has a driver that was killed left it? Only under LOCK_EX."""
+        return CREATING in volume['labels'] or mirrors.is_composed_parent(self.api, volume)
+
     def _remove_wreckage(self, volume):
-        """Removes what a driver that was killed has left; True if it was that. Only under LOCK_EX."""
-        if CREATING not in volume['labels'] and not mirrors.is_composed_parent(self.api, volume):
-            return False
         util.SMlog('lockstep: removing %s, whose creation or use was interrupted' % volume['name'])
         self.remove(volume)
         return True
+
+    @staticmethod
+    def leave_if_refused(remove, volume, *args):
+        """What cannot be removed now must not keep the other disks from being scanned, nor a snapshot that is gone from being forgotten."""
+        try:
+            remove(volume, *args)
+        except lockstep.Forbidden as e:
+            util.SMlog('lockstep: %s stays until the next scan: %s' % (volume['name'], e))
 
     def remove(self, volume):
         """Deletes a volume or snapshot; done if it is gone."""
@@ -403,8 +416,9 @@ class LockstepSR(SR.SR):
             pass
 
     def remove_deleted(self, volume, snapshots):
-        """Of a disk that xapi has deleted before its snapshots: removes its volume once there are none, and says whether it is gone."""
-        if DELETED not in volume['labels'] or [s for s in snapshots if s['volume_uuid'] == volume['uuid'] and s['phase'] != 'deleting']:
+        """Of a disk that xapi has deleted before its snapshots: removes its volume once there are none, and says whether it is gone. One that
+        is being deleted is still there while a host that has a copy is away."""
+        if DELETED not in volume['labels'] or [s for s in snapshots if s['volume_uuid'] == volume['uuid']]:
             return False
         self.remove(volume)
         return True
@@ -682,7 +696,7 @@ class LockstepVDI(VDI.VDI):
             self.sr.remove(snapshot)
             volume = self.api.volume(snapshot['volume'])
             if volume['uuid'] == snapshot['volume_uuid']:
-                self.sr.remove_deleted(volume, self.api.snapshots())
+                self.sr.leave_if_refused(self.sr.remove_deleted, volume, self.api.snapshots())
 
     def _not_in_use(self, volume, snapshot):
         holders = lockstep.openers(volume) if volume else []

@@ -87,7 +87,7 @@ class World(object):
         records = {r['uuid']: r for r in x.db['VDI'].values() if r['SR'] == sr}
         disks = {n: v for n, v in self.cluster.volumes.items()
                  if v['group'] == uuid and not n.endswith('.view') and 'xapi.deleted' not in v['labels']}
-        disks.update((n, s) for n, s in self.cluster.snapshots.items() if s['group'] == uuid)
+        disks.update((n, s) for n, s in self.cluster.snapshots.items() if s['group'] == uuid and s.get('phase') != 'deleting')
         assert set(records) == set(disks)
         for name, v in disks.items():
             assert int(records[name]['virtual_size']) == v['size_bytes']

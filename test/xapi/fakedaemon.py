@@ -268,7 +268,7 @@ class Cluster(object):
 
     def snapshot_status(self, s):
         return {'name': s['name'], 'uuid': s['uuid'], 'sid': s['sid'], 'set': s['sid'], 'volume': s['volume'], 'volume_uuid': s['volume_uuid'],
-                'group': s['group'], 'labels': dict(s['labels']), 'size_bytes': s['size_bytes'], 'allocated_bytes': s['allocated'], 'created_ms': 1, 'phase': 'ready',
+                'group': s['group'], 'labels': dict(s['labels']), 'size_bytes': s['size_bytes'], 'allocated_bytes': s['allocated'], 'created_ms': 1, 'phase': s.get('phase', 'ready'),
                 'temporary': False, 'hosts': s['hosts']}
 
     def pool_status(self, name, on):
@@ -497,7 +497,7 @@ class Cluster(object):
 
     def snapshot_of(self, volume, name):
         s = self.snapshots.get(name)
-        if not s or s['volume'] != volume:
+        if not s or s['volume'] != volume or s.get('phase') == 'deleting':
             raise Refused(3, 'volume %s has no snapshot named %s' % (volume, name))
         return s
 
@@ -518,9 +518,22 @@ class Cluster(object):
         return {'volume': volume, 'name': name}
 
     def snapshot_delete(self, host, volume, name, body):
-        sid = self.snapshot_of(volume, name)['sid']
-        del self.snapshots[name]
-        return {'sid': sid, 'pending_hosts': []}
+        """The copy of a host that is offline stays until that is back."""
+        s = self.snapshot_of(volume, name)
+        s['phase'], s['hosts'] = 'deleting', [h for h in s['hosts'] if not self.hosts[h].online]
+        if not s['hosts']:
+            del self.snapshots[name]
+        return {'sid': s['sid'], 'pending_hosts': list(s['hosts'])}
+
+    def back(self, host):
+        """It was offline, and removes what was deleted meanwhile."""
+        with self.lock:
+            self.hosts[host].online = True
+            for s in list(self.snapshots.values()):
+                if s.get('phase') == 'deleting' and host in s['hosts']:
+                    s['hosts'].remove(host)
+                    if not s['hosts']:
+                        del self.snapshots[s['name']]
 
     def derive(self, source, body):
         if body['name'] in self.volumes:

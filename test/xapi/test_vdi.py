@@ -528,6 +528,31 @@ def test_what_was_deleted_before_its_snapshots_goes_with_the_sr(world):
     assert not world.cluster.volumes and not world.cluster.groups
 
 
+def test_what_was_deleted_before_its_snapshots_waits_for_a_host_that_has_one(world):
+    """The snapshot is deleted, its copy on a host that is away is not; so long the daemon refuses to delete the volume, and nothing fails of that."""
+    x, sr = world.xapi, world.with_sr(thick=True)
+    vdi, snapshots = disk_with_snapshots(world, sr)
+    old = record(world, vdi)['uuid']
+    other = x.vdi_create(sr, GIB)
+    away = volume(world, vdi)['hosts'][1]
+    x.vdi_destroy(vdi)
+    world.cluster.hosts[away].online = False
+    for snapshot in snapshots:
+        x.vdi_destroy(snapshot)
+    assert x.vdis(sr) == [other] and old in world.cluster.volumes
+    for _ in range(2):
+        x.sr_scan(sr)
+        assert x.vdis(sr) == [other] and 'xapi.deleted' in world.cluster.volumes[old]['labels']
+    world.cluster.back(away)
+    # What else may be in the way of one disk is of no concern to the others.
+    world.cluster.volumes[old]['readers']['alpha'] = True
+    x.sr_scan(sr)
+    assert x.vdis(sr) == [other] and 'stays until the next scan' in world.log()
+    world.cluster.volumes[old]['readers'].clear()
+    x.sr_scan(sr)
+    assert x.vdis(sr) == [other] and old not in world.cluster.volumes and not world.cluster.snapshots
+
+
 def test_outgoing_storage_migration(world, sr):
     x, beta = world.xapi, world.hosts[1]
     vdi = x.vdi_create(sr, GIB)
