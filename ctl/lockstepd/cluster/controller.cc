@@ -97,7 +97,8 @@ json decide_snapshot(const State &s, const Snapshot &x, uint64_t now_ms)
 		return entry;
 	}
 	for (const SnapshotCopy &c : x.copies)
-		if (x.phase == SnapshotPhase::preparing && !c.prepared && !s.online(c.host)) {
+		// In `taking` writes are held back meanwhile.
+		if (!s.online(c.host) && ((x.phase == SnapshotPhase::preparing && !c.prepared) || (x.phase == SnapshotPhase::taking && !c.taken))) {
 			entry["message"] = "snapshot " + x.name + " of volume " + x.volume + " was given up: host " + s.host_name(c.host) +
 					   " went offline meanwhile: try again";
 			return entry;

@@ -16,8 +16,8 @@
 //
 // Writes wait from quiescing to resuming. Within, a host that has prepared asks device-mapper alone, not LVM, which takes a hundred times as long.
 // Hosts whose replica is in sync only when all have prepared get no copy; one whose replica is not any more breaks the attempt.
-// A hold is a lease: the kernel ends it by itself. So a set that takes too long, or whose primary changes, is broken
-// (snapshot.broken): its LVs are removed (discarding) and it is tried once more, then given up with a reason.
+// A hold is a lease: the kernel ends it by itself. So a set that takes too long, whose primary changes, or that waits for a host that is
+// offline, is broken (snapshot.broken): its LVs are removed (discarding) and it is tried once more, then given up with a reason.
 // No hold is ever begun anew under a number that the log has: the number stands for one unbroken time of one kernel.
 //
 //  op                 fields (o: optional)                     answer beside ok; meaning

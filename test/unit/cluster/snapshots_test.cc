@@ -174,6 +174,24 @@ TEST_CASE("what happens to hosts while a snapshot is prepared")
 		for (const json &d : decide(w.state, {}, 3))
 			CHECK(d["op"] != "snapshot.broken");
 	}
+	SECTION("one that has prepared is gone when all hold still: writes do not wait for it")
+	{
+		for (HostId host : {1, 2})
+			w.good(w.of("prepared", sid, host));
+		w.good(w.of("held", sid, 1));
+		const auto broken = [&] {
+			const auto list = decide(w.state, {}, 3);
+			return std::ranges::count_if(list, [](const json &d) {
+				return d["op"] == "snapshot.broken" && has(d["message"], "host beta went offline meanwhile");
+			});
+		};
+		const bool after = GENERATE(false, true);
+		if (after)
+			w.good(w.of("taken", sid, 2));    // it has done its part, and the copy counts
+		CHECK(broken() == 0);
+		w.good({{"op", "host.status"}, {"host", 2}, {"online", false}, {"now_ms", 2}});
+		CHECK(broken() == !after);
+	}
 	SECTION("one takes too long")
 	{
 		const auto late = decide(w.state, {}, 60'001);
