@@ -45,10 +45,10 @@ def test_snapshots_follow_their_volume(cluster):
     assert taking.wait(150).status == 0
     # As if alpha's daemon had died when it had suspended the replica: the next one lets it go on.
     replica = f"lockstep_group-lockstep.{cluster.volume('s')['vid']}"
-    a.run(f'mkdir -p /run/lockstep/suspended && touch /run/lockstep/suspended/{replica} && dmsetup suspend --noflush --nolockfs {replica}')
+    a.run(f'mkdir -p /run/lockstep-dm/suspended && touch /run/lockstep-dm/suspended/{replica} && dmsetup suspend --noflush --nolockfs {replica}')
     a.daemon('kill')
     log.wait_for_more(20)
-    assert a.out('ls /run/lockstep/suspended') == ''
+    assert a.out('ls /run/lockstep-dm/suspended') == ''
     c.lockstep('snapshot create s two', timeout=150)
     c.lockstep('snapshot restore s one then', timeout=150)
     c.lockstep('primary then alpha')

@@ -95,6 +95,8 @@ Daemon::~Daemon()
 Done Daemon::start()
 {
 	loop_.log(fmt::format("lockstepd on host {} starts", config_.name));
+	for (const std::string &line : take_over_witnesses(dm_kernel(), WITNESS_FOLDER_BEFORE, WITNESS_FOLDER))
+		loop_.log(line);
 	for (const std::string &line : resume_suspended(dm_kernel(), SUSPENDED_FOLDER))    // before anything: a guest may be waiting
 		loop_.log(line);
 	facts_.host_name = config_.name;

@@ -217,8 +217,9 @@ Done resume(const DmCall &call, const std::string &folder, const std::string &de
 
 Done touch(const std::string &folder, const std::string &device)
 {
-	if (mkdir(folder.c_str(), 0700) < 0 && errno != EEXIST)
-		return failed(fmt::format("cannot create {}: {}", folder, strerror(errno)));
+	for (const std::string &path : {std::filesystem::path(folder).parent_path().string(), folder})
+		if (mkdir(path.c_str(), 0700) < 0 && errno != EEXIST)
+			return failed(fmt::format("cannot create {}: {}", path, strerror(errno)));
 	const int fd = open(file_of(folder, device).c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return failed(fmt::format("cannot create {}: {}", file_of(folder, device), strerror(errno)));
@@ -354,14 +355,39 @@ Done flush_device(const std::string &path)
 
 void forget_taken(const std::string &taken, const std::string &snapshot) { (void)forget(taken, snapshot); }
 
-std::vector<std::string> resume_suspended(const DmCall &call, const std::string &folder)
+namespace {
+
+std::vector<std::string> written_down(const std::string &folder)
 {
-	std::vector<std::string> failures;
 	std::error_code none;
 	std::vector<std::string> devices;
 	for (const auto &entry : std::filesystem::directory_iterator(folder, none))
 		devices.push_back(entry.path().filename());
-	for (const std::string &device : devices) {
+	return devices;
+}
+
+}    // namespace
+
+std::vector<std::string> take_over_witnesses(const DmCall &call, const std::string &before, const std::string &now)
+{
+	std::vector<std::string> failures;
+	const std::string suspended = before + "/suspended", taken = before + "/taken";
+	for (const std::string &device : written_down(suspended))
+		if (Done done = touch(now + "/suspended", device); !done || !(done = forget(suspended, device)))
+			failures.push_back(done.error().message);
+	for (const std::string &device : written_down(taken)) {
+		const auto table = dm_table(call, device);
+		Done done = table ? touch(now + "/taken", device) : Done(Nothing{});    // of one that is gone there is nothing to know
+		if (!done || !(done = forget(taken, device)))
+			failures.push_back(done.error().message);
+	}
+	return failures;
+}
+
+std::vector<std::string> resume_suspended(const DmCall &call, const std::string &folder)
+{
+	std::vector<std::string> failures;
+	for (const std::string &device : written_down(folder)) {
 		const auto now = dm_status(call, device);    // resuming one that is not suspended would be no harm but for a table that waits
 		if (Done done = now && !now->suspended ? forget(folder, device) : resume(call, folder, device); !done)
 			failures.push_back(done.error().message);

@@ -8,7 +8,8 @@
 // A snapshot of a thin volume that is in use needs it suspended (Linux, Documentation/admin-guide/device-mapper/thin-provisioning.rst): a write
 // that was mapped before and lands afterwards would land in what both share by then. Our own writes can be held back (Q1), but a replica's
 // metadata are written at any time. While it is suspended nothing on it is read or written, so it must not stay so: its name is written
-// down before, in a folder that a boot empties as it does the kernel, and a daemon that starts lets go on what is written there.
+// down before, in a folder that a boot empties as it does the kernel, and a daemon that starts lets go on what is written there. That
+// folder is no unit's: until version 235 systemd removes a unit's folder in /run when its daemon ends, however that ends.
 #pragma once
 
 #include <cstdint>
@@ -72,6 +73,10 @@ Done flush_device(const std::string &path);
 // Lets go on what a daemon before this one left suspended. What it could not, one line each.
 std::vector<std::string> resume_suspended(const DmCall &call, const std::string &folder);
 
-inline constexpr const char *SUSPENDED_FOLDER = "/run/lockstep/suspended", *TAKEN_FOLDER = "/run/lockstep/taken";
+// What daemons of before wrote down in a folder of their unit is read too, and is then written down where it is looked for now.
+std::vector<std::string> take_over_witnesses(const DmCall &call, const std::string &before, const std::string &now);
+
+inline constexpr const char *WITNESS_FOLDER = "/run/lockstep-dm", *WITNESS_FOLDER_BEFORE = "/run/lockstep";
+inline constexpr const char *SUSPENDED_FOLDER = "/run/lockstep-dm/suspended", *TAKEN_FOLDER = "/run/lockstep-dm/taken";
 
 }    // namespace lockstep

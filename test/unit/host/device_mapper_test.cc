@@ -23,14 +23,15 @@ namespace {
 const std::string ORIGIN = "vg-lockstep.1";
 
 struct FakeDm {
-	std::string folder = std::filesystem::temp_directory_path() / ("lockstep-dm-test." + std::to_string(getpid()));
+	std::string top = std::filesystem::temp_directory_path() / ("lockstep-dm-test." + std::to_string(getpid()));
+	std::string folder = top + "/suspended";    // neither is there
 	std::string table = "252:300 7", pool = "1 40/1024 7/100 - rw discard_passdown queue_if_no_space - 1024 ";
 	bool suspended = false;
 	std::vector<std::string> calls;
 	std::map<std::string, int> fails;                  // call -> errno
 	std::function<void(const std::string &)> before;
 
-	~FakeDm() { std::filesystem::remove_all(folder); }
+	~FakeDm() { std::filesystem::remove_all(top); }
 
 	bool noted() const { return std::filesystem::exists(folder + "/" + ORIGIN); }
 
@@ -172,6 +173,33 @@ TEST_CASE("what a daemon left suspended the next one resumes, and nothing else")
 		CHECK(dm.calls.empty());
 		CHECK(std::filesystem::is_empty(dm.folder));
 	}
+}
+
+TEST_CASE("what says that a volume is suspended is in a folder that no unit owns; what daemons of before left in theirs counts")
+{
+	for (const std::string folder : {SUSPENDED_FOLDER, TAKEN_FOLDER}) {
+		CHECK(folder.starts_with(std::string(WITNESS_FOLDER) + "/"));
+		CHECK_FALSE(folder.starts_with(std::string(WITNESS_FOLDER_BEFORE) + "/"));    // which is that of the socket
+	}
+	FakeDm dm;
+	const std::string before = dm.top + "/before", now = dm.top + "/dm";
+	CHECK(take_over_witnesses(dm.call(), before, now).empty());
+	CHECK_FALSE(std::filesystem::exists(now));
+	for (const char *folder : {"/suspended", "/taken"}) {
+		std::filesystem::create_directories(before + folder);
+		std::ofstream(before + folder + "/" + ORIGIN);
+	}
+	std::ofstream(before + "/taken/vg-lockstep.2");    // is gone
+	dm.suspended = true;
+	CHECK(take_over_witnesses(dm.call(), before, now).empty());
+	CHECK(std::filesystem::is_empty(before + "/suspended"));
+	CHECK(std::filesystem::is_empty(before + "/taken"));
+	CHECK(std::filesystem::exists(now + "/taken/" + ORIGIN));
+	CHECK_FALSE(std::filesystem::exists(now + "/taken/vg-lockstep.2"));
+	CHECK(std::filesystem::status(now).permissions() == std::filesystem::perms::owner_all);
+	CHECK(dm.calls.empty());
+	CHECK(resume_suspended(dm.call(), now + "/suspended").empty());
+	CHECK_FALSE(dm.suspended);
 }
 
 TEST_CASE("the number of a prepared snapshot is given up, but never that of the replica")
