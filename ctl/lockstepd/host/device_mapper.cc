@@ -13,6 +13,7 @@
 #include <charconv>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <sstream>
 
 #include <fmt/format.h>
@@ -215,16 +216,17 @@ Done resume(const DmCall &call, const std::string &folder, const std::string &de
 	return forget(folder, device);
 }
 
-Done touch(const std::string &folder, const std::string &device)
+Done touch(const std::string &folder, const std::string &device, const std::string &content = "")
 {
 	for (const std::string &path : {std::filesystem::path(folder).parent_path().string(), folder})
 		if (mkdir(path.c_str(), 0700) < 0 && errno != EEXIST)
 			return failed(fmt::format("cannot create {}: {}", path, strerror(errno)));
-	const int fd = open(file_of(folder, device).c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-	if (fd < 0)
-		return failed(fmt::format("cannot create {}: {}", file_of(folder, device), strerror(errno)));
-	close(fd);
-	return Nothing{};
+	const int fd = open(file_of(folder, device).c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	const bool well = fd >= 0 && write(fd, content.data(), content.size()) == ssize_t(content.size());
+	const int error = errno;
+	if (fd >= 0)
+		close(fd);
+	return well ? Done(Nothing{}) : failed(fmt::format("cannot create {}: {}", file_of(folder, device), strerror(error)));
 }
 
 // What the pool cannot write for lack of room it gives back instead of keeping it (DM_NOFLUSH_FLAG): there is nothing to wait for without end.
@@ -324,7 +326,11 @@ Done empty_store(const DmCall &call, const ThickSnapshot &s, const DmTarget &tab
 
 Done thick_snapshot(const DmCall &call, const std::string &folder, const std::string &taken, const ThickSnapshot &s)
 {
-	if (access(file_of(taken, s.snapshot).c_str(), F_OK) == 0)
+	const auto now = dm_table(call, s.snapshot);
+	if (!now)
+		return now.error();
+	std::ifstream witness(file_of(taken, s.snapshot));
+	if (std::string uuid; std::getline(witness, uuid) && !uuid.empty() && uuid == now->uuid)
 		return Nothing{};
 	auto origin = table_of(call, s.origin, "snapshot-origin");
 	if (!origin)
@@ -339,7 +345,7 @@ Done thick_snapshot(const DmCall &call, const std::string &folder, const std::st
 	const Done emptied = empty_store(call, s, *table);
 	if (Done done = resume(call, folder, s.origin); !done)
 		return done;
-	return emptied ? touch(taken, s.snapshot) : emptied;
+	return emptied ? touch(taken, s.snapshot, table->uuid) : emptied;
 }
 
 // Opened for reading, which is enough: udev takes whoever closes what was open for writing for somebody who changed it.
@@ -377,7 +383,7 @@ std::vector<std::string> take_over_witnesses(const DmCall &call, const std::stri
 			failures.push_back(done.error().message);
 	for (const std::string &device : written_down(taken)) {
 		const auto table = dm_table(call, device);
-		Done done = table ? touch(now + "/taken", device) : Done(Nothing{});    // of one that is gone there is nothing to know
+		Done done = table ? touch(now + "/taken", device, table->uuid) : Done(Nothing{});    // of one that is gone there is nothing to know
 		if (!done || !(done = forget(taken, device)))
 			failures.push_back(done.error().message);
 	}

@@ -60,7 +60,8 @@ Done thin_snapshot(const DmCall &call, const std::string &folder, const std::str
 // A classic snapshot that LVM made some time before is emptied, so that it is one of its origin as that is now. What was overwritten meanwhile is
 // in its store, and the kernel hands that from one table of a snapshot to the next; so the old one goes before the store's head and first list
 // are zeroed, which the kernel takes for a new store. Once: a second time, perhaps when writes go on, is no change, which a file in `taken`, a
-// folder that a boot empties, is the witness of. cow: path of the store.
+// folder that a boot empties, is the witness of. A new cluster gives the same names again, and not every way in which a snapshot goes takes
+// its file along; so the file holds the device's UUID, which LVM gives once. cow: path of the store.
 struct ThickSnapshot {
 	std::string origin, snapshot, cow;
 };

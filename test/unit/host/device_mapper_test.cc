@@ -43,6 +43,7 @@ struct FakeDm {
 		memcpy(at, &spec, sizeof spec);
 		strcpy(at + sizeof spec, text.c_str());
 		head->target_count = 1;
+		strcpy(head->uuid, "LVM-thin");
 		head->flags = suspended && !strcmp(type, "thin") ? uint32_t(DM_SUSPEND_FLAG) : 0;
 	}
 
@@ -196,6 +197,8 @@ TEST_CASE("what says that a volume is suspended is in a folder that no unit owns
 	CHECK(std::filesystem::is_empty(before + "/taken"));
 	CHECK(std::filesystem::exists(now + "/taken/" + ORIGIN));
 	CHECK_FALSE(std::filesystem::exists(now + "/taken/vg-lockstep.2"));
+	std::ifstream file(now + "/taken/" + ORIGIN);
+	CHECK(std::string(std::istreambuf_iterator<char>(file), {}) == "LVM-thin");
 	CHECK(std::filesystem::status(now).permissions() == std::filesystem::perms::owner_all);
 	CHECK(dm.calls.empty());
 	CHECK(resume_suspended(dm.call(), now + "/suspended").empty());
@@ -227,6 +230,7 @@ struct FakeThick {
 	ThickSnapshot s = {"vg-lockstep.1", "vg-lockstep.1.s3.1", top + "/cow"};
 	const DmTarget ORIGINAL = {.type = "snapshot", .text = "252:5 252:9 P 8", .sectors = 2048};
 	DmTarget live = ORIGINAL, waiting;
+	std::string uuid = "LVM-one";
 	bool suspended = false;
 	Calls calls;
 	std::string fails;
@@ -256,6 +260,7 @@ struct FakeThick {
 			memcpy(at, &spec, sizeof spec);
 			strcpy(at + sizeof spec, t.text.c_str());
 			head->target_count = 1;
+			strcpy(head->uuid, of_origin ? "LVM-origin" : uuid.c_str());
 			head->flags = of_origin && suspended ? uint32_t(DM_SUSPEND_FLAG) : 0;
 			return 0;
 		}
@@ -301,6 +306,25 @@ TEST_CASE("a classic snapshot is emptied while its origin is suspended, and only
 	CHECK(dm.calls.empty());
 	forget_taken(dm.taken, dm.s.snapshot);
 	CHECK(std::filesystem::is_empty(dm.taken));
+}
+
+TEST_CASE("that another classic snapshot of the same name was taken says nothing of this one")
+{
+	FakeThick dm;
+	REQUIRE(dm.snapshot());
+	const Calls calls = dm.calls;
+	for (const char *uuid : {"LVM-two", "LVM-on", "LVM-one2"}) {
+		dm.uuid = uuid;    // of a cluster that gives out the same ids
+		dm.calls.clear();
+		REQUIRE(dm.snapshot());
+		CHECK(dm.calls == calls);
+		dm.calls.clear();
+		CHECK(dm.snapshot());
+		CHECK(dm.calls.empty());
+	}
+	std::ofstream(dm.taken + "/" + dm.s.snapshot);    // cut short, or of before it held anything
+	CHECK(dm.snapshot());
+	CHECK(dm.calls == calls);
 }
 
 TEST_CASE("a classic snapshot that cannot be emptied is not taken, and its origin goes on")
