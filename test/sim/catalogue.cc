@@ -926,7 +926,7 @@ const std::vector<Scenario> &catalogue()
 		{"unreadable", "what cannot be read of the only good copy is an error for its reader, and nothing else", play_unreadable},
 		{"mute-while-resynced", "who is being resynced and owes a write alone is given up, too (L5)", play_mute_while_resynced},
 		{"mute-and-back", "a member given up by L5 that goes on without the log having decided stops nothing (L3, L5)", play_mute_and_back},
-		{"unreadable-once", "a read that fails once does not slow down all of a resync", play_unreadable_once},
+		{"unreadable-once", "a read that fails once does not slow down all of a resync", play_unreadable_once, 1, 1, 5},
 		{"crowded", "volumes that resync at the same time share what one alone may have in flight", play_crowded},
 	};
 	return all;

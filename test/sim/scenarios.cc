@@ -897,6 +897,7 @@ std::string run_scenario(const Scenario &s, const Options &options)
 	Profile profile = quiet();
 	profile.shared = s.shared;
 	profile.grows = s.grows;
+	profile.hosts = s.hosts;
 	if (s.grows == 2)
 		profile.bytes -= 10 * LKS_META_UNIT;    // in the middle of an extent
 	World world(1, options, profile);

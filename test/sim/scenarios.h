@@ -19,6 +19,7 @@ struct Scenario {
 	void (*play)(World &);
 	unsigned shared = 1;                     // as Profile::shared
 	unsigned grows = 1;                      // as Profile::grows
+	unsigned hosts = 4;                      // 5: there is a majority without two of them
 };
 
 const std::vector<Scenario> &scenarios();    // all, those of the catalogue included
