@@ -214,14 +214,10 @@ void ApiServer::Impl::add_ways_to_revert(json &entry, const State &s, const Volu
 		entry["in_place"] = true;
 	// Of which the hosts are asked (try_revert_in_place). One that is taken after this is none of them, and refused.
 	if (thick && all_understand(s, LEVEL_PAST)) {
-		entry["past"] = json::array();
-		for (const auto &[sid, x] : s.snapshots)
+		for (const auto &[sid, x] : s.snapshots)    // a list that would be empty is left out
 			if (x.vid == v->vid && x.phase == SnapshotPhase::ready)
 				entry["past"].push_back(sid);
 	}
-	// What is written after they were asked, they have not reckoned with.
-	if (thick && all_understand(s, LEVEL_REVERT_VERSION))
-		entry["version"] = v->version;
 	if (in_place || (all_understand(s, LEVEL_REVERT) && !thick))
 		entry["without_failed"] = true;
 }
@@ -257,6 +253,8 @@ Result<json> ApiServer::Impl::propose_revert(const std::string &volume, const st
 		add_ways_to_revert(entry, *s, v);
 		if (!v || in_thick_pools(*s, *v).empty())
 			return propose_unused(entry, volume);
+		if (all_understand(*s, LEVEL_REVERT_VERSION))    // what is written after the hosts were asked, they have not reckoned with
+			entry["version"] = v->version;
 		if (!v->openers.empty() && Clock::now() < end && wait_closed(volume))
 			continue;
 		Result<json> result = try_revert_in_place(entry, *s, *v);

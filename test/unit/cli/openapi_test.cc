@@ -291,6 +291,21 @@ TEST_CASE("replies are as docs/openapi.yaml describes them")
 	http.ask("post", "/orphans/{uuid}/purge", "/orphans/" + uuid(77) + "/purge");
 }
 
+TEST_CASE("that a volume in a thick pool cannot be replaced is said, also of one without snapshots")
+{
+	FakeDaemon d(3, 500);
+	const auto hosts = d.state();
+	for (const auto &[id, host] : hosts->hosts)
+		d.good({{"op", "host.set"}, {"host", id}, {"addresses", host.addresses}, {"host_level", LEVEL}});
+	for (unsigned host : {1, 2})
+		d.good({{"op", "pool.add"}, {"name", "slow"}, {"host", host}, {"kind", "thick"}, {"vg", "vg2"}, {"size_bytes", 9 * GIB}, {"free_bytes", 9 * GIB}});
+	Http http;
+	for (const char *name : {"leaf", "parent"})
+		http.ask("post", "/volumes", "/volumes", {{"name", name}, {"size_bytes", GIB}, {"pool", "slow"}, {"redundancy", 2}});
+	const json refused = http.ask("post", "/volumes/{name}/replace", "/volumes/leaf/replace", {{"source", "parent"}}, 409);
+	CHECK(refused["message"].get<std::string>().find("can only get the content of its own snapshots") != std::string::npos);
+}
+
 TEST_CASE("what a VM may stand still for waits for no host to remove anything")
 {
 	FakeDaemon d(3, 500);
