@@ -397,7 +397,7 @@ void lks_event(struct lks_vol *v, enum lks_event event, u8 host);
 void lks_send(struct lks_vol *v, u8 host, u8 lane, u8 type, u64 seq, u64 stable);
 void lks_send_frame(struct lks_vol *v, u8 host, u8 lane, struct lks_frame *f, struct lks_buf *buf, const void *bytes);
 void lks_send_record(struct lks_vol *v, u8 host, u8 type, const struct lks_record *r);
-/* Sends m as MAP frames and returns how many. */
+/* Of m: leaf i as a MAP frame, of which the caller has set all but the place; or all of it as evidence (H4), and how many frames. */
 void lks_send_leaf(struct lks_vol *v, u8 host, struct lks_frame *f, const struct lks_map *m, u32 i);
 u32 lks_send_evidence(struct lks_vol *v, u8 host, u64 term, const struct lks_map *m);
 void lks_evidence(struct lks_vol *v, struct lks_map *out);
